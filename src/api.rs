@@ -1,0 +1,20 @@
+//! The custom resources: types, rules, columns, conditions and reasons, CRD generation, and the pure step from a resource
+//! with its referenced values and the administrator's policy to something usable ([`resolve`]). Pure.
+
+pub mod address;
+pub mod cidr;
+pub mod common;
+pub mod conditions;
+pub mod crd;
+pub mod duration;
+pub mod endpoint;
+pub mod event_type;
+pub mod names;
+pub mod policy;
+pub mod resolve;
+pub mod status;
+pub mod subscription;
+
+pub use endpoint::{WebhookEndpoint, WebhookEndpointSpec};
+pub use event_type::{EventType, EventTypeSpec};
+pub use subscription::{EventSubscription, EventSubscriptionSpec};

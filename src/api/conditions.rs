@@ -1,0 +1,51 @@
+//! Condition types, their statuses and reasons: the vocabulary of status, Events and metric labels.
+//!
+//! Invariant: a reason is one CamelCase word, and means the same wherever it appears.
+
+pub const READY: &str = "Ready";
+pub const RECONCILING: &str = "Reconciling";
+pub const STALLED: &str = "Stalled";
+pub const KEY_ROTATING: &str = "KeyRotating";
+pub const DELIVERING: &str = "Delivering";
+
+pub const TRUE: &str = "True";
+pub const FALSE: &str = "False";
+pub const UNKNOWN: &str = "Unknown";
+
+/// Reasons of conditions.
+pub mod reasons {
+    // Ready of an endpoint or a subscription.
+    pub const RESOLVED: &str = "Resolved";
+    pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
+    pub const CONFIG_MAP_NOT_FOUND: &str = "ConfigMapNotFound";
+    pub const SECRET_KEY_MISSING: &str = "SecretKeyMissing";
+    pub const CONFIG_MAP_KEY_MISSING: &str = "ConfigMapKeyMissing";
+    pub const SECRET_INVALID: &str = "SecretInvalid";
+    pub const CONFIG_MAP_INVALID: &str = "ConfigMapInvalid";
+    pub const SECRET_NOT_ALLOWED: &str = "SecretNotAllowed";
+    pub const SECRET_ACCESS_DENIED: &str = "SecretAccessDenied";
+    pub const CONFIG_MAP_ACCESS_DENIED: &str = "ConfigMapAccessDenied";
+    pub const SECRET_CONFLICT: &str = "SecretConflict";
+    pub const POLICY_DENIED: &str = "PolicyDenied";
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    pub const ENDPOINT_NOT_FOUND: &str = "EndpointNotFound";
+    pub const WAITING_FOR_DISPATCHER: &str = "WaitingForDispatcher";
+
+    // Ready of an EventType.
+    pub const COMPILED: &str = "Compiled";
+    pub const INVALID_SCHEMA: &str = "InvalidSchema";
+    pub const DUPLICATE_TYPE: &str = "DuplicateType";
+
+    // KeyRotating.
+    pub const OVERLAP: &str = "Overlap";
+
+    // Delivering, in order: the first that holds.
+    pub const DISABLED: &str = "Disabled";
+    pub const SUSPENDED: &str = "Suspended";
+    pub const SECRET_UNAVAILABLE: &str = "SecretUnavailable";
+    pub const BLOCKED: &str = "Blocked";
+    pub const CIRCUIT_OPEN: &str = "CircuitOpen";
+    pub const BACKOFF: &str = "Backoff";
+    pub const SUCCEEDING: &str = "Succeeding";
+    pub const NO_ATTEMPTS: &str = "NoAttempts";
+}

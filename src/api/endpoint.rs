@@ -1,0 +1,291 @@
+//! `WebhookEndpoint`: where to send. Doc comments here are what `kubectl explain` shows.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{ConfigMapKeyReference, SecretKeyReference, is_false};
+use super::duration::ApiDuration;
+use super::status::EndpointStatus;
+
+/// Where messages are sent, how they are signed, and when a failed one is tried again.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "tidings.dev",
+    version = "v1alpha1",
+    kind = "WebhookEndpoint",
+    plural = "webhookendpoints",
+    shortname = "whe",
+    category = "tidings",
+    namespaced,
+    status = "EndpointStatus",
+    derive = "PartialEq",
+    doc = "A receiver of webhooks: its URL, how requests to it are signed, and when a failed one is tried again. EventSubscriptions of the same namespace say which events go to it.",
+    validation = Rule::new("self.metadata.name.size() <= 52").message("metadata.name must have at most 52 characters: choose a shorter name (the signing Secret's name is made from it)"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".status.target", description = "Scheme and host that requests go to"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Configured and loaded; says nothing about the receiver"),
+    printcolumn(name = "State", type_ = "string", json_path = r#".status.conditions[?(@.type=="Delivering")].reason"#, description = "How delivery goes"),
+    printcolumn(name = "Last-Code", type_ = "integer", json_path = ".status.delivery.lastStatusCode", description = "Status of the receiver's last answer"),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.delivery.pending", description = "Messages not yet settled"),
+    printcolumn(name = "Next-Retry", type_ = "string", json_path = ".status.delivery.retry.nextAttemptTime", description = "When the message due first is tried again"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Dead", type_ = "integer", json_path = ".status.delivery.deadLettered", priority = 1, description = "Dead letters kept"),
+    printcolumn(name = "Fails", type_ = "integer", json_path = ".status.delivery.consecutiveFailures", priority = 1, description = "Failed attempts since the last success"),
+    printcolumn(name = "Oldest", type_ = "date", json_path = ".status.delivery.oldestPendingTime", priority = 1, description = "Age of the oldest message not yet settled"),
+    printcolumn(name = "Last-Success", type_ = "date", json_path = ".status.delivery.lastSuccess.time", priority = 1, description = "When the receiver last accepted a message"),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".status.signing.secretName", priority = 1, description = "The Secret that holds the signing key")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WebhookEndpointSpec {
+    /// Where requests go: an absolute https URL without user name, password or fragment. Addresses that are private,
+    /// loopback, link-local or otherwise not globally reachable are refused unless the administrator opened them; that is
+    /// checked on the address actually dialled. Redirects are never followed.
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(
+        validation = Rule::new("isURL(self) && url(self).getScheme() == 'https'").message("url must be an absolute https URL, as in https://hooks.example.com/leads"),
+        validation = Rule::new("!isURL(self) || url(self).getHostname() != ''").message("url must name a host, as in https://hooks.example.com/leads"),
+        validation = Rule::new(r"!self.matches('^[A-Za-z]+://([^/?#]*\\.|[^/?#]*\\.:[0-9]*|[^/?#]*%[^/?#]*)([/?#]|$)')").message("url must name its host without a trailing dot or a zone, as in https://hooks.example.com/leads"),
+        validation = Rule::new("!self.matches('^[A-Za-z]+://[^/?#]*@')").message("url must not hold a user name or password: put credentials in a Secret and name it in headers[].secretKeyRef"),
+        validation = Rule::new("!self.contains('#')").message("url must not have a fragment: remove # and what follows, it is never sent")
+    )]
+    pub url: String,
+
+    /// Headers sent with every request, at most 32. Names are unique without regard to case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(h, self.exists_one(g, g.name.lowerAscii() == h.name.lowerAscii()))").message("headers must have different names without regard to case: remove all but one")
+    )]
+    pub headers: Vec<Header>,
+
+    /// How the receiver's certificate is checked. Without it: against the public roots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+
+    /// How requests are signed. Without it: Standard Webhooks, with a key that is generated into the Secret
+    /// <endpoint>-signing.
+    #[serde(default)]
+    #[x_kube(
+        validation = Rule::new("!(has(self.secretRef) && has(self.rotation))").message("signing.rotation cannot be used with signing.secretRef: remove it, and rotate by writing the new key before the old one into your Secret"),
+        validation = Rule::new("!(has(self.secretRef) && has(self.secretTemplate))").message("signing.secretTemplate cannot be used with signing.secretRef: set labels and annotations on your Secret itself"),
+        validation = Rule::new("!(has(self.secretRef) && self.deletionPolicy == 'Delete')").message("signing.deletionPolicy Delete cannot be used with signing.secretRef: your own Secret is never deleted, remove the field")
+    )]
+    pub signing: Signing,
+
+    /// How long one attempt may take, from connecting to the complete head of the answer: 1s to 60s.
+    #[serde(default = "default_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('60s')").message("timeout must be from 1s to 60s"))]
+    pub timeout: ApiDuration,
+
+    /// When a failed message is tried again.
+    #[serde(default)]
+    pub retry: Retry,
+
+    /// While true nothing is sent: events still match, and their messages wait without using up attempts.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub suspend: bool,
+}
+
+/// One header of every request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.value) != has(self.secretKeyRef)").message("a header needs exactly one of value and secretKeyRef: write one and remove the other"))]
+pub struct Header {
+    /// Name of the header. Names that belong to the connection, the body or the signature are refused.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_|~-]+$"))]
+    #[x_kube(
+        validation = Rule::new("!(self.lowerAscii() in ['connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'proxy-connection', 'te', 'trailer', 'transfer-encoding', 'upgrade', 'expect', 'host', 'content-length', 'content-type', 'content-encoding'])").message("this header belongs to the connection or the body and is set by Tidings: remove it"),
+        validation = Rule::new("!self.lowerAscii().startsWith('webhook-') && !(self.lowerAscii() in ['signature', 'signature-input', 'stripe-signature', 'x-hub-signature', 'x-hub-signature-256'])").message("this header belongs to the signature and is set by Tidings: remove it")
+    )]
+    pub name: String,
+    /// The value as it stands: visible ASCII, without white space at its ends. For anything secret use secretKeyRef.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^[!-~]([ -~\t]*[!-~])?$"))]
+    pub value: Option<String>,
+    /// The value from a Secret of the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<SecretKeyReference>,
+}
+
+/// How the receiver's certificate is checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Certificates, PEM, that are trusted in addition to the public roots.
+    #[x_kube(validation = Rule::new("has(self.secretKeyRef) != has(self.configMapKeyRef)").message("tls.caBundle needs exactly one of secretKeyRef and configMapKeyRef: write one and remove the other"))]
+    pub ca_bundle: CaBundleSource,
+}
+
+/// Where a bundle of certificates is: exactly one of the two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CaBundleSource {
+    /// In a Secret of the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<SecretKeyReference>,
+    /// In a ConfigMap of the same namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKeyReference>,
+}
+
+/// How requests are signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Signing {
+    /// StandardWebhooks: headers webhook-id, webhook-timestamp and webhook-signature as in Standard Webhooks 1.0.0, with
+    /// HMAC-SHA256. Cannot be changed.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("signing.scheme cannot be changed: create another WebhookEndpoint with the new scheme"))]
+    pub scheme: SigningScheme,
+    /// A key of your own instead of a generated one: whsec_ and the base64 of 24 to 64 bytes. Several keys are separated
+    /// by white space, the current one first; every request is signed with all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretKeyReference>,
+    /// What becomes of the generated Secret when the endpoint is deleted. Retain keeps it, and an endpoint created again
+    /// under the same name signs with the same key. Delete removes it.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+    /// Labels and annotations of the generated Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_template: Option<SecretTemplate>,
+    /// When the generated key is replaced. Without it only on request, by the annotation tidings.dev/rotate-requested-at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(
+        validation = Rule::new("!has(self.interval) || duration(self.interval) >= duration('1h')").message("signing.rotation.interval must be at least 1h"),
+        validation = Rule::new("duration(self.overlap) >= duration('1s')").message("signing.rotation.overlap must be at least 1s"),
+        validation = Rule::new("!has(self.interval) || duration(self.overlap) + duration(self.overlap) <= duration(self.interval)").message("signing.rotation.overlap must be at most half of interval: set overlap (24h unless set), as in interval 2h with overlap 1h")
+    )]
+    pub rotation: Option<Rotation>,
+}
+
+/// A signing scheme.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SigningScheme {
+    #[default]
+    StandardWebhooks,
+}
+
+/// What becomes of the generated Secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    #[default]
+    Retain,
+    Delete,
+}
+
+/// Metadata of the generated Secret. Nothing is copied from the endpoint itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretTemplate {
+    /// Labels, at most 32. The prefix tidings.dev/ is reserved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"}))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("names in secretTemplate.labels must be valid label names, as in app.kubernetes.io/part-of"),
+        validation = Rule::new("self.all(k, !k.startsWith('tidings.dev/'))").message("names in secretTemplate.labels must not begin with tidings.dev/: choose another prefix")
+    )]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, at most 32. The prefix tidings.dev/ is reserved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 1024}))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, k.size() <= 317 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("names in secretTemplate.annotations must be valid annotation names, as in example.com/owner"),
+        validation = Rule::new("self.all(k, !k.startsWith('tidings.dev/'))").message("names in secretTemplate.annotations must not begin with tidings.dev/: choose another prefix")
+    )]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// When the generated key is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotation {
+    /// The age at which a key is replaced, from 1h. Without it a key is replaced only on request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<ApiDuration>,
+    /// How long requests are signed with both keys, so that receivers can take over the new one: from 1s, at most half of
+    /// interval.
+    #[serde(default = "default_overlap")]
+    pub overlap: ApiDuration,
+}
+
+/// When a failed message is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Each entry is the wait after the attempt before it, from 100ms to 24h; there is one attempt more than waits. At most
+    /// 32 waits, 72h in all. An empty list means a single attempt.
+    #[serde(default = "default_schedule")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.all(wait, duration(wait) >= duration('100ms') && duration(wait) <= duration('24h'))").message("each wait in retry.schedule must be from 100ms to 24h"),
+        validation = Rule::new("self.map(wait, duration(wait)).sum() <= duration('72h')").message("the waits in retry.schedule must not add up to more than 72h, the age at which a message is given up"),
+        merge_strategy = ListMerge::Atomic
+    )]
+    pub schedule: Vec<ApiDuration>,
+    /// Adds up to this many percent to each wait, so that messages that failed together do not return together.
+    #[serde(default = "default_jitter")]
+    #[schemars(range(min = 0, max = 100))]
+    pub jitter: i32,
+    /// The longest wait that a receiver may ask for with Retry-After: 1s to 24h.
+    #[serde(default = "default_retry_after_max")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')").message("retry.retryAfterMax must be from 1s to 24h"))]
+    pub retry_after_max: ApiDuration,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry {
+            schedule: default_schedule(),
+            jitter: default_jitter(),
+            retry_after_max: default_retry_after_max(),
+        }
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation {
+            interval: None,
+            overlap: default_overlap(),
+        }
+    }
+}
+
+impl WebhookEndpointSpec {
+    /// What the API server makes of a manifest that names only a URL.
+    pub fn to(url: &str) -> WebhookEndpointSpec {
+        WebhookEndpointSpec {
+            url: url.to_owned(),
+            headers: Vec::new(),
+            tls: None,
+            signing: Signing::default(),
+            timeout: default_timeout(),
+            retry: Retry::default(),
+            suspend: false,
+        }
+    }
+}
+
+fn default_timeout() -> ApiDuration {
+    ApiDuration::from("15s")
+}
+
+fn default_overlap() -> ApiDuration {
+    ApiDuration::from("24h")
+}
+
+/// Five attempts within 6 minutes and 11 seconds.
+fn default_schedule() -> Vec<ApiDuration> {
+    ["1s", "10s", "60s", "300s"].map(ApiDuration::from).to_vec()
+}
+
+fn default_jitter() -> i32 {
+    10
+}
+
+fn default_retry_after_max() -> ApiDuration {
+    ApiDuration::from("1h")
+}

@@ -1,0 +1,165 @@
+//! What controller and dispatcher both make of a resource: usable, or a reason why not. Pure: referenced values are
+//! arguments. Controller and dispatcher call the same functions, so conditions and behaviour cannot disagree.
+//!
+//! Invariant: what is resolved is never read from the raw spec again, and no message shows a value that was referred to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::signing::SigningKeys;
+
+mod endpoint;
+mod references;
+mod subscription;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use endpoint::{references_of, resolve_endpoint, signing_reference};
+pub use references::{Found, Lookup, Reference, References};
+pub use subscription::resolve_subscription;
+
+/// Why a resource cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Unresolved {
+    /// One of [`crate::api::conditions::reasons`].
+    pub reason: &'static str,
+    /// What to do about it; never holds a value that was referred to.
+    pub message: String,
+    /// Only a change of the resource (or of the policy, or a conflicting Secret's removal) helps.
+    pub stalled: bool,
+}
+
+impl Unresolved {
+    /// Something outside the resource is missing: it is looked at again.
+    fn waiting(reason: &'static str, message: impl Into<String>) -> Unresolved {
+        Unresolved {
+            reason,
+            message: message.into(),
+            stalled: false,
+        }
+    }
+
+    /// Looking again does not help.
+    fn stalled(reason: &'static str, message: impl Into<String>) -> Unresolved {
+        Unresolved {
+            reason,
+            message: message.into(),
+            stalled: true,
+        }
+    }
+
+    /// A spec that the resource's own rules exclude.
+    fn invalid(message: impl Into<String>) -> Unresolved {
+        Unresolved::stalled(crate::api::conditions::reasons::INVALID_SPEC, message)
+    }
+}
+
+/// An endpoint as delivery uses it.
+#[derive(Clone, Debug)]
+pub struct ResolvedEndpoint {
+    pub namespace: String,
+    pub name: String,
+    pub generation: i64,
+    pub target: Target,
+    /// Sent with every request; values from Secrets are marked sensitive (their Debug is redacted).
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Trusted in addition to the public roots; none means the public roots alone.
+    pub ca: Option<Arc<CaBundle>>,
+    pub signing: Arc<SigningKeys>,
+    pub timeout: Duration,
+    pub retry: RetryPolicy,
+    pub suspend: bool,
+    pub egress: Arc<EgressRules>,
+    /// The value of `tidings.dev/enable-requested-at`, if any.
+    pub enable_request: Option<String>,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub host: Host,
+    pub port: u16,
+    /// The request target: path and query, as written.
+    pub path: String,
+    /// The `Host` header: host, and the port unless it is 443.
+    pub authority: String,
+    /// `scheme://host[:port]`, shown in status.
+    pub origin: String,
+}
+
+/// A host as the URL standard parses it: `127.1` and `0x7f.1` are addresses here, not names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A DNS name, lower case, without a trailing dot.
+    Name(String),
+    Address(IpAddr),
+}
+
+/// A PEM bundle and its SHA-256, by which clients are shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaBundle {
+    pub pem: Vec<u8>,
+    pub digest: [u8; 32],
+}
+
+/// When to try again. `schedule[i]` is the wait after attempt `i + 1`; one attempt more than waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    pub schedule: Vec<Duration>,
+    /// Adds up to this percentage of the wait, never subtracts.
+    pub jitter_percent: u8,
+    /// The most that a Retry-After may ask for.
+    pub retry_after_max: Duration,
+}
+
+/// What the administrator opened for a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressRules {
+    pub open_cidrs: Vec<Cidr>,
+}
+
+/// An address range; IPv4-mapped addresses are compared as IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr {
+    pub address: IpAddr,
+    pub prefix: u8,
+}
+
+/// A subscription as matching and rendering use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedSubscription {
+    pub namespace: String,
+    pub name: String,
+    pub generation: i64,
+    /// The endpoint's name, in the same namespace.
+    pub endpoint: String,
+    pub event_types: Vec<TypePattern>,
+    /// Exact sources; empty means every source.
+    pub sources: Vec<String>,
+    pub format: Format,
+    pub suspend: bool,
+}
+
+/// One entry of `eventTypes`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TypePattern {
+    Any,
+    Exact(String),
+    /// `lead.*` keeps `lead.`: every type that begins with it, dots included.
+    Prefix(String),
+}
+
+/// What a receiver gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// `{"type", "timestamp", "data"}` as the Standard Webhooks specification recommends.
+    #[default]
+    StandardWebhooks,
+    /// CloudEvents 1.0 in structured mode, `application/cloudevents+json`.
+    CloudEventsStructured,
+}

@@ -1,0 +1,259 @@
+//! A `WebhookEndpoint` with what it refers to, to a [`ResolvedEndpoint`].
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use kube::ResourceExt as _;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
+
+use super::references::without_newline;
+use super::target::target;
+use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, RetryPolicy, Unresolved};
+use crate::api::conditions::reasons;
+use crate::api::duration::ApiDuration;
+use crate::api::endpoint::{CaBundleSource, Header, Retry};
+use crate::api::{WebhookEndpoint, names};
+use crate::signing::{KeyError, SigningKey, SigningKeys};
+
+/// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
+/// with [`OWN_PREFIX`] join them.
+const OWN_HEADERS: &[&str] = &[
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "signature",
+    "signature-input",
+    "stripe-signature",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-hub-signature",
+    "x-hub-signature-256",
+];
+/// The headers of Standard Webhooks.
+const OWN_PREFIX: &str = "webhook-";
+
+/// The Secret that holds the signing key: the endpoint's own choice, or the generated one.
+pub fn signing_reference(endpoint: &WebhookEndpoint) -> Reference {
+    match &endpoint.spec.signing.secret_ref {
+        Some(chosen) => Reference::secret(&chosen.name),
+        None => Reference::secret(names::signing_secret(&endpoint.name_any())),
+    }
+}
+
+/// Every Secret and ConfigMap that must be read before the endpoint can be resolved, each once, in a fixed order.
+pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
+    let mut all = BTreeSet::from([signing_reference(endpoint)]);
+    let headers = endpoint.spec.headers.iter();
+    all.extend(
+        headers
+            .filter_map(|header| header.secret_key_ref.as_ref())
+            .map(|r| Reference::secret(&r.name)),
+    );
+    if let Some(tls) = &endpoint.spec.tls {
+        all.extend(tls.ca_bundle.secret_key_ref.iter().map(|r| Reference::secret(&r.name)));
+        let maps = tls.ca_bundle.config_map_key_ref.iter();
+        all.extend(maps.map(|r| Reference::config_map(&r.name)));
+    }
+    all.into_iter().collect()
+}
+
+/// The endpoint as delivery uses it, or why it cannot be used.
+///
+/// `references` must hold what [`references_of`] names; `egress` is what the policy opens for the namespace. What is wrong
+/// with the spec itself is told before what is wrong with its references.
+pub fn resolve_endpoint(
+    endpoint: &WebhookEndpoint,
+    references: &References,
+    egress: &Arc<EgressRules>,
+) -> Result<ResolvedEndpoint, Unresolved> {
+    let namespace = endpoint.namespace().unwrap_or_default();
+    let spec = &endpoint.spec;
+    let target = target(&spec.url, egress)?;
+    let timeout = duration("timeout", &spec.timeout)?;
+    let retry = retry(&spec.retry)?;
+    let names = header_names(&spec.headers)?;
+    let signing = signing(endpoint, &namespace, references)?;
+    let values = spec
+        .headers
+        .iter()
+        .map(|header| header_value(header, &namespace, references));
+    let headers = names
+        .into_iter()
+        .zip(values)
+        .map(|(name, value)| Ok((name, value?)))
+        .collect::<Result<Vec<_>, Unresolved>>()?;
+    let ca = match &spec.tls {
+        Some(tls) => Some(Arc::new(ca_bundle(&tls.ca_bundle, &namespace, references)?)),
+        None => None,
+    };
+    Ok(ResolvedEndpoint {
+        name: endpoint.name_any(),
+        namespace,
+        generation: endpoint.metadata.generation.unwrap_or_default(),
+        target,
+        headers,
+        ca,
+        signing: Arc::new(signing),
+        timeout,
+        retry,
+        suspend: spec.suspend,
+        egress: Arc::clone(egress),
+        enable_request: endpoint.annotations().get(names::ENABLE_REQUESTED).cloned(),
+    })
+}
+
+fn duration(field: &str, value: &ApiDuration) -> Result<std::time::Duration, Unresolved> {
+    value
+        .parse()
+        .map_err(|error| Unresolved::invalid(format!("{field}: {error}")))
+}
+
+fn retry(retry: &Retry) -> Result<RetryPolicy, Unresolved> {
+    Ok(RetryPolicy {
+        schedule: retry
+            .schedule
+            .iter()
+            .map(|wait| duration("retry.schedule", wait))
+            .collect::<Result<_, _>>()?,
+        jitter_percent: u8::try_from(retry.jitter)
+            .ok()
+            .filter(|percent| *percent <= 100)
+            .ok_or_else(|| Unresolved::invalid("retry.jitter must be from 0 to 100"))?,
+        retry_after_max: duration("retry.retryAfterMax", &retry.retry_after_max)?,
+    })
+}
+
+fn header_names(headers: &[Header]) -> Result<Vec<HeaderName>, Unresolved> {
+    let mut names: Vec<HeaderName> = Vec::with_capacity(headers.len());
+    for Header { name, .. } in headers {
+        let parsed = HeaderName::try_from(name.as_str())
+            .map_err(|_| Unresolved::invalid(format!("{name:?} is no valid header name")))?;
+        if OWN_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with(OWN_PREFIX) {
+            return Err(Unresolved::invalid(format!(
+                "header {name} is set by Tidings: remove it"
+            )));
+        }
+        if names.contains(&parsed) {
+            return Err(Unresolved::invalid(format!("header {name} is given twice: remove one")));
+        }
+        names.push(parsed);
+    }
+    Ok(names)
+}
+
+fn header_value(header: &Header, namespace: &str, references: &References) -> Result<HeaderValue, Unresolved> {
+    let name = &header.name;
+    match (&header.value, &header.secret_key_ref) {
+        (Some(value), None) => HeaderValue::from_str(value)
+            .map_err(|_| Unresolved::invalid(format!("the value of header {name} must be visible ASCII"))),
+        (None, Some(wanted)) => {
+            let bytes = references.secret_value(namespace, wanted)?;
+            let mut value = HeaderValue::from_bytes(bytes).map_err(|_| {
+                let (secret, key) = (&wanted.name, &wanted.key);
+                Unresolved::waiting(
+                    reasons::SECRET_INVALID,
+                    format!(
+                        "key {key} of Secret {secret} cannot be the value of header {name}: it holds control characters"
+                    ),
+                )
+            })?;
+            value.set_sensitive(true);
+            Ok(value)
+        }
+        _ => Err(Unresolved::invalid(format!(
+            "header {name} needs exactly one of value and secretKeyRef"
+        ))),
+    }
+}
+
+fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) -> Result<CaBundle, Unresolved> {
+    let (pem, reason, place) = match (&source.secret_key_ref, &source.config_map_key_ref) {
+        (Some(wanted), None) => (
+            references.secret_value(namespace, wanted)?,
+            reasons::SECRET_INVALID,
+            format!("key {} of Secret {}", wanted.key, wanted.name),
+        ),
+        (None, Some(wanted)) => (
+            references.config_map_value(wanted)?,
+            reasons::CONFIG_MAP_INVALID,
+            format!("key {} of ConfigMap {}", wanted.key, wanted.name),
+        ),
+        _ => {
+            return Err(Unresolved::invalid(
+                "tls.caBundle needs exactly one of secretKeyRef and configMapKeyRef",
+            ));
+        }
+    };
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(|_| Unresolved::waiting(reason, format!("{place} is no valid PEM")))?;
+    let mut roots = rustls::RootCertStore::empty();
+    let (usable, _) = roots.add_parsable_certificates(certificates);
+    if usable == 0 {
+        return Err(Unresolved::waiting(
+            reason,
+            format!("{place} holds no certificate: write PEM that begins with -----BEGIN CERTIFICATE-----"),
+        ));
+    }
+    Ok(CaBundle {
+        pem: pem.to_vec(),
+        digest: Sha256::digest(pem).into(),
+    })
+}
+
+fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References) -> Result<SigningKeys, Unresolved> {
+    if let Some(chosen) = &endpoint.spec.signing.secret_ref {
+        let (name, key) = (&chosen.name, &chosen.key);
+        let invalid = |error: &dyn std::fmt::Display| {
+            Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {error}"))
+        };
+        let bytes = references.secret_value(namespace, chosen)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| invalid(&"it is not text"))?;
+        return SigningKeys::parse(None, text).map_err(|error| invalid(&error));
+    }
+    let reference = signing_reference(endpoint);
+    let name = &reference.name;
+    let secret = references.object(&reference)?;
+    if secret.r#type.as_deref() != Some(names::SIGNING_SECRET_TYPE) {
+        return Err(Unresolved::stalled(
+            reasons::SECRET_CONFLICT,
+            format!(
+                "Secret {name} exists but was not generated by Tidings (its type is not {}): rename or delete it, or name \
+                 your own key in signing.secretRef",
+                names::SIGNING_SECRET_TYPE
+            ),
+        ));
+    }
+    let invalid = |key: &str, error: &dyn std::fmt::Display| {
+        Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {error}"))
+    };
+    let mut keys = Vec::with_capacity(2);
+    for key in [names::CURRENT, names::PREVIOUS] {
+        match secret.data.get(key) {
+            Some(bytes) => {
+                let text = std::str::from_utf8(without_newline(bytes)).map_err(|_| invalid(key, &"it is not text"))?;
+                keys.push(SigningKey::parse(text).map_err(|error| invalid(key, &error))?);
+            }
+            None if key == names::CURRENT => {
+                return Err(Unresolved::waiting(
+                    reasons::SECRET_KEY_MISSING,
+                    format!("Secret {name} has no key {key}"),
+                ));
+            }
+            None => {}
+        }
+    }
+    let id = secret.annotations.get(names::CURRENT_ID).map(String::as_str);
+    SigningKeys::new(id, keys).map_err(|error: KeyError| invalid(names::CURRENT, &error))
+}

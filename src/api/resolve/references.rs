@@ -1,0 +1,175 @@
+//! Values of Secrets and ConfigMaps as somebody else read them, and what may be taken from them.
+//!
+//! Invariant: a Secret's value is given out only when its owner opened the Secret with the label; Debug shows no value.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+use super::Unresolved;
+use crate::api::common::{ConfigMapKeyReference, SecretKeyReference};
+use crate::api::conditions::reasons;
+use crate::api::names;
+use crate::api::status::ReferenceKind;
+
+/// One object that a resource refers to, in its own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reference {
+    pub kind: ReferenceKind,
+    pub name: String,
+}
+
+impl Reference {
+    pub fn secret(name: impl Into<String>) -> Reference {
+        Reference {
+            kind: ReferenceKind::Secret,
+            name: name.into(),
+        }
+    }
+
+    pub fn config_map(name: impl Into<String>) -> Reference {
+        Reference {
+            kind: ReferenceKind::ConfigMap,
+            name: name.into(),
+        }
+    }
+}
+
+/// What a read of a referenced object came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    Found(Found),
+    NotFound,
+    /// The reader itself may not read it.
+    Denied,
+}
+
+/// What is used of a Secret or ConfigMap.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    pub resource_version: String,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// A Secret's type.
+    pub r#type: Option<String>,
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Found")
+            .field("resource_version", &self.resource_version)
+            .field("type", &self.r#type)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Secret> for Found {
+    fn from(secret: Secret) -> Found {
+        let data = secret.data.unwrap_or_default();
+        Found {
+            resource_version: secret.metadata.resource_version.unwrap_or_default(),
+            labels: secret.metadata.labels.unwrap_or_default(),
+            annotations: secret.metadata.annotations.unwrap_or_default(),
+            r#type: secret.type_,
+            data: data.into_iter().map(|(key, value)| (key, value.0)).collect(),
+        }
+    }
+}
+
+impl From<ConfigMap> for Found {
+    fn from(map: ConfigMap) -> Found {
+        let text = map.data.unwrap_or_default();
+        let text = text.into_iter().map(|(key, value)| (key, value.into_bytes()));
+        let binary = map.binary_data.unwrap_or_default();
+        let binary = binary.into_iter().map(|(key, value)| (key, value.0));
+        Found {
+            resource_version: map.metadata.resource_version.unwrap_or_default(),
+            labels: map.metadata.labels.unwrap_or_default(),
+            annotations: map.metadata.annotations.unwrap_or_default(),
+            r#type: None,
+            data: text.chain(binary).collect(),
+        }
+    }
+}
+
+/// Everything that was read for one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    read: HashMap<Reference, Lookup>,
+}
+
+impl References {
+    pub fn insert(&mut self, reference: Reference, lookup: Lookup) {
+        self.read.insert(reference, lookup);
+    }
+
+    pub fn get(&self, reference: &Reference) -> Option<&Lookup> {
+        self.read.get(reference)
+    }
+
+    /// The value of an opened Secret's key, without one trailing newline.
+    pub(super) fn secret_value(&self, namespace: &str, wanted: &SecretKeyReference) -> Result<&[u8], Unresolved> {
+        let name = &wanted.name;
+        let secret = self.object(&Reference::secret(name))?;
+        if secret.labels.get(names::USE_LABEL).map(String::as_str) != Some(names::USE_LABEL_VALUE) {
+            let (label, value) = (names::USE_LABEL, names::USE_LABEL_VALUE);
+            return Err(Unresolved::waiting(
+                reasons::SECRET_NOT_ALLOWED,
+                format!(
+                    "Secret {name} is not opened for endpoints; its owner opens it with: \
+                     kubectl label secret {name} -n {namespace} {label}={value}"
+                ),
+            ));
+        }
+        let value = secret.data.get(&wanted.key).ok_or_else(|| {
+            let key = &wanted.key;
+            Unresolved::waiting(reasons::SECRET_KEY_MISSING, format!("Secret {name} has no key {key}"))
+        })?;
+        Ok(without_newline(value))
+    }
+
+    /// The value of a ConfigMap's key.
+    pub(super) fn config_map_value(&self, wanted: &ConfigMapKeyReference) -> Result<&[u8], Unresolved> {
+        let (name, key) = (&wanted.name, &wanted.key);
+        let map = self.object(&Reference::config_map(name))?;
+        map.data.get(key).map(Vec::as_slice).ok_or_else(|| {
+            Unresolved::waiting(
+                reasons::CONFIG_MAP_KEY_MISSING,
+                format!("ConfigMap {name} has no key {key}"),
+            )
+        })
+    }
+
+    /// The object, or why there is none.
+    pub(super) fn object(&self, reference: &Reference) -> Result<&Found, Unresolved> {
+        let name = &reference.name;
+        let (kind, not_found, denied) = match reference.kind {
+            ReferenceKind::Secret => ("Secret", reasons::SECRET_NOT_FOUND, reasons::SECRET_ACCESS_DENIED),
+            ReferenceKind::ConfigMap => (
+                "ConfigMap",
+                reasons::CONFIG_MAP_NOT_FOUND,
+                reasons::CONFIG_MAP_ACCESS_DENIED,
+            ),
+        };
+        match self.read.get(reference) {
+            Some(Lookup::Found(found)) => Ok(found),
+            Some(Lookup::NotFound) => Err(Unresolved::waiting(not_found, format!("{kind} {name} does not exist"))),
+            Some(Lookup::Denied) => Err(Unresolved::waiting(
+                denied,
+                format!("reading {kind} {name} was forbidden: Tidings' RBAC does not grant it"),
+            )),
+            None => Err(Unresolved::waiting(
+                reasons::SECRET_UNAVAILABLE,
+                format!("{kind} {name} has not been read yet"),
+            )),
+        }
+    }
+}
+
+/// Drops one newline at the end: people make Secrets with `echo`.
+pub(super) fn without_newline(value: &[u8]) -> &[u8] {
+    let value = value.strip_suffix(b"\n").unwrap_or(value);
+    value.strip_suffix(b"\r").unwrap_or(value)
+}

@@ -1,0 +1,52 @@
+//! An `EventSubscription` to a [`ResolvedSubscription`].
+
+use kube::ResourceExt as _;
+
+use super::{Format, ResolvedSubscription, TypePattern, Unresolved};
+use crate::api::EventSubscription;
+use crate::api::subscription::PayloadFormat;
+
+/// The subscription as matching and rendering use it, or why it cannot be used. Whether its endpoint exists is not asked.
+pub fn resolve_subscription(subscription: &EventSubscription) -> Result<ResolvedSubscription, Unresolved> {
+    let spec = &subscription.spec;
+    if spec.event_types.is_empty() {
+        return Err(Unresolved::invalid("eventTypes must name at least one type, or *"));
+    }
+    Ok(ResolvedSubscription {
+        namespace: subscription.namespace().unwrap_or_default(),
+        name: subscription.name_any(),
+        generation: subscription.metadata.generation.unwrap_or_default(),
+        endpoint: spec.endpoint_ref.name.clone(),
+        event_types: spec
+            .event_types
+            .iter()
+            .map(|text| pattern(text))
+            .collect::<Result<_, _>>()?,
+        sources: spec.sources.clone(),
+        format: match spec.format {
+            PayloadFormat::StandardWebhooks => Format::StandardWebhooks,
+            PayloadFormat::CloudEventsStructured => Format::CloudEventsStructured,
+        },
+        suspend: spec.suspend,
+    })
+}
+
+fn pattern(text: &str) -> Result<TypePattern, Unresolved> {
+    let is_plain = |text: &str| !text.is_empty() && !text.contains(|c: char| c == '*' || c.is_whitespace());
+    if text == "*" {
+        return Ok(TypePattern::Any);
+    }
+    if let Some(prefix) = text.strip_suffix('*')
+        && prefix.len() > 1
+        && prefix.ends_with('.')
+        && is_plain(prefix)
+    {
+        return Ok(TypePattern::Prefix(prefix.to_owned()));
+    }
+    if is_plain(text) {
+        return Ok(TypePattern::Exact(text.to_owned()));
+    }
+    Err(Unresolved::invalid(format!(
+        "eventTypes: {text:?} must be an exact type (lead.qualified), a prefix that ends in .* (lead.*), or *"
+    )))
+}

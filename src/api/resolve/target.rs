@@ -1,0 +1,72 @@
+//! A URL's text, parsed as the URL standard says (so `127.1`, octal and hexadecimal hosts are addresses), to a target.
+
+use std::net::IpAddr;
+
+use http::uri::PathAndQuery;
+use url::Url;
+
+use super::{EgressRules, Host, Target, Unresolved};
+use crate::api::address;
+use crate::api::conditions::reasons;
+
+/// The target, unless the text is no usable https URL or names an address that is not opened.
+pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresolved> {
+    let url = Url::parse(text).map_err(|error| {
+        Unresolved::invalid(format!(
+            "url cannot be parsed ({error}): write an absolute https URL, as in https://hooks.example.com/leads"
+        ))
+    })?;
+    let refuse = |message: &str| Err(Unresolved::invalid(message));
+    if url.scheme() != "https" {
+        return refuse("url must begin with https://");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return refuse("url must not hold a user name or password: use headers[].secretKeyRef");
+    }
+    if url.fragment().is_some() {
+        return refuse("url must not have a fragment: remove # and what follows");
+    }
+    let host = match url.host() {
+        Some(url::Host::Domain(name)) if name.ends_with('.') => {
+            return refuse("url must name its host without a trailing dot");
+        }
+        Some(url::Host::Domain(name)) => Host::Name(name.to_owned()),
+        Some(url::Host::Ipv4(ip)) => Host::Address(IpAddr::V4(ip)),
+        Some(url::Host::Ipv6(ip)) => Host::Address(IpAddr::V6(ip)),
+        None => return refuse("url must name a host"),
+    };
+    let port = match url.port_or_known_default() {
+        None | Some(0) => return refuse("url must name a port from 1 to 65535, or none for 443"),
+        Some(port) => port,
+    };
+    let path = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    if PathAndQuery::try_from(path.as_str()).is_err() {
+        return refuse("url's path or query holds characters that must be percent-encoded");
+    }
+    if let Host::Address(ip) = host
+        && let Some(why) = address::forbidden(ip, egress)
+    {
+        return Err(Unresolved::stalled(
+            reasons::POLICY_DENIED,
+            format!(
+                "url names {ip}, which is not globally reachable, {why}: use another address, or ask the \
+                     administrator to open it for this namespace (egress.openCIDRs of the policy file)"
+            ),
+        ));
+    }
+    let name = url.host_str().unwrap_or_default();
+    let authority = match url.port() {
+        Some(port) => format!("{name}:{port}"),
+        None => name.to_owned(),
+    };
+    Ok(Target {
+        origin: format!("https://{authority}"),
+        host,
+        port,
+        path,
+        authority,
+    })
+}

@@ -1,0 +1,72 @@
+//! `EventSubscription`: which events of its namespace go to one endpoint. Doc comments here are what `kubectl explain`
+//! shows.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{EndpointReference, is_false};
+use super::status::SubscriptionStatus;
+
+/// Which events of its namespace are sent to one endpoint, and in what form.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "tidings.dev",
+    version = "v1alpha1",
+    kind = "EventSubscription",
+    plural = "eventsubscriptions",
+    shortname = "evsub",
+    category = "tidings",
+    namespaced,
+    status = "SubscriptionStatus",
+    derive = "PartialEq",
+    selectable = ".spec.endpointRef.name",
+    doc = "Which events of its namespace are sent to one WebhookEndpoint, and in what form.",
+    validation = Rule::new("self.metadata.name.size() <= 52").message("metadata.name must have at most 52 characters: choose a shorter name"),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".spec.endpointRef.name", description = "The WebhookEndpoint that events go to"),
+    printcolumn(name = "Types", type_ = "string", json_path = ".spec.eventTypes", description = "Types of events that match"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Loaded: an event sent now is matched"),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.delivery.pending", description = "Messages not yet settled"),
+    printcolumn(name = "Dead", type_ = "integer", json_path = ".status.delivery.deadLettered", description = "Dead letters kept"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EventSubscriptionSpec {
+    /// The WebhookEndpoint, in the same namespace, that events go to. Cannot be changed.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("endpointRef cannot be changed: create another EventSubscription for the other endpoint"))]
+    pub endpoint_ref: EndpointReference,
+
+    /// Types of events that match, 1 to 64 entries: exact (lead.qualified), every type that begins with a prefix (lead.*
+    /// matches lead.qualified and lead.score.changed), or every type (*).
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new(r"self.all(t, t == '*' || t.matches('^[^*\\s]+$') || t.matches('^[^*\\s]+\\.\\*$'))").message("each of eventTypes must be an exact type (lead.qualified), a prefix that ends in .* (lead.*), or * for every type")
+    )]
+    pub event_types: Vec<String>,
+
+    /// Sources of events that match, exactly as producers write them, at most 64. Without it every source matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub sources: Vec<String>,
+
+    /// What the receiver gets. StandardWebhooks: a JSON body {"type", "timestamp", "data"}. CloudEventsStructured: the
+    /// whole CloudEvent as application/cloudevents+json.
+    #[serde(default)]
+    pub format: PayloadFormat,
+
+    /// While true nothing is sent for this subscription: events still match, and their messages wait without using up
+    /// attempts.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub suspend: bool,
+}
+
+/// What the receiver gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PayloadFormat {
+    #[default]
+    StandardWebhooks,
+    CloudEventsStructured,
+}

@@ -1,0 +1,68 @@
+//! `tidings dispatcher`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{Common, beside_telemetry, connect};
+use crate::dispatcher::{self, Config, metrics::Metrics};
+use crate::ingest::auth::DEFAULT_AUDIENCE;
+use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
+use crate::telemetry::Health;
+
+/// How long attempts may go on after SIGTERM: with the last outcomes and the store's closing within a pod's usual 30 s.
+const DRAIN_SECONDS: u64 = 15;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Where producers post events, plain HTTP
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    ingest_listen: SocketAddr,
+    /// The directory of the store: a local or block volume of this process alone
+    #[arg(long, default_value = "/var/lib/tidings")]
+    data_dir: PathBuf,
+    /// Bytes at which producers are refused; by default 80 % of the volume
+    #[arg(long, value_name = "BYTES")]
+    store_limit: Option<u64>,
+    /// An audience that producers' tokens may be for; may be given several times
+    #[arg(long, default_value = DEFAULT_AUDIENCE)]
+    audience: Vec<String>,
+    /// The largest body of one event
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_EVENT as u64,
+          value_parser = clap::value_parser!(u64).range(1..=LARGEST_MAX_EVENT as u64))]
+    max_event_bytes: u64,
+    /// The DNS server to ask for receivers' names; by default those of /etc/resolv.conf
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns_server: Option<SocketAddr>,
+    /// How long attempts under way may go on after SIGTERM; less than the pod's grace period
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECONDS)]
+    drain_seconds: u64,
+}
+
+pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Args { common, .. } = args;
+    let (mut registry, health) = (Registry::default(), Health::new());
+    let metrics = Metrics::register(&mut registry);
+    let config = Config {
+        client: connect().await?,
+        namespace: common.namespace,
+        identity: common.identity,
+        ingest: args.ingest_listen,
+        audiences: args.audience,
+        max_event: usize::try_from(args.max_event_bytes).unwrap_or(LARGEST_MAX_EVENT),
+        data_dir: args.data_dir,
+        store_limit: args.store_limit,
+        policy: common.policy,
+        dns_server: args.dns_server,
+        drain: Duration::from_secs(args.drain_seconds),
+        metrics,
+        gate: health.gate("dispatcher", "the watches have not synced"),
+    };
+    let process = dispatcher::run(config, shutdown);
+    beside_telemetry(common.metrics_listen, registry, health, process).await
+}

@@ -1,0 +1,132 @@
+//! The controller process: what is not on the way of an event. It provisions and rotates signing Secrets, grants the
+//! dispatcher access to exactly the named Secrets, and sets every condition but Delivering.
+//!
+//! A reconcile is its step list: dereference (I/O), validate and resolve (pure), build (pure), apply (I/O), status (I/O);
+//! one folder per resource. Only the leader watches and writes. Invariant: what is as it should be is not written again,
+//! so that an idle system writes nothing but its Lease.
+
+pub mod conditions;
+mod context;
+mod endpoint;
+mod event_type;
+pub mod fleet;
+pub mod grants;
+mod memory;
+pub mod metrics;
+mod queue;
+mod references;
+mod subscription;
+mod watches;
+mod work;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kube::{Api, Client};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::names::CONTROLLER as FIELD_MANAGER;
+use crate::kubernetes::lease::{self, Claim};
+use crate::telemetry::health::Gate;
+
+use context::Context;
+
+/// The Lease that controllers compete for.
+pub const LEASE_NAME: &str = "tidings-controller";
+/// Writes a second, all kinds together.
+pub const WRITES_PER_SECOND: u32 = 50;
+/// Writes at once: a namespace of endpoints applied together.
+const WRITE_BURST: u32 = 100;
+/// Reconciles in flight: each waits for the API server most of its time.
+const WORKERS: usize = 16;
+
+/// How the controller is to run.
+pub struct Config {
+    pub client: Client,
+    /// The namespace Tidings runs in: its Leases and the dispatcher's ServiceAccount are there.
+    pub namespace: String,
+    /// This replica, in Leases and Events; a random part is added, so that no two processes share one.
+    pub identity: String,
+    /// The administrator's policy file; without one nothing is opened.
+    pub policy: Option<PathBuf>,
+    /// The ServiceAccount that Secrets are granted to.
+    pub dispatcher_service_account: String,
+    /// Writes a second.
+    pub writes_per_second: u32,
+    pub metrics: metrics::Metrics,
+    /// Readiness: open while this replica waits as a candidate or leads with every watch synced.
+    pub gate: Gate,
+}
+
+/// Runs until `shutdown`: competes for the Lease, and works while it leads.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
+    let config = Arc::new(config);
+    while !shutdown.is_cancelled() {
+        config.gate.open();
+        let claim = Claim {
+            api: Api::namespaced(config.client.clone(), &config.namespace),
+            name: LEASE_NAME.to_owned(),
+            identity: identity.clone(),
+            labels: [(lease::COMPONENT_LABEL.to_owned(), "controller".to_owned())].into(),
+        };
+        let Some(leadership) = lease::lead(claim, &shutdown).await else {
+            break;
+        };
+        config.metrics.leader.set(1);
+        config.gate.close("the watches have not synced");
+        let stop = CancellationToken::new();
+        let context = Arc::new(Context::new(config.clone()));
+        let mut work = tokio::spawn(work(context, stop.clone()));
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            () = leadership.lost.cancelled() => None,
+            ended = &mut work => Some(ended),
+        };
+        config.metrics.leader.set(0);
+        match ended {
+            // Nothing may be written any more: what is under way is dropped where it stands.
+            None if leadership.lost.is_cancelled() => work.abort(),
+            None => {
+                stop.cancel();
+                let _ = work.await;
+                leadership.vacate().await;
+            }
+            Some(result) => {
+                leadership.vacate().await;
+                result??;
+                anyhow::bail!("the controller's work ended by itself");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The watches and the workers, for as long as this replica leads. Dropping it ends all of them.
+async fn work(context: Arc<Context>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    watches::start(&context, &mut tasks);
+    // Before the first reconcile: no endpoint may be judged by a policy that was never read.
+    work::read_policy(&context).await;
+    let synced = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        synced = watches::synced(&context) => synced,
+        Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a watch ended by itself") }
+    };
+    synced?;
+    context.config.gate.open();
+    tracing::info!("every watch has synced");
+    tasks.spawn(work::tick(context.clone()));
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        workers.spawn(work::worker(context.clone(), stop.clone()));
+    }
+    tokio::select! {
+        // Workers finish what they hold, so that no write is torn from its status.
+        () = stop.cancelled() => while workers.join_next().await.is_some() {},
+        Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("a watch ended by itself") }
+        Some(ended) = workers.join_next() => { ended?; anyhow::bail!("a worker ended by itself") }
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What every reconcile shares.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource};
+use tokio::time::Instant;
+
+use super::Config;
+use super::fleet::Fleet;
+use super::grants::Grantee;
+use super::grants::apply::Known;
+use super::memory::Memory;
+use super::metrics::Write;
+use super::queue::Queue;
+use super::references::References;
+use super::watches::Writers;
+use crate::api::policy::Policy;
+use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::kubernetes::budget::Budget;
+use crate::kubernetes::events::{self, Happening, Reporter};
+use crate::kubernetes::lease::Liveness;
+
+/// What there is to reconcile.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// Namespace and name.
+    Endpoint(String, String),
+    Subscription(String, String),
+    EventType(String, String),
+    /// The dispatcher's Roles in a namespace.
+    Grants(String),
+}
+
+impl Key {
+    /// The metric's label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Key::Endpoint(..) => "endpoint",
+            Key::Subscription(..) => "subscription",
+            Key::EventType(..) => "eventtype",
+            Key::Grants(..) => "grants",
+        }
+    }
+}
+
+/// The watched objects.
+pub struct Stores {
+    pub endpoints: Store<WebhookEndpoint>,
+    pub subscriptions: Store<EventSubscription>,
+    pub event_types: Store<EventType>,
+    pub namespaces: Store<Namespace>,
+    pub leases: Store<Lease>,
+}
+
+/// What is known of the grants in one namespace, and when they were written last.
+#[derive(Default)]
+pub struct Granted {
+    pub known: Known,
+    pub written: Option<Instant>,
+}
+
+/// One leadership's state: a new leader begins with nothing and reads it all.
+pub struct Context {
+    pub config: Arc<Config>,
+    pub client: Client,
+    pub stores: Stores,
+    pub writers: Mutex<Option<Writers>>,
+    pub queue: Queue<Key>,
+    pub budget: Budget,
+    pub references: References,
+    pub memory: Memory,
+    pub policy: ArcSwap<Policy>,
+    pub fleet: Mutex<Fleet>,
+    pub liveness: Mutex<Liveness>,
+    /// What waits for a dispatcher to load it.
+    pub waiting: Mutex<BTreeSet<Key>>,
+    pub granted: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Granted>>>>,
+    pub grantee: Grantee,
+    reporter: Reporter,
+}
+
+impl Context {
+    /// Nothing read yet.
+    pub fn new(config: Arc<Config>) -> Context {
+        let (writers, stores) = Writers::new();
+        Context {
+            client: config.client.clone(),
+            stores,
+            writers: Mutex::new(Some(writers)),
+            queue: Queue::default(),
+            budget: Budget::new(config.writes_per_second, super::WRITE_BURST),
+            references: References::default(),
+            memory: Memory::default(),
+            policy: ArcSwap::from_pointee(Policy::default()),
+            fleet: Mutex::default(),
+            liveness: Mutex::default(),
+            waiting: Mutex::default(),
+            granted: Mutex::default(),
+            grantee: Grantee {
+                namespace: config.namespace.clone(),
+                service_account: config.dispatcher_service_account.clone(),
+            },
+            reporter: Reporter {
+                controller: "tidings.dev/controller",
+                instance: config.identity.clone(),
+            },
+            config,
+        }
+    }
+
+    /// A namespace's labels, for the policy; none when it is gone or going.
+    pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
+        let namespace = self.stores.namespaces.get(&ObjectRef::new(name))?;
+        namespace.metadata.deletion_timestamp.is_none().then_some(namespace)
+    }
+
+    /// An endpoint, if it exists.
+    pub fn endpoint(&self, namespace: &str, name: &str) -> Option<Arc<WebhookEndpoint>> {
+        self.stores.endpoints.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All endpoints of a namespace.
+    pub fn endpoints_of(&self, namespace: &str) -> Vec<Arc<WebhookEndpoint>> {
+        self.stores
+            .endpoints
+            .state_filter(|e| e.metadata.namespace.as_deref() == Some(namespace))
+    }
+
+    /// Takes one write from the budget and counts it.
+    pub async fn spend(&self, what: &'static str) {
+        self.budget.take().await;
+        self.config.metrics.writes.get_or_create(&Write { what }).inc();
+    }
+
+    /// Tells Kubernetes of a transition; that it could not is no reason to fail.
+    pub async fn tell<K: Resource<DynamicType = ()>>(&self, object: &K, happening: &Happening) {
+        let regarding: ObjectReference = object.object_ref(&());
+        self.spend("event").await;
+        if let Err(error) = events::publish(&self.client, &self.reporter, regarding, happening).await {
+            tracing::warn!(reason = happening.reason, %error, "failed to create an Event");
+        }
+    }
+
+    /// The grants of a namespace.
+    pub fn granted(&self, namespace: &str) -> Arc<tokio::sync::Mutex<Granted>> {
+        let mut all = self.granted.lock().unwrap_or_else(|e| e.into_inner());
+        all.entry(namespace.to_owned()).or_default().clone()
+    }
+
+    /// Has `key` looked at when a dispatcher has loaded more, or no longer.
+    pub fn wait_for_dispatcher(&self, key: Key, waits: bool) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        if waits {
+            waiting.insert(key);
+        } else {
+            waiting.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A WebhookEndpoint's reconcile, as its step list.
+//!
+//! [`dereference`] reads what it names, [`signing`] brings its own Secret about, [`resolve_endpoint`] makes of all of it
+//! what the dispatcher makes of it, [`status`] says the outcome.
+
+mod dereference;
+mod rotation;
+mod secret;
+mod signing;
+mod status;
+
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use super::context::{Context, Key};
+use super::grants::reconcile::covers;
+use super::memory::Asked;
+use super::work::{Again, Error};
+use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
+use crate::api::resolve::{References, references_of, resolve_endpoint};
+use crate::api::{WebhookEndpoint, names};
+
+/// The plural, as dispatchers' Leases name it.
+const PLURAL: &str = "webhookendpoints";
+/// Beyond a period, so that the read that is due then does not find the old one still good.
+const MARGIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Brings one endpoint to what its spec says.
+pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Again, Error> {
+    let key = Key::Endpoint(namespace.to_owned(), name.to_owned());
+    let endpoint = context
+        .endpoint(namespace, name)
+        .filter(|e| e.metadata.deletion_timestamp.is_none());
+    let (Some(endpoint), Some(home)) = (endpoint, context.namespace(namespace)) else {
+        context.memory.forget(&key);
+        context.wait_for_dispatcher(key, false);
+        return Ok(None);
+    };
+    let seen = context.memory.see(
+        &key,
+        asked(&endpoint),
+        endpoint.resource_version().as_deref(),
+        Instant::now(),
+    );
+
+    let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
+    let material = dereference::read(context, &endpoint, &seen).await?;
+    let egress = context.policy.load().egress_for(home.labels());
+    let mut values = References::default();
+    for (reference, found) in &material {
+        values.insert(reference.clone(), found.to_lookup());
+    }
+    let outcome = resolve_endpoint(&endpoint, &values, &egress);
+
+    let granted = covers(context, namespace, &references_of(&endpoint)).await;
+    let standing = status::Standing {
+        granted,
+        fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        seen: &seen,
+    };
+    let report = status::build(
+        &endpoint,
+        &outcome,
+        &signing,
+        &material,
+        &standing,
+        k8s_openapi::jiff::Timestamp::now(),
+    );
+    context.wait_for_dispatcher(key.clone(), report.waits);
+    status::apply(context, &key, &endpoint, &report).await?;
+
+    let reread = Instant::now() + context.references.period() + MARGIN;
+    let due = signing
+        .due(k8s_openapi::jiff::Timestamp::now())
+        .map(|wait| Instant::now() + wait);
+    Ok(Some(due.map_or(reread, |due| due.min(reread))))
+}
+
+fn asked(endpoint: &WebhookEndpoint) -> Asked {
+    let annotations = endpoint.annotations();
+    Asked {
+        uid: endpoint.uid().unwrap_or_default(),
+        generation: endpoint.metadata.generation.unwrap_or_default(),
+        requests: [RECONCILE_REQUESTED, ROTATE_REQUESTED, REVOKE_PREVIOUS_REQUESTED]
+            .iter()
+            .map(|name| annotations.get(*name).cloned())
+            .collect(),
+    }
+}
+
+/// Name of the Secret that Tidings keeps for this endpoint; none when it has one of its own.
+fn generated_secret(endpoint: &WebhookEndpoint) -> Option<String> {
+    match endpoint.spec.signing.secret_ref {
+        Some(_) => None,
+        None => Some(names::signing_secret(&endpoint.name_any())),
+    }
+}

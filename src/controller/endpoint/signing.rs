@@ -1,0 +1,342 @@
+//! Brings the generated signing Secret about: carries out what [`super::rotation`] decides, one write at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch as KubePatch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::generated_secret;
+use super::rotation::{self, Requests, Rotation, Situation, State, Step, decide};
+use super::secret::{Decoration, KeyMaterial, Patch, SecretError, SigningSecret, new_secret};
+use crate::api::WebhookEndpoint;
+use crate::api::endpoint::DeletionPolicy;
+use crate::api::names::{REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
+use crate::api::resolve::Reference;
+use crate::controller::FIELD_MANAGER;
+use crate::controller::context::{Context, Key};
+use crate::controller::memory::Seen;
+use crate::controller::references::{self, Found};
+use crate::controller::work::Error;
+use crate::kubernetes::events::{Happening, Kind as EventKind};
+use crate::kubernetes::{RequestError, within};
+use crate::signing::SigningKey;
+
+/// More steps than any way through the machine has; past it the next reconcile goes on.
+const STEPS: usize = 6;
+/// Overlap where the spec has no `rotation`: the schema's default.
+const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 3600);
+
+/// How the endpoint's signing stands.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one a reconcile, and it is nearly always the large one"
+)]
+pub enum Signing {
+    /// It names a Secret of its own.
+    Foreign,
+    /// The generated Secret, as it is now.
+    Generated {
+        name: String,
+        secret: SigningSecret,
+        state: State,
+        rotation: Rotation,
+        /// When the next step is due.
+        until: Option<Timestamp>,
+    },
+    /// It cannot be read or is no signing Secret: resolving says why. Nothing is written.
+    Unusable { name: String },
+}
+
+impl Signing {
+    /// How long until the next step is due by time.
+    pub fn due(&self, now: Timestamp) -> Option<Duration> {
+        match self {
+            Signing::Generated { until: Some(until), .. } => {
+                Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Takes every step that is due.
+pub async fn bring_about(
+    context: &Context,
+    key: &Key,
+    endpoint: &WebhookEndpoint,
+    seen: &Seen,
+) -> Result<Signing, Error> {
+    let Some(name) = generated_secret(endpoint) else {
+        return Ok(Signing::Foreign);
+    };
+    let desk = Desk {
+        context,
+        endpoint,
+        reference: references::Key {
+            namespace: endpoint.namespace().unwrap_or_default(),
+            reference: Reference::secret(&name),
+        },
+        decoration: decoration(endpoint),
+    };
+    let mut found = desk.read(seen.since).await?;
+    for _ in 0..STEPS {
+        let object = match found {
+            Found::Secret(object) => Some(object),
+            Found::Denied => return Ok(Signing::Unusable { name }),
+            // What the API server's cache does not have may exist all the same.
+            _ => match desk.read_newest().await? {
+                Found::Secret(object) => Some(object),
+                Found::Denied => return Ok(Signing::Unusable { name }),
+                _ => None,
+            },
+        };
+        let secret = match object.as_deref().map(SigningSecret::parse).transpose() {
+            Ok(secret) => secret,
+            Err(SecretError) => return Ok(Signing::Unusable { name }),
+        };
+        let rotation = rotation_of(endpoint);
+        let requests = requests_of(endpoint);
+        let now = Timestamp::now();
+        let (state, step) = decide(Situation {
+            secret: secret.as_ref(),
+            rotation,
+            requests,
+            acknowledged: acknowledged(endpoint),
+            known_before: known_before(endpoint),
+            now,
+        });
+        if let (Step::Wait { until }, Some(secret), Some(object)) = (&step, secret.clone(), &object) {
+            if let Some(patch) = desk.decoration.missing_from(object) {
+                found = desk.patch(&patch).await?;
+                continue;
+            }
+            desk.note_edit(key, seen, &secret).await;
+            return Ok(Signing::Generated {
+                name,
+                secret,
+                state,
+                rotation,
+                until: *until,
+            });
+        }
+        let Some(patch) = Patch::of(&step, secret.as_ref(), requests, now, new_key) else {
+            return Err(Error::Outdated);
+        };
+        found = match &secret {
+            None => desk.create(&new_secret(&name, &patch, &desk.decoration)).await?,
+            Some(secret) => desk.patch(&patch.to_merge_patch(&secret.resource_version)).await?,
+        };
+        desk.tell(&step, &found).await;
+    }
+    Err(Error::Outdated)
+}
+
+/// Where the steps are carried out.
+struct Desk<'a> {
+    context: &'a Context,
+    endpoint: &'a WebhookEndpoint,
+    reference: references::Key,
+    decoration: Decoration,
+}
+
+impl Desk<'_> {
+    async fn read(&self, not_before: Instant) -> Result<Found, Error> {
+        let read = self
+            .context
+            .references
+            .get(&self.context.client, &self.reference, not_before);
+        read.await.map_err(Error::when("read the signing Secret"))
+    }
+
+    async fn read_newest(&self) -> Result<Found, Error> {
+        let read = self
+            .context
+            .references
+            .get_newest(&self.context.client, &self.reference);
+        read.await.map_err(Error::when("read the signing Secret"))
+    }
+
+    async fn create(&self, secret: &Secret) -> Result<Found, Error> {
+        self.context.spend("secret").await;
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        self.take_in(within(self.api().create(&params, secret)).await).await
+    }
+
+    async fn patch(&self, patch: &Value) -> Result<Found, Error> {
+        self.context.spend("secret").await;
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patched = within(
+            self.api()
+                .patch(&self.reference.reference.name, &params, &KubePatch::Merge(patch)),
+        )
+        .await;
+        self.take_in(patched).await
+    }
+
+    /// A conflict means that the Secret is not what the step was decided on: it is read anew and decided again.
+    async fn take_in(&self, written: Result<Secret, RequestError>) -> Result<Found, Error> {
+        match written {
+            Ok(secret) => {
+                let found = Found::Secret(Arc::new(secret));
+                self.context
+                    .references
+                    .put(self.reference.clone(), found.clone(), Instant::now());
+                Ok(found)
+            }
+            Err(error) if matches!(error.code(), Some(404 | 409)) => {
+                self.read_newest().await?;
+                Err(Error::Outdated)
+            }
+            Err(source) => Err(Error::Request {
+                doing: "write the signing Secret",
+                source,
+            }),
+        }
+    }
+
+    async fn tell(&self, step: &Step, found: &Found) {
+        let id = match found {
+            Found::Secret(object) => SigningSecret::parse(object)
+                .ok()
+                .and_then(|s| s.current_id)
+                .unwrap_or_default(),
+            _ => String::new(),
+        };
+        let name = &self.reference.reference.name;
+        let (kind, reason, note) = match step {
+            Step::Create { lost: false } => (
+                EventKind::Normal,
+                "SigningKeyCreated",
+                format!("Created Secret {name}: share its key {id} with the receiver"),
+            ),
+            Step::Create { lost: true } => (
+                EventKind::Warning,
+                "SigningKeyLost",
+                format!("Secret {name} was gone and is made anew: receivers must be given its new key {id}"),
+            ),
+            Step::Adopt => (
+                EventKind::Normal,
+                "SigningKeyAdopted",
+                format!("Took over Secret {name}, key {id}"),
+            ),
+            Step::Rotate => (
+                EventKind::Normal,
+                "SigningKeyRotated",
+                format!("Secret {name} has the new key {id}; the one before it signs, too, until its overlap is over"),
+            ),
+            Step::Retire => (
+                EventKind::Normal,
+                "SigningKeyRetired",
+                format!("The previous key is gone from Secret {name}; only {id} signs"),
+            ),
+            Step::Expire { .. } | Step::NoteRevoke | Step::Wait { .. } => return,
+        };
+        let happening = Happening {
+            kind,
+            reason: reason.to_owned(),
+            action: "Rotate",
+            note,
+        };
+        self.context.tell(self.endpoint, &happening).await;
+    }
+
+    /// An edit by hand leaves the id and changes the key; it is taken, and told.
+    async fn note_edit(&self, key: &Key, seen: &Seen, secret: &SigningSecret) {
+        let (Some(id), Some(fingerprint)) = (secret.current_id.clone(), secret.fingerprint()) else {
+            return;
+        };
+        let is_edited = seen
+            .key
+            .as_ref()
+            .is_some_and(|(old, print)| *old == id && *print != fingerprint);
+        if is_edited {
+            let happening = Happening {
+                kind: EventKind::Normal,
+                reason: "SigningKeyChanged".to_owned(),
+                action: "Rotate",
+                note: format!(
+                    "Key {id} in Secret {} was changed by hand and is used as it is",
+                    self.reference.reference.name
+                ),
+            };
+            self.context.tell(self.endpoint, &happening).await;
+        }
+        self.context
+            .memory
+            .update(key, |seen| seen.key = Some((id, fingerprint)));
+    }
+
+    fn api(&self) -> Api<Secret> {
+        Api::namespaced(self.context.client.clone(), &self.reference.namespace)
+    }
+}
+
+fn new_key() -> (String, KeyMaterial) {
+    let key = SigningKey::generate(rand::random());
+    (format!("k{:08x}", rand::random::<u32>()), KeyMaterial(key.to_text()))
+}
+
+fn rotation_of(endpoint: &WebhookEndpoint) -> Rotation {
+    let rotation = endpoint.spec.signing.rotation.as_ref();
+    Rotation {
+        interval: rotation.and_then(|r| r.interval.as_ref()).and_then(|i| i.parse().ok()),
+        overlap: rotation.and_then(|r| r.overlap.parse().ok()).unwrap_or(DEFAULT_OVERLAP),
+    }
+}
+
+fn requests_of(endpoint: &WebhookEndpoint) -> Requests<'_> {
+    let annotation = |name: &str| endpoint.annotations().get(name).map(String::as_str);
+    Requests {
+        rotate: annotation(ROTATE_REQUESTED),
+        revoke: annotation(REVOKE_PREVIOUS_REQUESTED),
+    }
+}
+
+fn acknowledged(endpoint: &WebhookEndpoint) -> Option<(&str, Timestamp)> {
+    let signing = endpoint.status.as_ref()?.delivery.as_ref()?.signing.as_ref()?;
+    Some((signing.key_id.as_str(), signing.since.0))
+}
+
+fn known_before(endpoint: &WebhookEndpoint) -> bool {
+    let signing = endpoint.status.as_ref().and_then(|s| s.signing.as_ref());
+    let name = generated_secret(endpoint);
+    signing.is_some_and(|s| !s.keys.is_empty() && s.secret_name == name)
+}
+
+fn decoration(endpoint: &WebhookEndpoint) -> Decoration {
+    let signing = &endpoint.spec.signing;
+    let template = signing.secret_template.clone().unwrap_or_default();
+    let owner = (signing.deletion_policy == DeletionPolicy::Delete).then(|| OwnerReference {
+        api_version: WebhookEndpoint::api_version(&()).into_owned(),
+        kind: WebhookEndpoint::kind(&()).into_owned(),
+        name: endpoint.name_any(),
+        uid: endpoint.uid().unwrap_or_default(),
+        ..OwnerReference::default()
+    });
+    Decoration {
+        labels: template.labels,
+        annotations: template.annotations,
+        owner,
+    }
+}
+
+/// When the current key is replaced without being asked.
+pub fn next_rotation(signing: &Signing) -> Option<Timestamp> {
+    match signing {
+        Signing::Generated { secret, rotation, .. } => rotation::next_rotation(secret, *rotation),
+        _ => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! Which dispatchers live and what all of them have loaded. Pure but for the clock given to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use crate::kubernetes::lease::{self, Liveness};
+
+/// What every living replica has applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// Living replicas.
+    pub live: usize,
+    /// For each kind (plural) the lowest `resourceVersion` over the living replicas; a kind that one of them has not
+    /// loaded is absent.
+    loaded: BTreeMap<String, u64>,
+}
+
+impl Fleet {
+    /// The fleet as the Leases show it.
+    pub fn of(leases: &[Arc<Lease>], liveness: &mut Liveness, now: Instant) -> Fleet {
+        let mut fleet = Fleet::default();
+        for lease in leases {
+            if !liveness.observe(lease, now) {
+                continue;
+            }
+            let loaded = lease::loaded(lease);
+            fleet.loaded = match fleet.live {
+                0 => loaded,
+                _ => fleet
+                    .loaded
+                    .into_iter()
+                    .filter_map(|(kind, version)| {
+                        let here = *loaded.get(&kind)?;
+                        Some((kind, version.min(here)))
+                    })
+                    .collect(),
+            };
+            fleet.live += 1;
+        }
+        liveness.retain(|name| leases.iter().any(|l| l.name_any() == name));
+        fleet
+    }
+
+    /// Whether at least one replica lives and all of them have applied `version` of this kind.
+    pub fn has_loaded(&self, plural: &str, version: u64) -> bool {
+        self.live > 0 && self.loaded.get(plural).is_some_and(|loaded| *loaded >= version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::coordination::v1::LeaseSpec;
+    use std::time::Duration;
+
+    fn replica(name: &str, holder: Option<&str>, endpoints: Option<&str>) -> Arc<Lease> {
+        let mut lease = Lease {
+            spec: Some(LeaseSpec {
+                holder_identity: holder.map(str::to_owned),
+                ..LeaseSpec::default()
+            }),
+            ..Lease::default()
+        };
+        lease.metadata.name = Some(name.to_owned());
+        lease.metadata.annotations =
+            endpoints.map(|v| BTreeMap::from([(lease::loaded_annotation("webhookendpoints"), v.to_owned())]));
+        Arc::new(lease)
+    }
+
+    #[test]
+    fn a_version_is_loaded_when_every_living_replica_has_passed_it() {
+        let now = Instant::now();
+        let mut liveness = Liveness::default();
+        let kind = "webhookendpoints";
+        let of = |leases: &[Arc<Lease>], liveness: &mut Liveness, now| Fleet::of(leases, liveness, now);
+        assert!(!of(&[], &mut liveness, now).has_loaded(kind, 0), "no replica");
+        let a = replica("a", Some("a"), Some("10"));
+        let b = replica("b", Some("b"), Some("9"));
+        let both = of(&[a.clone(), b.clone()], &mut liveness, now);
+        assert!(both.has_loaded(kind, 9) && !both.has_loaded(kind, 10));
+        assert!(!both.has_loaded("eventtypes", 1));
+        let starting = replica("c", Some("c"), None);
+        assert!(
+            !of(&[a.clone(), starting], &mut liveness, now).has_loaded(kind, 1),
+            "one has loaded nothing yet"
+        );
+        let vacated = replica("b", None, Some("1"));
+        assert!(of(&[a, vacated], &mut liveness, now).has_loaded(kind, 10));
+        let later = now + Duration::from_secs(60);
+        let renewed = replica("a", Some("a2"), Some("10"));
+        assert!(
+            of(&[renewed.clone(), b.clone()], &mut liveness, now).live == 2,
+            "b was forgotten with its Lease"
+        );
+        let mut liveness = Liveness::default();
+        of(std::slice::from_ref(&b), &mut liveness, now);
+        assert!(
+            of(&[renewed, b], &mut liveness, later).has_loaded(kind, 10),
+            "b is dead by then"
+        );
+    }
+}

@@ -1,0 +1,54 @@
+//! The controller's metrics: bounded labels only, no names of objects.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What was reconciled, and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reconcile {
+    pub kind: &'static str,
+    pub result: &'static str,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Write {
+    pub what: &'static str,
+}
+
+/// The controller's counters and gauges; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub reconciles: Family<Reconcile, Counter>,
+    pub writes: Family<Write, Counter>,
+    pub leader: Gauge,
+    pub live_dispatchers: Gauge,
+    pub policy_invalid: Gauge,
+}
+
+impl Metrics {
+    /// Makes them visible.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("tidings_controller");
+        registry.register("reconciles", "Reconciles by kind and result", self.reconciles.clone());
+        registry.register(
+            "writes",
+            "Writes to the API server by what was written",
+            self.writes.clone(),
+        );
+        registry.register("leader", "1 while this replica leads", self.leader.clone());
+        registry.register(
+            "live_dispatchers",
+            "Dispatcher replicas whose Lease is alive, as the leader sees it",
+            self.live_dispatchers.clone(),
+        );
+        registry.register(
+            "policy_invalid",
+            "1 while the policy file cannot be read and the one before it counts",
+            self.policy_invalid.clone(),
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! The watches: they keep the stores and put what a change touches into the queue.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::context::{Context, Key, Stores};
+use super::grants;
+use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::kubernetes::lease;
+
+/// The writing halves of the stores.
+pub struct Writers {
+    endpoints: Writer<WebhookEndpoint>,
+    subscriptions: Writer<EventSubscription>,
+    event_types: Writer<EventType>,
+    namespaces: Writer<Namespace>,
+    leases: Writer<Lease>,
+}
+
+impl Writers {
+    /// Empty stores.
+    pub fn new() -> (Writers, Stores) {
+        let (endpoints, endpoints_writer) = reflector::store();
+        let (subscriptions, subscriptions_writer) = reflector::store();
+        let (event_types, event_types_writer) = reflector::store();
+        let (namespaces, namespaces_writer) = reflector::store();
+        let (leases, leases_writer) = reflector::store();
+        (
+            Writers {
+                endpoints: endpoints_writer,
+                subscriptions: subscriptions_writer,
+                event_types: event_types_writer,
+                namespaces: namespaces_writer,
+                leases: leases_writer,
+            },
+            Stores {
+                endpoints,
+                subscriptions,
+                event_types,
+                namespaces,
+                leases,
+            },
+        )
+    }
+}
+
+/// Starts every watch; does nothing when called again.
+pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
+    let Some(writers) = context.writers.lock().unwrap_or_else(|e| e.into_inner()).take() else {
+        return;
+    };
+    let client = || context.client.clone();
+    let all = watcher::Config::default();
+    let dispatchers = watcher::Config::default().labels(&format!("{}={}", lease::COMPONENT_LABEL, lease::DISPATCHER));
+    let own = &context.config.namespace;
+    tasks.spawn(watch(
+        context.clone(),
+        Api::all(client()),
+        all.clone(),
+        writers.endpoints,
+        touch_endpoint,
+    ));
+    tasks.spawn(watch(
+        context.clone(),
+        Api::all(client()),
+        all.clone(),
+        writers.subscriptions,
+        touch_subscription,
+    ));
+    tasks.spawn(watch(
+        context.clone(),
+        Api::all(client()),
+        all.clone(),
+        writers.event_types,
+        touch_event_type,
+    ));
+    tasks.spawn(watch(
+        context.clone(),
+        Api::all(client()),
+        all,
+        writers.namespaces,
+        touch_namespace,
+    ));
+    // The fleet is looked at by the tick: liveness is a matter of time, not only of changes.
+    tasks.spawn(watch(
+        context.clone(),
+        Api::namespaced(client(), own),
+        dispatchers,
+        writers.leases,
+        |_, _: &Lease| {},
+    ));
+}
+
+/// Waits for the first complete list of every kind.
+pub async fn synced(context: &Context) -> anyhow::Result<()> {
+    let stores = &context.stores;
+    stores.namespaces.wait_until_ready().await?;
+    stores.endpoints.wait_until_ready().await?;
+    stores.subscriptions.wait_until_ready().await?;
+    stores.event_types.wait_until_ready().await?;
+    stores.leases.wait_until_ready().await?;
+    Ok(())
+}
+
+async fn watch<K>(
+    context: Arc<Context>,
+    api: Api<K>,
+    config: watcher::Config,
+    mut writer: Writer<K>,
+    touch: fn(&Context, &K),
+) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let mut before_relist: Vec<Arc<K>> = Vec::new();
+    let store = writer.as_reader();
+    let mut events = watcher(api, config).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(kind = %K::kind(&()), %error, "a watch was interrupted");
+                continue;
+            }
+        };
+        if matches!(event, watcher::Event::Init) {
+            before_relist = store.state();
+        }
+        writer.apply_watcher_event(&event);
+        match &event {
+            watcher::Event::Apply(object) | watcher::Event::Delete(object) => touch(&context, object),
+            watcher::Event::InitDone => {
+                // Also what went while the watch was interrupted.
+                let mut known: Vec<Arc<K>> = store.state();
+                known.append(&mut before_relist);
+                known.iter().for_each(|object| touch(&context, object));
+            }
+            watcher::Event::Init | watcher::Event::InitApply(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
+    let now = Instant::now();
+    let (namespace, name) = (endpoint.namespace().unwrap_or_default(), endpoint.name_any());
+    let subscriptions = context
+        .stores
+        .subscriptions
+        .state_filter(|s| s.spec.endpoint_ref.name == name && s.namespace().as_deref() == Some(namespace.as_str()));
+    for subscription in subscriptions {
+        // Whether the endpoint exists is all that a subscription wants to know of it.
+        if endpoint.status.as_ref().is_none_or(|s| s.conditions.is_empty())
+            || context.endpoint(&namespace, &name).is_none()
+        {
+            context
+                .queue
+                .add(Key::Subscription(namespace.clone(), subscription.name_any()), now);
+        }
+    }
+    context.queue.add(Key::Grants(namespace.clone()), now);
+    context.queue.add(Key::Endpoint(namespace, name), now);
+}
+
+fn touch_subscription(context: &Context, subscription: &EventSubscription) {
+    let key = Key::Subscription(subscription.namespace().unwrap_or_default(), subscription.name_any());
+    context.queue.add(key, Instant::now());
+}
+
+fn touch_event_type(context: &Context, event_type: &EventType) {
+    let now = Instant::now();
+    let namespace = event_type.namespace();
+    let same = context
+        .stores
+        .event_types
+        .state_filter(|other| other.spec.r#type == event_type.spec.r#type && other.namespace() == namespace);
+    let namespace = namespace.unwrap_or_default();
+    context
+        .queue
+        .add(Key::EventType(namespace.clone(), event_type.name_any()), now);
+    for other in same {
+        context
+            .queue
+            .add(Key::EventType(namespace.clone(), other.name_any()), now);
+    }
+}
+
+/// Its labels may have changed what the policy says.
+fn touch_namespace(context: &Context, namespace: &Namespace) {
+    let now = Instant::now();
+    let name = namespace.name_any();
+    let endpoints = context.endpoints_of(&name);
+    for endpoint in &endpoints {
+        context.queue.add(Key::Endpoint(name.clone(), endpoint.name_any()), now);
+    }
+    // Grants left over in a namespace without endpoints are no hurry: looking for them is spread over half a minute.
+    let wait = if endpoints.is_empty() {
+        2 * u64::from(grants::shard_of(&name))
+    } else {
+        0
+    };
+    context.queue.add(Key::Grants(name), now + Duration::from_secs(wait));
+}

@@ -1,0 +1,155 @@
+//! The workers, and the tick that looks at what time alone changes: the fleet, the policy file, old reads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, Key};
+use super::fleet::Fleet;
+use super::metrics::Reconcile;
+use super::{endpoint, event_type, grants, subscription};
+use crate::config::{self, PolicyFile};
+use crate::kubernetes::RequestError;
+
+/// How often the fleet is looked at: Ready follows loading by at most this, and a dead replica is noticed within it.
+const TICK: Duration = Duration::from_millis(250);
+/// How often reads that nobody asks for any more are dropped, in ticks.
+const PRUNE_EVERY: u32 = 240;
+/// How often the policy file is read, in ticks.
+const POLICY_EVERY: u32 = (config::READ_EVERY.as_millis() / TICK.as_millis()) as u32;
+/// The first wait after a failed reconcile; doubles.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait between two tries.
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+
+/// When to look again although nothing changed; none: never.
+pub type Again = Option<Instant>;
+
+/// Why a reconcile could not be finished. All of it is retried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to {doing}: {source}")]
+    Request { doing: &'static str, source: RequestError },
+    /// Another write came first: the watch brings the object again.
+    #[error("the object changed meanwhile")]
+    Outdated,
+}
+
+impl Error {
+    /// Puts what was being done to a failed request.
+    pub fn when(doing: &'static str) -> impl FnOnce(RequestError) -> Error {
+        move |source| Error::Request { doing, source }
+    }
+}
+
+/// Takes keys until stopped; what it holds it finishes.
+pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
+    let mut failures: HashMap<Key, u32> = HashMap::new();
+    loop {
+        let key = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            key = context.queue.next() => key,
+        };
+        let result = reconcile(&context, &key).await;
+        let label = match &result {
+            Ok(_) => "ok",
+            Err(Error::Outdated) => "outdated",
+            Err(Error::Request { .. }) => "error",
+        };
+        let labels = Reconcile {
+            kind: key.kind(),
+            result: label,
+        };
+        context.config.metrics.reconciles.get_or_create(&labels).inc();
+        match result {
+            Ok(again) => {
+                failures.remove(&key);
+                if let Some(at) = again {
+                    context.queue.add(key.clone(), at);
+                }
+            }
+            Err(error) => {
+                // Failures are counted by worker: with several of them waits grow a little slower.
+                let count = failures.entry(key.clone()).or_default();
+                let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(8)).min(RETRY_LONGEST);
+                *count += 1;
+                if matches!(error, Error::Request { .. }) {
+                    tracing::warn!(?key, %error, "failed to reconcile");
+                }
+                context.queue.add(key.clone(), Instant::now() + wait);
+            }
+        }
+        context.queue.done(&key);
+    }
+}
+
+async fn reconcile(context: &Context, key: &Key) -> Result<Again, Error> {
+    match key {
+        Key::Endpoint(namespace, name) => endpoint::reconcile(context, namespace, name).await,
+        Key::Subscription(namespace, name) => subscription::reconcile(context, namespace, name).await,
+        Key::EventType(namespace, name) => event_type::reconcile(context, namespace, name).await,
+        Key::Grants(namespace) => grants::reconcile::reconcile(context, namespace).await,
+    }
+}
+
+/// Runs until dropped.
+pub async fn tick(context: Arc<Context>) -> anyhow::Result<()> {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut count = 0u32;
+    loop {
+        interval.tick().await;
+        look_at_fleet(&context);
+        if count.is_multiple_of(PRUNE_EVERY) {
+            context.references.prune();
+        }
+        if count.is_multiple_of(POLICY_EVERY) {
+            read_policy(&context).await;
+        }
+        count = count.wrapping_add(1);
+    }
+}
+
+fn look_at_fleet(context: &Context) {
+    let now = Instant::now();
+    let leases = context.stores.leases.state();
+    let fleet = {
+        let mut liveness = context.liveness.lock().unwrap_or_else(|e| e.into_inner());
+        Fleet::of(&leases, &mut liveness, now)
+    };
+    let live = i64::try_from(fleet.live).unwrap_or(i64::MAX);
+    context.config.metrics.live_dispatchers.set(live);
+    let changed = {
+        let mut current = context.fleet.lock().unwrap_or_else(|e| e.into_inner());
+        let changed = *current != fleet;
+        *current = fleet;
+        changed
+    };
+    if changed {
+        let waiting = context.waiting.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        waiting.into_iter().for_each(|key| context.queue.add(key, now));
+    }
+}
+
+/// Takes over the policy file when it changed.
+pub async fn read_policy(context: &Context) {
+    let Some(path) = &context.config.policy else {
+        return;
+    };
+    let file = PolicyFile::new(path, context.config.metrics.policy_invalid.clone());
+    if let Some(policy) = file.read().await
+        && **context.policy.load() != policy
+    {
+        context.policy.store(Arc::new(policy));
+        tracing::info!(path = %path.display(), "the policy changed");
+        for endpoint in context.stores.endpoints.state() {
+            let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
+            context.queue.add(key, Instant::now());
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Delivery: guard, resolver, client, attempt, outcome; from a message to a verdict.
+//!
+//! Owns sockets to receivers; knows nothing of the queue or of when to try. Invariant: no byte leaves for an address that
+//! the guard has not passed at connect time.
+
+pub mod client;
+mod connection;
+pub mod guard;
+pub mod metrics;
+mod outcome;
+mod pool;
+pub mod resolver;
+pub mod tls;
+
+pub use client::{Config, HttpsSender};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use crate::api::resolve::ResolvedEndpoint;
+use crate::ids::MessageId;
+
+/// One request to be made: rendered, not yet signed.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub message: MessageId,
+    pub content_type: HeaderValue,
+    /// Further headers of the format.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The exact bytes that are signed and sent.
+    pub body: Bytes,
+    /// Seconds since 1970, the `webhook-timestamp`.
+    pub timestamp: i64,
+}
+
+/// What one attempt came to. Failures are data, not errors.
+#[derive(Clone, Debug)]
+pub struct AttemptResult {
+    pub took: Duration,
+    pub outcome: Outcome,
+}
+
+/// The rows of the outcome table, before the schedule decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// An answer's complete head arrived. `retry_after` is parsed (RFC 9110, 10.2.3), saturating, uncapped.
+    Status {
+        code: u16,
+        retry_after: Option<Duration>,
+        excerpt: Option<Bytes>,
+    },
+    /// The receiver's (or the network's) fault, without a usable answer.
+    Fault(Fault),
+    /// A resolved address is forbidden: no attempt was made.
+    Blocked { address: std::net::IpAddr },
+    /// Our own fault (no file descriptors, no ports, all DNS failing): no attempt, no breaker.
+    Ours(OurFault),
+}
+
+/// A fault with its reason word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    Dns,
+    Refused,
+    Unreachable,
+    Tls,
+    Certificate,
+    Timeout,
+    Reset,
+    /// Status outside 100-599, a malformed or oversized head, more than 8 interim responses.
+    Protocol,
+}
+
+/// Why it is us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OurFault {
+    NoFileDescriptors,
+    NoPorts,
+    DnsDown,
+    NoSecret,
+}
+
+/// Sends one request to an endpoint. The dispatcher's engine holds it as a trait object, so that its decisions can be
+/// tested over paused time; the one in production is the HTTPS client of this room.
+#[async_trait::async_trait]
+pub trait Sender: Send + Sync + 'static {
+    /// One attempt within the endpoint's timeout. Never panics, never longer than timeout plus a second.
+    async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult;
+}

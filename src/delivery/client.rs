@@ -1,0 +1,319 @@
+//! The HTTPS client: one attempt from a rendered request to an [`Outcome`]. HTTP/1.1 on kept connections, no proxy, no
+//! redirect, every address through the guard.
+//!
+//! Invariant: an attempt sends at most twice, and the second time only when a kept connection had been closed before any
+//! byte of an answer.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connection::Connection;
+use super::metrics::Metrics;
+use super::pool::{Bounds, Key, Pool};
+use super::resolver::{LookupError, Resolver, SetupError};
+use super::tls::Identities;
+use super::{AttemptResult, Fault, OurFault, Outcome, Request, Sender, guard, outcome};
+use crate::api::resolve::{Host, ResolvedEndpoint};
+use crate::signing::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, sign_v1};
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_ID);
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(HEADER_TIMESTAMP);
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static(HEADER_SIGNATURE);
+
+/// Body bytes read from an answer before the connection is closed instead: a page of error text, not a download.
+const MAX_BODY: usize = 64 * 1024;
+/// Body bytes kept of a failure, for the person who looks for its cause.
+const EXCERPT: usize = 1024;
+/// How long a body may take once the verdict is known: it decides only about the excerpt and the connection.
+const DRAIN_TIME: Duration = Duration::from_millis(500);
+/// Addresses of one name that are tried; with more, none would get enough of the timeout.
+const MAX_DIALLED: usize = 8;
+/// How often idle connections are looked through for old ones.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// How the client is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The DNS server to ask; none means those of `/etc/resolv.conf`.
+    pub dns_server: Option<SocketAddr>,
+    pub user_agent: HeaderValue,
+    /// Open sockets, idle ones included.
+    pub max_sockets: usize,
+    /// Idle connections; the one unused for longest is closed first.
+    pub max_idle: usize,
+    /// How long an idle connection is kept.
+    pub idle_time: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            dns_server: None,
+            user_agent: HeaderValue::from_static(concat!("tidings/", env!("CARGO_PKG_VERSION"))),
+            // Slots in flight (2,560) and idle ones, with room for those that close.
+            max_sockets: 8_192,
+            // About 40 KiB each with TLS: 80 MiB at most.
+            max_idle: 2_048,
+            // Longer than the usual 60 and 75 s of servers would only find closed connections.
+            idle_time: Duration::from_secs(90),
+        }
+    }
+}
+
+/// The sender in production.
+pub struct HttpsSender {
+    resolver: Resolver,
+    identities: Identities,
+    pool: Arc<Pool>,
+    user_agent: HeaderValue,
+    metrics: Metrics,
+    sweeper: JoinHandle<()>,
+}
+
+impl HttpsSender {
+    /// Must be called within a Tokio runtime: it starts the task that closes old idle connections, and stops it when
+    /// dropped.
+    pub fn new(config: Config, metrics: Metrics) -> Result<HttpsSender, SetupError> {
+        let bounds = Bounds {
+            sockets: config.max_sockets,
+            idle: config.max_idle,
+            idle_time: config.idle_time,
+        };
+        let pool = Arc::new(Pool::new(bounds));
+        let sweeper = tokio::spawn({
+            let (pool, metrics) = (pool.clone(), metrics.clone());
+            async move {
+                let mut ticks = tokio::time::interval(SWEEP_EVERY);
+                loop {
+                    ticks.tick().await;
+                    pool.sweep(std::time::Instant::now());
+                    metrics.idle.set(i64::try_from(pool.idle()).unwrap_or(i64::MAX));
+                    metrics.sockets.set(i64::try_from(pool.open()).unwrap_or(i64::MAX));
+                }
+            }
+        });
+        Ok(HttpsSender {
+            resolver: Resolver::new(config.dns_server)?,
+            identities: Identities::new(),
+            pool,
+            user_agent: config.user_agent,
+            metrics,
+            sweeper,
+        })
+    }
+
+    /// Sends, on a kept connection if there is one, and waits for the head of the answer.
+    async fn exchange(
+        &self,
+        endpoint: &ResolvedEndpoint,
+        key: &Key,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<(Connection, http::Response<Incoming>), Outcome> {
+        let rendered = || render(endpoint, request, &self.user_agent);
+        if let Some(mut kept) = self.pool.take(key, &endpoint.egress).await {
+            self.metrics.reused.inc();
+            match kept.request(rendered()?).await {
+                Ok(answer) => return answered(kept, answer),
+                Err(_) if !kept.received() => self.metrics.resent.inc(),
+                Err(error) => return Err(failed(&kept, &error)),
+            };
+        }
+        // Boxed: rare and large, it would make every attempt's future as large.
+        let mut connection = Box::pin(self.dial(endpoint, deadline)).await?;
+        match connection.request(rendered()?).await {
+            Ok(answer) => answered(connection, answer),
+            Err(error) => Err(failed(&connection, &error)),
+        }
+    }
+
+    /// A new connection: look-up, guard, TCP, TLS. What the guard passed is what is dialled; no second look-up.
+    async fn dial(&self, endpoint: &ResolvedEndpoint, deadline: Instant) -> Result<Connection, Outcome> {
+        let target = &endpoint.target;
+        let (addresses, server): (Arc<[IpAddr]>, ServerName<'static>) = match &target.host {
+            Host::Address(address) => (Arc::new([*address]), ServerName::from(*address)),
+            Host::Name(name) => {
+                let server = ServerName::try_from(name.clone()).map_err(|_| Outcome::Fault(Fault::Dns))?;
+                (self.resolver.lookup(name).await.map_err(no_address)?, server)
+            }
+        };
+        guard::check(&addresses, &endpoint.egress).map_err(|found| Outcome::Blocked { address: found.address })?;
+        let connector = self.identities.connector(endpoint.ca.as_deref()).map_err(|error| {
+            tracing::error!(%error, "no TLS configuration");
+            Outcome::Fault(Fault::Tls)
+        })?;
+        let permit = self.pool.permit().ok_or(Outcome::Ours(OurFault::NoFileDescriptors))?;
+        let (stream, peer) = connect(&addresses, target.port, deadline).await?;
+        self.metrics.opened.inc();
+        let stream = connector
+            .connect(server, stream)
+            .await
+            .map_err(|error| outcome::of_handshake(&error))?;
+        Connection::open(stream, peer, endpoint.egress.clone(), permit)
+            .await
+            .map_err(|error| outcome::of_http(&error))
+    }
+
+    /// The verdict is in the head; the body is read for the excerpt and to keep the connection.
+    async fn finish(
+        &self,
+        key: Key,
+        mut connection: Connection,
+        answer: http::Response<Incoming>,
+        deadline: Instant,
+    ) -> Outcome {
+        let (head, body) = answer.into_parts();
+        let code = head.status.as_u16();
+        let retry_after = head
+            .headers
+            .get(RETRY_AFTER)
+            .and_then(|value| outcome::retry_after(value, SystemTime::now()));
+        let success = head.status.is_success();
+        let keep = if success { 0 } else { EXCERPT };
+        let mut excerpt = BytesMut::new();
+        if code == 101 {
+            // The protocol was switched to one nobody asked for: whatever follows is not HTTP.
+            return Outcome::Status {
+                code,
+                retry_after,
+                excerpt: None,
+            };
+        }
+        let until = deadline.min(Instant::now() + DRAIN_TIME);
+        let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
+        if drained == Ok(true) && connection.ready().await {
+            self.pool.put(key, connection);
+        }
+        Outcome::Status {
+            code,
+            retry_after,
+            excerpt: (!excerpt.is_empty()).then(|| excerpt.freeze()),
+        }
+    }
+}
+
+impl Drop for HttpsSender {
+    fn drop(&mut self) {
+        self.sweeper.abort();
+    }
+}
+
+#[async_trait::async_trait]
+impl Sender for HttpsSender {
+    async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult {
+        let started = Instant::now();
+        let deadline = started + endpoint.timeout;
+        let target = &endpoint.target;
+        let identity = endpoint.ca.as_ref().map(|ca| ca.digest);
+        let key = Key {
+            host: target.host.clone(),
+            port: target.port,
+            identity,
+        };
+        let exchanged = timeout_at(deadline, self.exchange(endpoint, &key, &request, deadline)).await;
+        let took = started.elapsed();
+        let outcome = match exchanged {
+            Ok(Ok((connection, answer))) => self.finish(key, connection, answer, deadline).await,
+            Ok(Err(outcome)) => outcome,
+            Err(_) => Outcome::Fault(Fault::Timeout),
+        };
+        self.metrics.attempt(&outcome, took);
+        AttemptResult { took, outcome }
+    }
+}
+
+fn answered(
+    connection: Connection,
+    answer: http::Response<Incoming>,
+) -> Result<(Connection, http::Response<Incoming>), Outcome> {
+    // RFC 9110, 15: three digits, the first from 1 to 5.
+    match connection.too_many_interim() || answer.status().as_u16() >= 600 {
+        true => Err(Outcome::Fault(Fault::Protocol)),
+        false => Ok((connection, answer)),
+    }
+}
+
+fn failed(connection: &Connection, error: &hyper::Error) -> Outcome {
+    match connection.too_many_interim() {
+        true => Outcome::Fault(Fault::Protocol),
+        false => outcome::of_http(error),
+    }
+}
+
+fn no_address(error: LookupError) -> Outcome {
+    match error {
+        LookupError::Name => Outcome::Fault(Fault::Dns),
+        LookupError::Down => Outcome::Ours(OurFault::DnsDown),
+    }
+}
+
+/// Tries the addresses in order; each gets an equal share of the time that is left.
+async fn connect(addresses: &[IpAddr], port: u16, deadline: Instant) -> Result<(TcpStream, IpAddr), Outcome> {
+    let tried = addresses.len().min(MAX_DIALLED);
+    let mut failure = Outcome::Fault(Fault::Unreachable);
+    for (index, &address) in addresses[..tried].iter().enumerate() {
+        let left = u32::try_from(tried - index).unwrap_or(1);
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
+        failure = match timeout(share, TcpStream::connect((address, port))).await {
+            Err(_) => Outcome::Fault(Fault::Timeout),
+            Ok(Err(error)) => outcome::of_connect(&error, address),
+            Ok(Ok(stream)) => {
+                // Fails only on a socket that is already dead, which the handshake will say better.
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, address));
+            }
+        };
+    }
+    Err(failure)
+}
+
+/// The request as it goes out, signed over the exact bytes of its body.
+fn render(
+    endpoint: &ResolvedEndpoint,
+    request: &Request,
+    user_agent: &HeaderValue,
+) -> Result<http::Request<Full<Bytes>>, Outcome> {
+    let mut headers = HeaderMap::with_capacity(8 + request.headers.len() + endpoint.headers.len());
+    let unusable = |what: &'static str| {
+        // The resource's rules exclude it; were it to happen, waiting is kinder than a dead letter.
+        tracing::error!(
+            namespace = endpoint.namespace,
+            endpoint = endpoint.name,
+            what,
+            "unusable request"
+        );
+        Outcome::Fault(Fault::Protocol)
+    };
+    let host = HeaderValue::from_str(&endpoint.target.authority).map_err(|_| unusable("host"))?;
+    let path = PathAndQuery::try_from(endpoint.target.path.as_str()).map_err(|_| unusable("path"))?;
+    headers.insert(HOST, host);
+    headers.insert(CONTENT_TYPE, request.content_type.clone());
+    headers.insert(USER_AGENT, user_agent.clone());
+    for (name, value) in request.headers.iter().chain(&endpoint.headers) {
+        headers.insert(name, value.clone());
+    }
+    let id = request.message.to_string();
+    headers.insert(
+        WEBHOOK_SIGNATURE,
+        sign_v1(&endpoint.signing, &id, request.timestamp, &request.body),
+    );
+    headers.insert(WEBHOOK_ID, HeaderValue::try_from(id).map_err(|_| unusable("id"))?);
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(request.timestamp));
+    let mut rendered = http::Request::new(Full::new(request.body.clone()));
+    *rendered.method_mut() = Method::POST;
+    *rendered.uri_mut() = Uri::from(path);
+    *rendered.headers_mut() = headers;
+    Ok(rendered)
+}

@@ -1,0 +1,250 @@
+//! The dispatcher process: puts ingest, queue, engine, delivery and report together, and takes them apart again.
+//!
+//! What is started later needs what was started before; a shutdown goes the way of an event, so that nothing is accepted
+//! that cannot be stored and nothing is sent whose outcome cannot be recorded. Invariant: when a part that the others need
+//! ends by itself the process ends too; what is on disk is then read by the next one.
+
+pub mod engine;
+pub mod metrics;
+pub mod registry;
+pub mod watch;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::sync::watch as latest;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::policy::Policy;
+use crate::config::PolicyFile;
+use crate::delivery::{self, HttpsSender};
+use crate::ingest::auth::Auth;
+use crate::ingest::{self, Ingest};
+use crate::queue::Queue;
+use crate::queue::sqlite::{Options, SqliteQueue};
+use crate::report::board::Board;
+use crate::report::{self, ReportConfig};
+use crate::telemetry::health::Gate;
+
+use engine::{BURY_AFTER, Clock, Engine, EngineConfig};
+use metrics::{Metrics, StoreMetrics};
+use registry::Registry;
+use watch::WatchConfig;
+
+/// Changes of resources that the engine has not taken yet; beyond it the watches wait.
+const CHANGES: usize = 1024;
+/// How often readiness looks whether everything is loaded.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often the store is asked how it stands.
+const USAGE_EVERY: Duration = Duration::from_secs(5);
+
+/// How the dispatcher is to run.
+pub struct Config {
+    pub client: Client,
+    /// The namespace Tidings runs in: its Lease is there.
+    pub namespace: String,
+    /// This replica: the pod's name.
+    pub identity: String,
+    /// Where producers post, plain HTTP.
+    pub ingest: SocketAddr,
+    /// Audiences of producers' tokens; at least one.
+    pub audiences: Vec<String>,
+    /// The largest body of one event, in bytes.
+    pub max_event: usize,
+    /// The store's directory, of this process alone.
+    pub data_dir: PathBuf,
+    /// Bytes at which producers are refused; none: 80 % of the volume.
+    pub store_limit: Option<u64>,
+    /// The administrator's policy file; without one nothing is opened.
+    pub policy: Option<PathBuf>,
+    /// The DNS server to ask; none means those of `/etc/resolv.conf`.
+    pub dns_server: Option<SocketAddr>,
+    /// How long attempts under way may go on after the shutdown began.
+    pub drain: Duration,
+    pub metrics: Metrics,
+    /// Readiness: open while events are accepted.
+    pub gate: Gate,
+}
+
+/// Runs until `shutdown`, then drains.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Config { metrics, gate, .. } = &config;
+    let listener = TcpListener::bind(config.ingest)
+        .await
+        .with_context(|| format!("failed to listen on {}", config.ingest))?;
+    let queue = open(&config.data_dir, config.store_limit).await?;
+    let fence = queue.claim().await.context("failed to claim the store")?;
+    let (registry, changes) = Registry::new(CHANGES);
+    let registry = Arc::new(registry);
+    // Each part has an end of its own: they are stopped one after another.
+    let (background, watching, reporting, accepting) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
+    let tasks = TaskTracker::new();
+    tasks.spawn(show_usage(queue.clone(), metrics.store.clone(), background.clone()));
+
+    let policy = follow_policy(&config, &tasks, &background).await;
+    let mut watches = watch::start(
+        WatchConfig {
+            client: config.client.clone(),
+            queue: queue.clone(),
+            registry: registry.clone(),
+            policy,
+            metrics: metrics.watch.clone(),
+        },
+        watching.clone(),
+    );
+    let client = delivery::Config {
+        dns_server: config.dns_server,
+        ..delivery::Config::default()
+    };
+    let sender = HttpsSender::new(client, metrics.delivery.clone()).context("failed to set up the HTTPS client")?;
+    let board = Arc::new(Board::default());
+    let refresher = watches.refresher();
+    let engine = Engine::start(EngineConfig {
+        queue: queue.clone(),
+        fence,
+        registry: registry.clone(),
+        changes,
+        sender: Arc::new(sender),
+        board: board.clone(),
+        clock: Arc::new(Clock::system()),
+        metrics: metrics.engine.clone(),
+        random: rand::random::<f64>,
+        bury_after: BURY_AFTER,
+        refused: Box::new(move |id| refresher.refresh(id)),
+    })
+    .await
+    .context("failed to read the store")?;
+    let report = report::start(
+        ReportConfig {
+            client: config.client.clone(),
+            board,
+            objects: watches.objects.clone(),
+            loaded: watches.loaded.clone(),
+            namespace: config.namespace.clone(),
+            identity: config.identity.clone(),
+            metrics: metrics.report.clone(),
+        },
+        reporting.clone(),
+    );
+    let auth = Auth::new(config.client.clone(), config.audiences.clone());
+    let ingest = Ingest::new(
+        registry.clone(),
+        queue.clone(),
+        auth,
+        config.max_event,
+        metrics.ingest.clone(),
+    );
+    let mut serving = tokio::spawn(ingest::serve(listener, Arc::new(ingest), accepting.clone()));
+    tasks.spawn(open_when_loaded(registry.clone(), gate.clone(), background.clone()));
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => None,
+        () = engine.lost() => Some("another dispatcher owns the store now"),
+        () = watches.ended() => Some("the watches ended by themselves"),
+        _ = &mut serving => Some("ingest ended by itself"),
+    };
+    tracing::info!("draining");
+    background.cancel();
+    tasks.close();
+    tasks.wait().await;
+    gate.close("shutting down");
+    accepting.cancel();
+    if !serving.is_finished() {
+        serving.await.context("ingest ended abnormally")?;
+    }
+    let recorded = engine.drain(config.drain).await;
+    if !recorded {
+        tracing::warn!("some outcomes were not recorded: those messages are sent again after the restart");
+    }
+    reporting.cancel();
+    report.join().await;
+    watching.cancel();
+    watches.join().await;
+    queue.close().await;
+    match ended {
+        None => Ok(()),
+        Some(why) => anyhow::bail!("{why}"),
+    }
+}
+
+/// Opens the store; it may have to read gigabytes of a log that a killed process left.
+async fn open(dir: &Path, store_limit: Option<u64>) -> anyhow::Result<Arc<SqliteQueue>> {
+    let options = Options {
+        store_limit,
+        ..Options::default()
+    };
+    let dir = dir.to_owned();
+    let opened = tokio::task::spawn_blocking(move || SqliteQueue::open(&dir, options)).await?;
+    let (queue, recovered) = opened.context("failed to open the store")?;
+    tracing::info!(
+        pending = recovered.pending,
+        dead_letters = recovered.dead,
+        dedupe_entries = recovered.dedupe_entries,
+        took = ?recovered.took,
+        "the store is open"
+    );
+    Ok(Arc::new(queue))
+}
+
+/// The policy, read before anything is judged by it, and followed.
+async fn follow_policy(
+    config: &Config,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> latest::Receiver<Arc<Policy>> {
+    let mut policy = Policy::default();
+    let file = config
+        .policy
+        .as_deref()
+        .map(|path| PolicyFile::new(path, config.metrics.policy_invalid.clone()));
+    if let Some(file) = &file {
+        policy = file.read().await.unwrap_or_default();
+    }
+    let (sender, receiver) = latest::channel(Arc::new(policy));
+    match file {
+        Some(file) => drop(tasks.spawn(file.follow(sender, shutdown.clone()))),
+        // Held, so that waiting for a change is not an error.
+        None => drop(tasks.spawn({
+            let shutdown = shutdown.clone();
+            async move {
+                shutdown.cancelled().await;
+                drop(sender);
+            }
+        })),
+    }
+    receiver
+}
+
+async fn open_when_loaded(registry: Arc<Registry>, gate: Gate, shutdown: CancellationToken) {
+    while !registry.synced() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+    gate.open();
+}
+
+async fn show_usage(queue: Arc<SqliteQueue>, metrics: StoreMetrics, shutdown: CancellationToken) {
+    loop {
+        match queue.usage().await {
+            Ok(usage) => metrics.show(&usage),
+            Err(error) => tracing::warn!(%error, "failed to look at the store"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(USAGE_EVERY) => {}
+        }
+    }
+}

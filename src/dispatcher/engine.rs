@@ -1,0 +1,387 @@
+//! The engine: from stored messages to recorded outcomes.
+//!
+//! Owns when each attempt starts, what is held in memory, and what is told to the store and the board; knows nothing of
+//! Kubernetes, of TLS or of SQL. What to do after an attempt is decided in `schedule`; this room carries it out. One lock
+//! over plain state, a task per attempt under way that takes its endpoint's next message when it is done, and four tasks
+//! that wait: for arrivals, for changes, for outcomes to record and for time. Rejected: a task per endpoint (thousands of
+//! idle ones) and a channel per attempt (a hop more on the hot path).
+//! Invariant: an attempt that ended leaves one outcome; one that was cut off leaves none and is made again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::state::State;
+use crate::delivery::Sender;
+use crate::dispatcher::registry::{Change, Registry};
+use crate::ids::{EndpointId, MessageId};
+use crate::queue::{Arrival, Fence, Queue, QueueError};
+use crate::report::board::Board;
+use crate::schedule::health::Health;
+use crate::schedule::limit::{self, Limit};
+
+pub mod clock;
+mod endpoint;
+mod graves;
+pub mod metrics;
+mod outcome;
+mod page;
+mod settle;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+mod work;
+
+pub use self::clock::Clock;
+pub use self::metrics::EngineMetrics;
+
+/// Rows of fresh messages read at a time after a restart.
+const FRESH_PAGE: usize = 4_096;
+/// Tasks that read pages: a page waits for at most the other readers of the store.
+const PAGERS: usize = 2;
+/// How often what is not urgent is looked at: posts, durable states, graves.
+const TICK: Duration = Duration::from_millis(250);
+/// Ticks between two counts of the store: ten seconds.
+const COUNT_EVERY: u32 = 40;
+/// After a posted transition the next waits this long: a flapping endpoint costs twenty posts a second at most.
+const URGENT_PAUSE: Duration = Duration::from_millis(50);
+/// For the tasks that remain after a drain: they only answer the store.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What an engine works with.
+pub struct EngineConfig {
+    pub queue: Arc<dyn Queue>,
+    pub fence: Fence,
+    pub registry: Arc<Registry>,
+    pub changes: mpsc::Receiver<Change>,
+    pub sender: Arc<dyn Sender>,
+    pub board: Arc<Board>,
+    pub clock: Arc<Clock>,
+    pub metrics: EngineMetrics,
+    /// Numbers in [0, 1) for jitter.
+    pub random: fn() -> f64,
+    /// How long a deleted endpoint or subscription may come back and find its messages.
+    pub bury_after: Duration,
+    /// Told of each attempt that the receiver answered with 401 or 403: its Secrets may have changed. Must not wait.
+    pub refused: Box<dyn Fn(EndpointId) + Send + Sync>,
+}
+
+/// The default of [`EngineConfig::bury_after`]: a GitOps replace deletes and recreates within minutes.
+pub const BURY_AFTER: Duration = Duration::from_secs(300);
+
+/// What all tasks of an engine share.
+pub(crate) struct Core {
+    queue: Arc<dyn Queue>,
+    fence: Fence,
+    sender: Arc<dyn Sender>,
+    board: Arc<Board>,
+    clock: Arc<Clock>,
+    metrics: EngineMetrics,
+    random: fn() -> f64,
+    bury_after: Duration,
+    refused: Box<dyn Fn(EndpointId) + Send + Sync>,
+    state: Mutex<State>,
+    graves: Mutex<graves::Graves>,
+    settler: Notify,
+    timer: Notify,
+    pager: Notify,
+    poster: Notify,
+    /// Attempts under way.
+    attempts: TaskTracker,
+    /// Attempts are cut off.
+    cut: CancellationToken,
+    /// Everything else ends.
+    stop: CancellationToken,
+    /// Another process owns the partition, or the store is closed.
+    lost: CancellationToken,
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One step under the lock; afterwards what it made possible is started, and who waits for it is woken.
+    fn step<T>(self: &Arc<Self>, step: impl FnOnce(&mut State) -> T) -> T {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let done = step(&mut state);
+        // Under the lock: a drain that holds it knows that nothing is on its way to begin.
+        for job in state.grant(now) {
+            self.start(job);
+        }
+        self.wake(&state);
+        done
+    }
+
+    fn start(self: &Arc<Self>, job: state::Job) {
+        self.attempts.spawn(work::work(Arc::clone(self), job));
+    }
+
+    fn wake(&self, state: &State) {
+        if !state.outbox.is_empty() {
+            self.settler.notify_one();
+        }
+        if !state.to_page.is_empty() {
+            self.pager.notify_one();
+        }
+        if !state.urgent.is_empty() {
+            self.poster.notify_one();
+        }
+        if state.timers.first().map(|(at, _)| *at) != state.timer_set {
+            self.timer.notify_one();
+        }
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    core: Arc<Core>,
+    tasks: TaskTracker,
+}
+
+impl Engine {
+    /// Reads what lies in the store and begins. Nothing of an endpoint is sent before it is loaded.
+    pub async fn start(config: EngineConfig) -> Result<Engine, QueueError> {
+        let arrivals = config.queue.arrivals();
+        let mut state = State::new(Arc::clone(&config.registry), config.metrics.clone());
+        load(&mut state, &*config.queue, config.fence, &config.clock).await?;
+        let core = Arc::new(Core {
+            queue: config.queue,
+            fence: config.fence,
+            sender: config.sender,
+            board: config.board,
+            clock: config.clock,
+            metrics: config.metrics,
+            random: config.random,
+            bury_after: config.bury_after,
+            refused: config.refused,
+            state: Mutex::new(state),
+            graves: Mutex::default(),
+            settler: Notify::new(),
+            timer: Notify::new(),
+            pager: Notify::new(),
+            poster: Notify::new(),
+            attempts: TaskTracker::new(),
+            cut: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            lost: CancellationToken::new(),
+        });
+        let tasks = TaskTracker::new();
+        let stop = &core.stop;
+        let run = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+        };
+        if let Some(arrivals) = arrivals {
+            run(Box::pin(follow_arrivals(Arc::clone(&core), arrivals)));
+        }
+        run(Box::pin(follow_changes(Arc::clone(&core), config.changes)));
+        run(Box::pin(watch_time(Arc::clone(&core))));
+        run(Box::pin(tick(Arc::clone(&core))));
+        run(Box::pin(post(Arc::clone(&core))));
+        for _ in 0..PAGERS {
+            run(Box::pin(read_pages(Arc::clone(&core))));
+        }
+        run(Box::pin(settle::settle(Arc::clone(&core))));
+        // What the registry knew before the engine followed it.
+        for entry in config.registry.endpoints() {
+            core.step(|state| state.endpoint_changed(entry, core.clock.now()));
+        }
+        for entry in config.registry.subscriptions() {
+            core.step(|state| state.subscription_changed(entry, core.clock.now()));
+        }
+        Ok(Engine { core, tasks })
+    }
+
+    /// Returns when the engine cannot go on: another process owns the partition, or the store is closed.
+    pub async fn lost(&self) {
+        self.core.lost.cancelled().await;
+    }
+
+    /// Stops starting, waits for what is under way until `deadline` has passed, cuts off the rest (not counted; the next
+    /// process sends it again), and records everything that ended. Whether all of it was recorded.
+    pub async fn drain(self, deadline: Duration) -> bool {
+        let core = &self.core;
+        core.lock().draining = true;
+        core.attempts.close();
+        if tokio::time::timeout(deadline, core.attempts.wait()).await.is_err() {
+            core.cut.cancel();
+            core.attempts.wait().await;
+        }
+        let recorded = tokio::time::timeout(LAST_WORDS, settle::all_recorded(core))
+            .await
+            .unwrap_or(false);
+        let states = core.lock().dirty_states(true);
+        let kept = match core.lost.is_cancelled() {
+            true => Ok(()),
+            false => core.queue.put_endpoint_states(core.fence, states).await,
+        };
+        if let Err(error) = &kept {
+            tracing::warn!(%error, "failed to keep the endpoints' states");
+        }
+        {
+            let now = core.clock.now();
+            let mut state = core.lock();
+            state.post_urgent(&core.board, now);
+            state.post_all(&core.board, now);
+        }
+        core.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        recorded && kept.is_ok()
+    }
+}
+
+/// An engine that is dropped without a drain ends like a killed process: nothing more is sent or recorded.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.core.lock().draining = true;
+        self.core.cut.cancel();
+        self.core.stop.cancel();
+    }
+}
+
+/// What lay in the store: counts and due times, states, and the ids of fresh messages.
+async fn load(state: &mut State, queue: &dyn Queue, fence: Fence, clock: &Clock) -> Result<(), QueueError> {
+    let now = clock.now();
+    for (id, stored) in queue.endpoint_states(fence).await? {
+        state.endpoint(id).health = Health::restore(&stored);
+    }
+    let backlogs = queue.backlog(fence).await?;
+    for backlog in &backlogs {
+        state.endpoint(backlog.endpoint).health.limit = Limit::starting_at(limit::RAMP);
+    }
+    state.counted(&backlogs, now);
+    let mut after = MessageId(0);
+    loop {
+        let page = queue.fresh(fence, after, FRESH_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.message;
+        for pending in page {
+            state.loaded.insert(pending.message);
+            state.subscription(pending.endpoint, pending.subscription);
+            state.endpoint(pending.endpoint).gauge.give(-1);
+            state.hold_fresh(pending, None);
+        }
+    }
+    Ok(())
+}
+
+async fn follow_arrivals(core: Arc<Core>, mut arrivals: mpsc::Receiver<Vec<Arrival>>) {
+    while let Some(batch) = arrivals.recv().await {
+        core.step(|state| state.arrived(batch, core.clock.now()));
+    }
+}
+
+async fn follow_changes(core: Arc<Core>, mut changes: mpsc::Receiver<Change>) {
+    while let Some(change) = changes.recv().await {
+        let now = core.clock.now();
+        core.graves
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .follow(&change);
+        core.step(|state| match change {
+            Change::Endpoint(entry) => state.endpoint_changed(entry, now),
+            Change::Subscription(entry) => state.subscription_changed(entry, now),
+            Change::SubscriptionGone { id, .. } => state.subscription_gone(id, now),
+            Change::Synced => state.all_loaded(now),
+        });
+    }
+}
+
+async fn watch_time(core: Arc<Core>) {
+    loop {
+        let next = {
+            let mut state = core.lock();
+            let next = state.timers.first().map(|(at, _)| *at);
+            state.timer_set = next;
+            next
+        };
+        match next {
+            None => core.timer.notified().await,
+            Some(at) => tokio::select! {
+                () = core.timer.notified() => {}
+                () = core.clock.sleep_until(at) => {
+                    let now = core.clock.now();
+                    core.step(|state| state.tick_timers(now));
+                }
+            },
+        }
+    }
+}
+
+async fn read_pages(core: Arc<Core>) {
+    loop {
+        let request = core.lock().next_page(core.clock.now());
+        let Some(request) = request else {
+            core.pager.notified().await;
+            continue;
+        };
+        // The other reader goes on with what is left.
+        core.pager.notify_one();
+        match page::read(&*core.queue, core.fence, &request).await {
+            Ok(pages) => {
+                let now = core.clock.now();
+                core.step(|state| state.paged(&request, pages, now));
+            }
+            Err(error) => {
+                tracing::warn!(%error, endpoint = request.endpoint.0, "failed to read waiting messages");
+                core.lock().page_failed(&request);
+                settle::give_up_if_lost(&core, &error);
+            }
+        }
+    }
+}
+
+async fn post(core: Arc<Core>) {
+    loop {
+        core.poster.notified().await;
+        core.lock().post_urgent(&core.board, core.clock.now());
+        tokio::time::sleep(URGENT_PAUSE).await;
+    }
+}
+
+async fn tick(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut count: u32 = 0;
+    loop {
+        ticks.tick().await;
+        count = count.wrapping_add(1);
+        let now = core.clock.now();
+        let states = core.step(|state| {
+            state.look_again(now);
+            state.post_changed(&core.board, now);
+            state.dirty_states(false)
+        });
+        if !states.is_empty()
+            && let Err(error) = core.queue.put_endpoint_states(core.fence, states.clone()).await
+        {
+            tracing::warn!(%error, "failed to keep endpoints' states; tried again");
+            core.lock().dirty_again(&states);
+        }
+        graves::bury(&core).await;
+        if count.is_multiple_of(COUNT_EVERY) {
+            core.recount().await;
+        }
+    }
+}
+
+impl Core {
+    /// Takes counts and the oldest messages from the store.
+    async fn recount(self: &Arc<Self>) {
+        match self.queue.backlog(self.fence).await {
+            Ok(backlogs) => self.step(|state| {
+                // By now everything that was read at the start has arrived, had it been stored meanwhile.
+                state.loaded = Default::default();
+                state.counted(&backlogs, self.clock.now());
+                state.sweep_expired(self.clock.now());
+            }),
+            Err(error) => tracing::warn!(%error, "failed to count what is pending"),
+        }
+    }
+}

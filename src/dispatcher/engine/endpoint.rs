@@ -1,0 +1,237 @@
+//! One endpoint in the engine's memory: its window, its subscriptions, what is in flight. Synchronous and without I/O.
+//!
+//! Owns whether the endpoint may send now and what is due; knows nothing of slots. Invariant: a message id is in at most
+//! one place of memory: window, flight or outbox.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api::resolve::{Format, ResolvedEndpoint};
+use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
+use crate::ids::{MessageId, SubscriptionId, UnixMillis};
+use crate::queue::{Gauge, Pending, StoredEvent};
+use crate::report::board::Delivering;
+use crate::schedule::health::{Gate, Health};
+
+/// Below this an attempt is never slow.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// An attempt is slow when it takes this many times the usual.
+const PATIENCE_FACTOR: u32 = 3;
+/// Retries remembered for status: only the first is shown.
+const RETRIES_SHOWN: usize = 64;
+
+/// A message to be started.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub pending: Pending,
+    /// The event, where it came with the arrival and bodies are few.
+    pub event: Option<Arc<StoredEvent>>,
+    /// Stored fresh: it holds a place of the gauge, and no index knows it.
+    pub fresh: bool,
+}
+
+/// One subscription's messages at this endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Subscription {
+    pub entry: Option<Arc<SubscriptionEntry>>,
+    /// Deleted while no dispatcher ran.
+    pub gone: bool,
+    pub pending: i64,
+    pub dead: i64,
+    pub last_dead: Option<(UnixMillis, &'static str)>,
+    /// The earliest due time in the store of a message that is not held here, as far as is known.
+    pub next_due: Option<UnixMillis>,
+    /// The same, noted while a page was being read.
+    pub touched: Option<UnixMillis>,
+    pub view_dirty: bool,
+    /// Seen in the store's last count.
+    pub counted: bool,
+    /// Its first dead letter was posted.
+    pub dead_posted: bool,
+}
+
+impl Subscription {
+    /// Whether its messages may be sent.
+    pub fn sends(&self) -> bool {
+        !self.gone
+            && self
+                .entry
+                .as_ref()
+                .is_some_and(|e| e.deleted.is_none() && !e.spec.suspend)
+    }
+
+    pub fn format(&self) -> Format {
+        self.entry.as_ref().map(|entry| entry.spec.format).unwrap_or_default()
+    }
+
+    /// A message of the store will be due.
+    pub fn note_due(&mut self, due: UnixMillis, paging: bool) {
+        let earlier = |known: Option<UnixMillis>| Some(known.map_or(due, |known| known.min(due)));
+        self.next_due = earlier(self.next_due);
+        if paging {
+            self.touched = earlier(self.touched);
+        }
+    }
+}
+
+/// Whether the endpoint may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Go {
+        limit: usize,
+    },
+    Probe,
+    Closed {
+        until: Option<UnixMillis>,
+    },
+    /// Not loaded yet: nothing is known against it.
+    Unloaded,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub entry: Option<Arc<EndpointEntry>>,
+    pub gauge: Arc<Gauge>,
+    /// What the gauge was last told.
+    pub gauge_waiting: Option<bool>,
+    /// Places given to the gauge in all.
+    pub capacity: i64,
+    pub health: Health,
+    pub health_dirty: bool,
+    pub window: VecDeque<Held>,
+    /// Waiting messages of the store that are in the window, in flight or in the outbox.
+    pub held: HashSet<MessageId>,
+    /// Those that left `held` while a page was being read: the page may still show them.
+    pub left: HashSet<MessageId>,
+    pub paging: bool,
+    pub subscriptions: HashMap<SubscriptionId, Subscription>,
+    pub in_flight: usize,
+    /// Of those, in the slow lane.
+    pub slow: usize,
+    /// In a queue of endpoints that want a slot.
+    pub queued: bool,
+    pub timer: Option<UnixMillis>,
+    /// Older due times do not count: the breaker closed, or the spec changed.
+    pub overridden: bool,
+    /// Those that failed since: their due times count.
+    pub retried: HashSet<MessageId>,
+    /// The usual time of a success, smoothed.
+    pub usual: Duration,
+    pub oldest: Option<MessageId>,
+    /// Failed messages by due time, for status.
+    pub retries: BTreeMap<(UnixMillis, MessageId), u16>,
+    pub posted: Option<(Delivering, UnixMillis)>,
+}
+
+impl Endpoint {
+    pub fn new(gauge: Arc<Gauge>, health: Health) -> Endpoint {
+        Endpoint {
+            entry: None,
+            gauge,
+            gauge_waiting: None,
+            capacity: 0,
+            health,
+            health_dirty: false,
+            window: VecDeque::new(),
+            held: HashSet::new(),
+            left: HashSet::new(),
+            paging: false,
+            subscriptions: HashMap::new(),
+            in_flight: 0,
+            slow: 0,
+            queued: false,
+            timer: None,
+            overridden: false,
+            retried: HashSet::new(),
+            usual: Duration::ZERO,
+            oldest: None,
+            retries: BTreeMap::new(),
+            posted: None,
+        }
+    }
+
+    /// What to send to, if anything.
+    pub fn usable(&self) -> Option<&Arc<ResolvedEndpoint>> {
+        match &self.entry.as_ref()?.state {
+            EndpointState::Usable(resolved) => Some(resolved),
+            EndpointState::Unusable { .. } | EndpointState::Missing | EndpointState::Deleted { .. } => None,
+        }
+    }
+
+    /// Whether anything may go out at `now`.
+    pub fn access(&self, now: UnixMillis) -> Access {
+        if self.entry.is_none() {
+            return Access::Unloaded;
+        }
+        match self.usable() {
+            Some(resolved) if !resolved.suspend => match self.health.gate(now) {
+                Gate::Go { limit } => Access::Go { limit: limit as usize },
+                Gate::Probe => Access::Probe,
+                Gate::Until(until) => Access::Closed { until: Some(until) },
+                Gate::Disabled => Access::Closed { until: None },
+            },
+            _ => Access::Closed { until: None },
+        }
+    }
+
+    /// Whether it would start an attempt, had it a slot.
+    pub fn wants(&self, now: UnixMillis) -> bool {
+        !self.window.is_empty()
+            && match self.access(now) {
+                Access::Go { limit } => self.in_flight < limit,
+                Access::Probe => self.in_flight == 0,
+                Access::Closed { .. } | Access::Unloaded => false,
+            }
+    }
+
+    /// The earliest due time in the store of what may be sent and is not held here.
+    pub fn next_due(&self) -> Option<UnixMillis> {
+        let sending = self.subscriptions.values().filter(|sub| sub.sends());
+        sending.filter_map(|sub| sub.next_due).min()
+    }
+
+    /// Whether the store has something to be started now.
+    pub fn has_due(&self, now: UnixMillis) -> bool {
+        self.next_due().is_some_and(|due| self.overridden || due <= now)
+    }
+
+    /// From this age on an attempt is slow.
+    pub fn patience(&self) -> Duration {
+        PATIENCE.max(self.usual * PATIENCE_FACTOR)
+    }
+
+    /// Notes how long a success took: an eighth of it counts.
+    pub fn note_success(&mut self, took: Duration) {
+        self.usual = if self.usual.is_zero() {
+            took
+        } else {
+            (self.usual * 7 + took) / 8
+        };
+    }
+
+    /// Older due times do not count from now on.
+    pub fn override_due_times(&mut self) {
+        self.overridden = true;
+        self.retried.clear();
+    }
+
+    pub fn note_retry(&mut self, due: UnixMillis, message: MessageId, attempts: u16) {
+        self.retries.insert((due, message), attempts);
+        if self.retries.len() > RETRIES_SHOWN {
+            self.retries.pop_last();
+        }
+    }
+
+    pub fn forget_retry(&mut self, due: UnixMillis, message: MessageId) {
+        self.retries.remove(&(due, message));
+    }
+
+    /// Lets a message of the store go: from now on only the store knows it.
+    pub fn release(&mut self, message: MessageId) {
+        if self.held.remove(&message) && self.paging {
+            self.left.insert(message);
+        }
+    }
+}

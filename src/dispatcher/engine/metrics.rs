@@ -1,0 +1,102 @@
+//! What the engine counts. Owns the metrics and their closed sets of labels; knows nothing of endpoints.
+//!
+//! Invariant: no label value comes from an event, a receiver or an object's name; nothing here is per endpoint.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// One word of a closed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    pub reason: &'static str,
+}
+
+/// The engine's metrics.
+#[derive(Clone, Debug)]
+pub struct EngineMetrics {
+    pub delivered: Counter<u64, AtomicU64>,
+    pub failed: Family<Reason, Counter>,
+    pub dead_letters: Family<Reason, Counter>,
+    pub breaker_opened: Counter<u64, AtomicU64>,
+    pub in_flight: Gauge,
+    pub slow_lane: Gauge,
+    pub window: Gauge,
+    pub unrecorded: Gauge,
+    /// Due until started.
+    pub start_lag: Histogram,
+}
+
+impl Default for EngineMetrics {
+    fn default() -> Self {
+        EngineMetrics {
+            delivered: Counter::default(),
+            failed: Family::default(),
+            dead_letters: Family::default(),
+            breaker_opened: Counter::default(),
+            in_flight: Gauge::default(),
+            slow_lane: Gauge::default(),
+            window: Gauge::default(),
+            unrecorded: Gauge::default(),
+            start_lag: Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0]),
+        }
+    }
+}
+
+impl EngineMetrics {
+    /// Registers all of them.
+    pub fn register(registry: &mut Registry) -> EngineMetrics {
+        let metrics = EngineMetrics::default();
+        registry.register(
+            "tidings_deliveries",
+            "Messages answered with a 2xx",
+            metrics.delivered.clone(),
+        );
+        registry.register(
+            "tidings_attempts_failed",
+            "Attempts without a 2xx, and attempts that could not be made, by reason",
+            metrics.failed.clone(),
+        );
+        registry.register(
+            "tidings_dead_letters",
+            "Messages that became dead letters, by reason",
+            metrics.dead_letters.clone(),
+        );
+        registry.register(
+            "tidings_breakers_opened",
+            "Circuit breakers that opened",
+            metrics.breaker_opened.clone(),
+        );
+        registry.register(
+            "tidings_attempts_in_flight",
+            "Attempts under way, both lanes",
+            metrics.in_flight.clone(),
+        );
+        registry.register(
+            "tidings_slow_lane",
+            "Attempts under way in the slow lane",
+            metrics.slow_lane.clone(),
+        );
+        registry.register(
+            "tidings_window_messages",
+            "Messages held in memory to be started",
+            metrics.window.clone(),
+        );
+        registry.register(
+            "tidings_outcomes_unrecorded",
+            "Outcomes not yet durable",
+            metrics.unrecorded.clone(),
+        );
+        registry.register(
+            "tidings_start_lag_seconds",
+            "From a message's due time to the start of its attempt",
+            metrics.start_lag.clone(),
+        );
+        metrics
+    }
+}

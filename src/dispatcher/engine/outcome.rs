@@ -1,0 +1,350 @@
+//! What becomes of attempts and of outcomes that the store has recorded. Synchronous and without I/O.
+//!
+//! Owns the step from a result to the store's verdict and back to counts; knows nothing of tasks. Invariant: every attempt
+//! that ended leaves exactly one outcome, and every outcome is applied once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::metrics::Reason;
+use super::state::{Job, Outcome, State};
+use super::view::delivering;
+use crate::delivery::AttemptResult;
+use crate::dispatcher::registry::{EndpointEntry, SubscriptionEntry};
+use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
+use crate::schedule::decide::{Attempt, Transition, decide, expired};
+
+/// A body that could not be read is tried again after this: the store tries its disk each second.
+const UNREAD_WAIT: Duration = Duration::from_secs(1);
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum End {
+    Answered(AttemptResult),
+    /// The event cannot be rendered, or is not in the store.
+    Unrenderable,
+    /// The store could not read the event.
+    Unread,
+}
+
+impl State {
+    /// An attempt ended. `random` is in [0, 1).
+    pub fn complete(&mut self, job: &Job, end: End, now: UnixMillis, random: f64) {
+        let id = job.pending.endpoint;
+        let saturated = self
+            .endpoints
+            .get(&id)
+            .is_some_and(|endpoint| endpoint.in_flight >= endpoint.health.limit.value() as usize);
+        self.free(job);
+        match end {
+            End::Answered(result) => self.answered(job, &result, saturated, now, random),
+            End::Unrenderable => {
+                let reason = DeadReason::Unrenderable;
+                let mut outcome = Outcome::unmade(job.pending, Verdict::Dead { reason });
+                outcome.settlement.record = Some(AttemptRecord {
+                    at: now,
+                    took: Duration::ZERO,
+                    status: None,
+                    reason: reason.reason(),
+                    excerpt: None,
+                });
+                self.outbox.push(outcome);
+            }
+            End::Unread => {
+                let verdict = Verdict::Wait {
+                    due: now.plus(UNREAD_WAIT),
+                    attempts: job.pending.attempts,
+                };
+                self.outbox.push(Outcome::unmade(job.pending, verdict));
+            }
+        }
+        self.evaluate(id, now);
+    }
+
+    fn answered(&mut self, job: &Job, result: &AttemptResult, saturated: bool, now: UnixMillis, random: f64) {
+        let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) else {
+            return;
+        };
+        let attempt = Attempt {
+            message: job.pending.message,
+            consumed: job.pending.attempts,
+            started: job.started,
+            probe: job.probe,
+            saturated,
+        };
+        let failed_before = endpoint.health.last_failed;
+        let decision = decide(&mut endpoint.health, &attempt, result, &job.endpoint.retry, now, random);
+        match decision.failure {
+            None => {
+                endpoint.note_success(result.took);
+                endpoint.health_dirty |= failed_before;
+                self.metrics.delivered.inc();
+            }
+            Some(reason) => {
+                endpoint.health_dirty = true;
+                self.metrics.failed.get_or_create(&Reason { reason }).inc();
+                if endpoint.overridden && matches!(decision.verdict, Verdict::Wait { .. }) {
+                    endpoint.retried.insert(job.pending.message);
+                }
+            }
+        }
+        match decision.transition {
+            Some(Transition::BreakerOpened) => {
+                endpoint.overridden = false;
+                self.metrics.breaker_opened.inc();
+            }
+            Some(Transition::BreakerClosed) => endpoint.override_due_times(),
+            Some(Transition::Disabled) | None => {}
+        }
+        let failed = decision.failure.is_some();
+        self.outbox.push(Outcome {
+            settlement: Settlement {
+                message: job.pending.message,
+                endpoint: job.pending.endpoint,
+                subscription: job.pending.subscription,
+                attempts: job.pending.attempts,
+                record: decision.record,
+                verdict: decision.verdict,
+            },
+            failed,
+        });
+        self.note_change(job.pending.endpoint);
+    }
+
+    /// The endpoint's view changed; at once, when its reason did.
+    pub fn note_change(&mut self, id: EndpointId) {
+        self.changed.insert(id);
+        if let Some(endpoint) = self.endpoints.get(&id)
+            && endpoint.posted.map(|(reason, _)| reason) != Some(delivering(endpoint))
+        {
+            self.urgent.push(id);
+        }
+    }
+
+    /// The store has recorded outcomes.
+    pub fn recorded(&mut self, outcomes: &[Outcome], answers: &[Settled], now: UnixMillis) {
+        let mut touched: Vec<EndpointId> = Vec::with_capacity(4);
+        for (outcome, answer) in outcomes.iter().zip(answers) {
+            let Settlement {
+                message,
+                endpoint: id,
+                subscription,
+                ref verdict,
+                ..
+            } = outcome.settlement;
+            if touched.last() != Some(&id) {
+                touched.push(id);
+            }
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                continue;
+            };
+            let paging = endpoint.paging;
+            endpoint.release(message);
+            if *answer == Settled::Stale {
+                // Buried or settled meanwhile: whoever did it has counted it.
+                tracing::debug!(%message, "an outcome came too late for its message");
+                continue;
+            }
+            let Some(known) = endpoint.subscriptions.get_mut(&subscription) else {
+                continue;
+            };
+            known.view_dirty = true;
+            match *verdict {
+                Verdict::Wait { due, attempts } => {
+                    if paging {
+                        // The page may show it as it was.
+                        endpoint.left.insert(message);
+                    }
+                    known.note_due(due, paging);
+                    if outcome.failed {
+                        endpoint.note_retry(due, message, attempts);
+                    }
+                    continue;
+                }
+                Verdict::Dead { reason } => {
+                    known.dead += 1;
+                    known.last_dead = Some((now, reason.reason()));
+                    let reason = reason.reason();
+                    self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
+                }
+                Verdict::Delivered | Verdict::Discard => {}
+            }
+            known.pending -= 1;
+            endpoint.gauge.add_pending(-1);
+            if endpoint.oldest == Some(message) {
+                endpoint.oldest = None;
+            }
+        }
+        for id in touched {
+            self.note_change(id);
+            self.evaluate(id, now);
+        }
+    }
+
+    /// An endpoint was loaded, changed or deleted.
+    pub fn endpoint_changed(&mut self, entry: Arc<EndpointEntry>, now: UnixMillis) {
+        let id = entry.id;
+        let endpoint = self.endpoint(id);
+        endpoint.entry = Some(entry);
+        if let Some(resolved) = endpoint.usable().cloned() {
+            let request = resolved.enable_request.as_deref();
+            let observed = endpoint.health.observe_spec(resolved.generation, request, now);
+            let signing = endpoint.health.observe_signing(&resolved.signing.current_id, now);
+            endpoint.health_dirty |= observed.durable || signing;
+            if observed.changed || observed.enabled {
+                endpoint.override_due_times();
+            }
+            // After a restart: which retry is due first is shown before it is due.
+            let unseen = endpoint.posted.is_none() && endpoint.health.last_failed && endpoint.next_due().is_some();
+            if unseen && !endpoint.paging {
+                endpoint.paging = true;
+                self.to_page.push_back(id);
+            }
+        }
+        self.note_change(id);
+        self.evaluate(id, now);
+    }
+
+    /// A subscription was loaded, changed or deleted.
+    pub fn subscription_changed(&mut self, entry: Arc<SubscriptionEntry>, now: UnixMillis) {
+        let (id, endpoint) = (entry.id, entry.endpoint);
+        self.subscription(endpoint, id);
+        // Deleted and recreated for another endpoint, it may have messages at the one before.
+        for home in self.homes.get(&id).cloned().unwrap_or_default() {
+            let known = self.subscription(home, id);
+            known.entry = Some(Arc::clone(&entry));
+            known.gone = false;
+            self.subscription_known(home, id, now);
+        }
+    }
+
+    /// A subscription of the store no longer exists.
+    pub fn subscription_gone(&mut self, id: SubscriptionId, now: UnixMillis) {
+        for endpoint in self.homes.get(&id).cloned().unwrap_or_default() {
+            self.subscription(endpoint, id).gone = true;
+            self.subscription_known(endpoint, id, now);
+        }
+    }
+
+    fn subscription_known(&mut self, endpoint: EndpointId, id: SubscriptionId, now: UnixMillis) {
+        if !self.subscription(endpoint, id).sends() {
+            self.let_go(endpoint, |held| held.pending.subscription == id);
+        }
+        self.note_change(endpoint);
+        self.evaluate(endpoint, now);
+    }
+
+    /// Takes counts from the store, which never lose one: what came before this process, and hints that were dropped.
+    pub fn counted(&mut self, backlogs: &[Backlog], now: UnixMillis) {
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.oldest = None;
+            for known in endpoint.subscriptions.values_mut() {
+                known.counted = false;
+            }
+        }
+        for backlog in backlogs {
+            let endpoint = self.endpoint(backlog.endpoint);
+            let (paging, none_held) = (endpoint.paging, endpoint.held.is_empty());
+            let known = self.subscription(backlog.endpoint, backlog.subscription);
+            let (pending, dead) = (backlog.pending as i64, backlog.dead as i64);
+            known.counted = true;
+            known.view_dirty |= (known.pending, known.dead) != (pending, dead);
+            (known.pending, known.dead) = (pending, dead);
+            // Earlier than anything due: one page more, and it is known again.
+            if let Some(due) = backlog.min_due
+                && none_held
+                && known.next_due.is_none_or(|next| next > due)
+            {
+                known.note_due(due, paging);
+            }
+            if let Some(oldest) = backlog.oldest {
+                let endpoint = self.endpoint(backlog.endpoint);
+                endpoint.oldest = Some(endpoint.oldest.map_or(oldest, |known: MessageId| known.min(oldest)));
+            }
+        }
+        let mut changed = Vec::new();
+        for (id, endpoint) in &mut self.endpoints {
+            let mut pending = 0;
+            for known in endpoint.subscriptions.values_mut() {
+                if !known.counted && (known.pending, known.dead) != (0, 0) {
+                    (known.pending, known.dead) = (0, 0);
+                    known.view_dirty = true;
+                }
+                pending += known.pending;
+                if known.view_dirty {
+                    changed.push(*id);
+                }
+            }
+            endpoint.gauge.add_pending(pending - endpoint.gauge.pending());
+        }
+        for id in changed {
+            self.note_change(id);
+            self.evaluate(id, now);
+        }
+    }
+
+    /// Every watch has synced: what is not loaded now does not exist, and is not held in memory.
+    pub fn all_loaded(&mut self, now: UnixMillis) {
+        self.synced = true;
+        let unloaded: Vec<EndpointId> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.entry.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in unloaded {
+            self.let_go(id, |_| true);
+            self.evaluate(id, now);
+        }
+    }
+
+    /// What a failed page or a full window left behind is looked at again; who runs out of places gets more.
+    pub fn look_again(&mut self, now: UnixMillis) {
+        let due: Vec<EndpointId> = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| !endpoint.paging && endpoint.has_due(now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.widen(id);
+            self.evaluate(id, now);
+        }
+    }
+
+    /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
+    pub fn sweep_expired(&mut self, now: UnixMillis) {
+        for (id, endpoint) in &mut self.endpoints {
+            if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, now)) {
+                for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
+                    known.next_due.get_or_insert(now);
+                }
+                endpoint.paging = true;
+                self.to_page.push_back(*id);
+            }
+        }
+    }
+
+    /// The states to be kept: those that changed, or all.
+    pub fn dirty_states(&mut self, all: bool) -> Vec<(EndpointId, Bytes)> {
+        let mut states = Vec::new();
+        for (id, endpoint) in &mut self.endpoints {
+            if std::mem::take(&mut endpoint.health_dirty) || (all && endpoint.entry.is_some()) {
+                states.push((*id, endpoint.health.store()));
+            }
+        }
+        states
+    }
+
+    /// States that could not be kept.
+    pub fn dirty_again(&mut self, states: &[(EndpointId, Bytes)]) {
+        for (id, _) in states {
+            if let Some(endpoint) = self.endpoints.get_mut(id) {
+                endpoint.health_dirty = true;
+            }
+        }
+    }
+}

@@ -1,0 +1,571 @@
+//! All endpoints, and the slots they share. Synchronous and without I/O: every method is one step under the engine's lock.
+//!
+//! Owns who may start next; knows nothing of tasks, sockets or SQL. Invariant: a slot is held by exactly one attempt, and
+//! an endpoint without anything due costs nothing but its place in a map.
+//!
+//! A window is 512 messages, not 64: at 12,000 messages a second one group commit brings more than 64 at once, and a
+//! message without a place goes the indexed way, which costs the store twice as much.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::endpoint::{Access, Endpoint, Held, Subscription};
+use super::metrics::{EngineMetrics, Reason};
+use crate::api::resolve::{Format, ResolvedEndpoint};
+use crate::dispatcher::registry::Registry;
+use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::queue::{Arrival, DeadReason, Pending, Placement, Settlement, StoredEvent, Verdict};
+use crate::schedule::decide::expired;
+use crate::schedule::health::Health;
+
+/// Attempts under way that are not slow: about what one core's sockets and buffers bear.
+const FAST_SLOTS: usize = 2_048;
+/// Of them, for an endpoint's second and later attempts: the other half is for first ones, so a busy endpoint never
+/// keeps a quiet one from starting.
+const EXTRA_SLOTS: usize = FAST_SLOTS / 2;
+/// Slow attempts, which would otherwise hold the fast slots.
+const SLOW_SLOTS: usize = 512;
+/// An endpoint's places for messages (see above).
+const WINDOW: usize = 512;
+/// Below this the next page is read, so that an endpoint does not run dry meanwhile.
+const LOW_WATER: usize = 128;
+/// Places given to all endpoints: ids of 64 bytes or so, a few MiB.
+const PLACES: i64 = 20_000;
+/// Places an endpoint gets while there are many endpoints.
+const PLACES_CROWDED: i64 = 16;
+/// Bodies of fresh messages that wait in windows; beyond, they are read back when started.
+const WINDOW_BODIES: usize = 32 << 20;
+/// Bodies in flight.
+const FLIGHT_BODIES: usize = 64 << 20;
+/// What a body that is still to be read may take: the default limit of ingest.
+const UNREAD_BODY: usize = 256 << 10;
+/// Outcomes that the store has not recorded; beyond, nothing is started, for a crash would repeat all of it.
+const UNRECORDED: usize = 10_000;
+
+/// Where an attempt's slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// `extra`: it was not its endpoint's only attempt when it started.
+    Fast {
+        extra: bool,
+    },
+    Slow,
+}
+
+/// An attempt to be made.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub pending: Pending,
+    pub event: Option<Arc<StoredEvent>>,
+    pub probe: bool,
+    pub lane: Lane,
+    pub endpoint: Arc<ResolvedEndpoint>,
+    pub format: Format,
+    pub started: UnixMillis,
+    pub patience: Duration,
+    /// Bytes of the budget of bodies.
+    pub reserved: usize,
+}
+
+/// An outcome on its way to the store.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub settlement: Settlement,
+    /// An attempt failed: its due time is shown.
+    pub failed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub registry: Arc<Registry>,
+    pub metrics: EngineMetrics,
+    pub endpoints: HashMap<EndpointId, Endpoint>,
+    /// Endpoints that want a slot, by what kind their next start is: first, later, slow.
+    ready: [VecDeque<EndpointId>; 3],
+    pub fast: usize,
+    extra: usize,
+    pub slow: usize,
+    flight_bodies: usize,
+    window_bodies: usize,
+    places: i64,
+    pub timers: BTreeSet<(UnixMillis, EndpointId)>,
+    /// What the task that watches time sleeps until.
+    pub timer_set: Option<UnixMillis>,
+    /// Which endpoints hold messages of a subscription: one, and after a recreation for another endpoint more.
+    pub homes: HashMap<SubscriptionId, Vec<EndpointId>>,
+    pub outbox: Vec<Outcome>,
+    /// Handed to the store, not answered.
+    pub settling: usize,
+    pub to_page: VecDeque<EndpointId>,
+    /// Endpoints whose view changed.
+    pub changed: HashSet<EndpointId>,
+    /// Endpoints whose view is to be posted at once when its reason changed.
+    pub urgent: Vec<EndpointId>,
+    pub draining: bool,
+    pub synced: bool,
+    /// Fresh messages read at the start, that may arrive once more.
+    pub loaded: HashSet<MessageId>,
+}
+
+const FIRST: usize = 0;
+const LATER: usize = 1;
+const SLOW: usize = 2;
+
+impl State {
+    pub fn new(registry: Arc<Registry>, metrics: EngineMetrics) -> State {
+        State {
+            registry,
+            metrics,
+            endpoints: HashMap::new(),
+            ready: Default::default(),
+            fast: 0,
+            extra: 0,
+            slow: 0,
+            flight_bodies: 0,
+            window_bodies: 0,
+            places: 0,
+            timers: BTreeSet::new(),
+            timer_set: None,
+            homes: HashMap::new(),
+            outbox: Vec::new(),
+            settling: 0,
+            to_page: VecDeque::new(),
+            changed: HashSet::new(),
+            urgent: Vec::new(),
+            draining: false,
+            synced: false,
+            loaded: HashSet::new(),
+        }
+    }
+
+    /// The endpoint, made when it is seen for the first time.
+    pub fn endpoint(&mut self, id: EndpointId) -> &mut Endpoint {
+        let State {
+            endpoints,
+            registry,
+            places,
+            ..
+        } = self;
+        endpoints.entry(id).or_insert_with(|| {
+            let mut endpoint = Endpoint::new(registry.gauge(id), Health::default());
+            endpoint.entry = registry.endpoint(id);
+            give_places(&mut endpoint, places);
+            endpoint
+        })
+    }
+
+    /// The subscription at its endpoint, made when it is seen for the first time.
+    pub fn subscription(&mut self, endpoint: EndpointId, id: SubscriptionId) -> &mut Subscription {
+        self.endpoint(endpoint);
+        let State {
+            endpoints,
+            registry,
+            homes,
+            ..
+        } = self;
+        let known = endpoints
+            .entry(endpoint)
+            .or_insert_with(|| Endpoint::new(registry.gauge(endpoint), Health::default()));
+        known.subscriptions.entry(id).or_insert_with(|| {
+            homes.entry(id).or_default().push(endpoint);
+            Subscription {
+                entry: registry.subscription(id),
+                ..Subscription::default()
+            }
+        })
+    }
+
+    /// Messages were stored just now.
+    pub fn arrived(&mut self, arrivals: Vec<Arrival>, now: UnixMillis) {
+        let mut touched: Vec<EndpointId> = Vec::with_capacity(4);
+        for arrival in arrivals {
+            if !self.loaded.is_empty() && self.loaded.contains(&arrival.message) {
+                continue;
+            }
+            let id = arrival.endpoint;
+            let paging = self.endpoint(id).paging;
+            let subscription = self.subscription(id, arrival.subscription);
+            subscription.view_dirty = true;
+            match arrival.placement {
+                Placement::QueueFull => {
+                    let reason = DeadReason::QueueFull.reason();
+                    subscription.dead += 1;
+                    subscription.last_dead = Some((now, reason));
+                    self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
+                }
+                Placement::Waiting => {
+                    subscription.pending += 1;
+                    subscription.note_due(now, paging);
+                    self.pends(id, arrival.message);
+                }
+                Placement::Fresh => {
+                    subscription.pending += 1;
+                    self.pends(id, arrival.message);
+                    let pending = Pending {
+                        message: arrival.message,
+                        endpoint: id,
+                        subscription: arrival.subscription,
+                        attempts: 0,
+                        due: now,
+                    };
+                    self.hold_fresh(pending, Some(arrival.event));
+                }
+            }
+            if touched.last() != Some(&id) {
+                touched.push(id);
+            }
+        }
+        for id in touched {
+            self.changed.insert(id);
+            self.evaluate(id, now);
+        }
+    }
+
+    fn pends(&mut self, id: EndpointId, message: MessageId) {
+        let endpoint = self.endpoint(id);
+        endpoint.gauge.add_pending(1);
+        endpoint.oldest.get_or_insert(message);
+    }
+
+    /// Puts a fresh message into its endpoint's window.
+    pub fn hold_fresh(&mut self, pending: Pending, event: Option<Arc<StoredEvent>>) {
+        let event = event.filter(|event| {
+            let size = size(event);
+            let fits = self.window_bodies + size <= WINDOW_BODIES;
+            self.window_bodies += if fits { size } else { 0 };
+            fits
+        });
+        let held = Held {
+            pending,
+            event,
+            fresh: true,
+        };
+        self.endpoint(pending.endpoint).window.push_back(held);
+        self.metrics.window.inc();
+    }
+
+    /// Looks at an endpoint anew: lets go what must not be held, asks for a page, a slot or a timer.
+    pub fn evaluate(&mut self, id: EndpointId, now: UnixMillis) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        let access = endpoint.access(now);
+        let due = endpoint.has_due(now);
+        let mut page = false;
+        let mut wake = None;
+        let mut waiting = true;
+        match access {
+            Access::Unloaded => {}
+            Access::Closed { until } => {
+                wake = until;
+                if !endpoint.window.is_empty() {
+                    self.let_go(id, |_| true);
+                }
+            }
+            Access::Probe => {
+                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && endpoint.next_due().is_some()
+            }
+            Access::Go { .. } => {
+                waiting = due;
+                page = due && endpoint.window.len() <= LOW_WATER;
+                wake = endpoint.next_due().filter(|due| *due > now);
+            }
+        }
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        if endpoint.gauge_waiting != Some(waiting) {
+            endpoint.gauge_waiting = Some(waiting);
+            endpoint.gauge.set_waiting(waiting);
+        }
+        if page && !endpoint.paging && !self.draining {
+            endpoint.paging = true;
+            self.to_page.push_back(id);
+        }
+        if endpoint.timer != wake {
+            if let Some(before) = endpoint.timer.take() {
+                self.timers.remove(&(before, id));
+            }
+            endpoint.timer = wake;
+            self.timers.extend(wake.map(|at| (at, id)));
+        }
+        self.enqueue(id, now);
+    }
+
+    /// Endpoints whose time has come.
+    pub fn tick_timers(&mut self, now: UnixMillis) {
+        while let Some((at, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                endpoint.timer = None;
+            }
+            self.evaluate(id, now);
+        }
+    }
+
+    /// Takes messages out of a window: fresh ones become waiting ones in the store, the others wait there already.
+    pub fn let_go(&mut self, id: EndpointId, which: impl Fn(&Held) -> bool) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        let (gone, stay): (VecDeque<Held>, VecDeque<Held>) =
+            std::mem::take(&mut endpoint.window).into_iter().partition(which);
+        endpoint.window = stay;
+        for held in gone {
+            self.forget_body(&held);
+            let pending = held.pending;
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                return;
+            };
+            if held.fresh {
+                endpoint.gauge.give(1);
+                let verdict = Verdict::Wait {
+                    due: pending.due,
+                    attempts: pending.attempts,
+                };
+                self.outbox.push(Outcome::unmade(pending, verdict));
+            } else {
+                endpoint.release(pending.message);
+                // Whatever page is being read was asked for before, and no longer says that it is held here.
+                endpoint.left.remove(&pending.message);
+                let paging = endpoint.paging;
+                if let Some(subscription) = endpoint.subscriptions.get_mut(&pending.subscription) {
+                    subscription.note_due(pending.due, paging);
+                }
+            }
+        }
+    }
+
+    fn forget_body(&mut self, held: &Held) {
+        self.metrics.window.dec();
+        if let Some(event) = &held.event {
+            self.window_bodies = self.window_bodies.saturating_sub(size(event));
+        }
+    }
+
+    fn enqueue(&mut self, id: EndpointId, now: UnixMillis) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id)
+            && !endpoint.queued
+            && endpoint.wants(now)
+        {
+            endpoint.queued = true;
+            self.ready[lane_class(endpoint)].push_back(id);
+        }
+    }
+
+    fn has_room(&self, class: usize) -> bool {
+        match class {
+            FIRST => self.fast < FAST_SLOTS,
+            LATER => self.fast < FAST_SLOTS && self.extra < EXTRA_SLOTS,
+            _ => self.slow < SLOW_SLOTS,
+        }
+    }
+
+    /// Outcomes that a crash would repeat.
+    pub fn unrecorded(&self) -> usize {
+        self.outbox.len() + self.settling
+    }
+
+    /// Starts what there are slots for, round robin over endpoints.
+    pub fn grant(&mut self, now: UnixMillis) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        if self.draining || self.unrecorded() >= UNRECORDED {
+            return jobs;
+        }
+        let mut class = FIRST;
+        while class <= SLOW {
+            if !self.has_room(class) {
+                class += 1;
+                continue;
+            }
+            let Some(id) = self.ready[class].pop_front() else {
+                class += 1;
+                continue;
+            };
+            let Some(endpoint) = self.endpoints.get_mut(&id) else {
+                continue;
+            };
+            endpoint.queued = false;
+            if !endpoint.wants(now) {
+                continue;
+            }
+            let actual = lane_class(endpoint);
+            if actual != class {
+                endpoint.queued = true;
+                self.ready[actual].push_back(id);
+                class = class.min(actual);
+                continue;
+            }
+            let needs = endpoint
+                .window
+                .front()
+                .and_then(|held| held.event.as_deref())
+                .map_or(UNREAD_BODY, size);
+            if self.flight_bodies > 0 && self.flight_bodies + needs > FLIGHT_BODIES {
+                endpoint.queued = true;
+                self.ready[class].push_front(id);
+                break;
+            }
+            if let Some(job) = self.start(id, class, needs, now) {
+                jobs.push(job);
+            }
+            self.evaluate(id, now);
+        }
+        self.metrics.in_flight.set((self.fast + self.slow) as i64);
+        self.metrics.slow_lane.set(self.slow as i64);
+        jobs
+    }
+
+    fn start(&mut self, id: EndpointId, class: usize, reserved: usize, now: UnixMillis) -> Option<Job> {
+        let endpoint = self.endpoints.get_mut(&id)?;
+        let resolved = Arc::clone(endpoint.usable()?);
+        let held = endpoint.window.pop_front()?;
+        let pending = held.pending;
+        self.forget_body(&held);
+        let endpoint = self.endpoints.get_mut(&id)?;
+        if held.fresh {
+            endpoint.gauge.give(1);
+        }
+        if expired(pending.message, now) {
+            let reason = DeadReason::Expired;
+            self.outbox.push(Outcome::unmade(pending, Verdict::Dead { reason }));
+            return None;
+        }
+        let Some(format) = endpoint
+            .subscriptions
+            .get(&pending.subscription)
+            .filter(|subscription| subscription.sends())
+            .map(Subscription::format)
+        else {
+            // Its subscription was suspended, or is not loaded: it waits.
+            let verdict = Verdict::Wait {
+                due: pending.due,
+                attempts: pending.attempts,
+            };
+            self.outbox.push(Outcome::unmade(pending, verdict));
+            return None;
+        };
+        self.metrics.start_lag.observe(now.since(pending.due).as_secs_f64());
+        endpoint.forget_retry(pending.due, pending.message);
+        endpoint.in_flight += 1;
+        let lane = match class {
+            SLOW => {
+                endpoint.slow += 1;
+                self.slow += 1;
+                Lane::Slow
+            }
+            _ => {
+                self.fast += 1;
+                self.extra += usize::from(class == LATER);
+                Lane::Fast { extra: class == LATER }
+            }
+        };
+        self.flight_bodies += reserved;
+        Some(Job {
+            pending,
+            event: held.event,
+            probe: matches!(endpoint.access(now), Access::Probe),
+            lane,
+            endpoint: resolved,
+            format,
+            started: now,
+            patience: endpoint.patience(),
+            reserved,
+        })
+    }
+
+    /// A body was read: from now on it counts as what it is.
+    pub fn body_read(&mut self, job: &mut Job, bytes: usize) {
+        self.flight_bodies = (self.flight_bodies + bytes).saturating_sub(job.reserved);
+        job.reserved = bytes;
+    }
+
+    /// The attempt is slow: it goes to the slow lane, if there is room.
+    pub fn demote(&mut self, job: &mut Job) {
+        let Lane::Fast { extra } = job.lane else { return };
+        if self.slow >= SLOW_SLOTS {
+            return;
+        }
+        self.fast -= 1;
+        self.extra -= usize::from(extra);
+        self.slow += 1;
+        job.lane = Lane::Slow;
+        if let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) {
+            endpoint.slow += 1;
+        }
+    }
+
+    /// Gives the attempt's slot and bytes back.
+    pub fn free(&mut self, job: &Job) {
+        self.flight_bodies = self.flight_bodies.saturating_sub(job.reserved);
+        if let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) {
+            endpoint.in_flight -= 1;
+            endpoint.slow -= usize::from(job.lane == Lane::Slow);
+        }
+        match job.lane {
+            Lane::Fast { extra } => {
+                self.fast -= 1;
+                self.extra -= usize::from(extra);
+            }
+            Lane::Slow => self.slow -= 1,
+        }
+    }
+
+    /// More places for an endpoint whose messages come faster than its places allow.
+    pub fn widen(&mut self, id: EndpointId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            let more = (WINDOW as i64 - endpoint.capacity).min(PLACES - self.places);
+            if more > 0 {
+                endpoint.capacity += more;
+                endpoint.gauge.give(more);
+                self.places += more;
+            }
+        }
+    }
+}
+
+impl Outcome {
+    /// What became of a message without an attempt.
+    pub fn unmade(pending: Pending, verdict: Verdict) -> Outcome {
+        Outcome {
+            settlement: Settlement {
+                message: pending.message,
+                endpoint: pending.endpoint,
+                subscription: pending.subscription,
+                attempts: pending.attempts,
+                record: None,
+                verdict,
+            },
+            failed: false,
+        }
+    }
+}
+
+/// A new endpoint's places: all it may have while endpoints are few.
+fn give_places(endpoint: &mut Endpoint, places: &mut i64) {
+    let most = if *places < PLACES / 2 {
+        WINDOW as i64
+    } else {
+        PLACES_CROWDED
+    };
+    let given = most.min(PLACES - *places).max(1);
+    endpoint.capacity = given;
+    endpoint.gauge.give(given);
+    *places += given;
+}
+
+fn lane_class(endpoint: &Endpoint) -> usize {
+    match (endpoint.slow, endpoint.in_flight) {
+        (0, 0) => FIRST,
+        (0, _) => LATER,
+        _ => SLOW,
+    }
+}
+
+/// What an event takes in memory.
+pub(super) fn size(event: &StoredEvent) -> usize {
+    event.attributes.len() + event.body.len()
+}

@@ -1,0 +1,404 @@
+//! The engine over the real store, with a scripted receiver and a clock moved by hand.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::*;
+use crate::api::resolve::{EgressRules, Format, Host, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target};
+use crate::delivery::{AttemptResult, Fault, Outcome, Request};
+use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
+use crate::event::{Data, Event, format};
+use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
+use crate::queue::sqlite::{Options, SqliteQueue};
+use crate::queue::{self, Accepted, NewEvent, ResourceKey};
+use crate::report::board::{Delivering, EndpointView};
+use crate::signing::{SigningKey, SigningKeys};
+
+mod scenarios;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a scripted receiver does with the next request.
+#[derive(Clone, Debug)]
+enum Act {
+    Answer(u16),
+    Refuse,
+    Hang,
+}
+
+/// Receivers by endpoint name; each repeats its last act.
+#[derive(Default)]
+struct Script {
+    acts: Mutex<HashMap<String, Vec<Act>>>,
+    /// Every request: endpoint, message, and the most under way together per endpoint.
+    seen: Mutex<Vec<(String, MessageId)>>,
+    under_way: Mutex<HashMap<String, (usize, usize)>>,
+    released: Notify,
+}
+
+impl Script {
+    fn set(&self, endpoint: &str, acts: &[Act]) {
+        let mut acts = acts.to_vec();
+        acts.reverse();
+        self.acts.lock().unwrap().insert(endpoint.to_owned(), acts);
+        self.released.notify_waiters();
+    }
+
+    fn count(&self, endpoint: &str) -> usize {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| name == endpoint)
+            .count()
+    }
+
+    fn most_at_once(&self, endpoint: &str) -> usize {
+        self.under_way
+            .lock()
+            .unwrap()
+            .get(endpoint)
+            .map_or(0, |(_, most)| *most)
+    }
+
+    fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+        self.under_way.lock().unwrap().clear();
+    }
+
+    fn next(&self, endpoint: &str) -> Act {
+        let mut acts = self.acts.lock().unwrap();
+        let acts = acts.entry(endpoint.to_owned()).or_default();
+        match acts.len() {
+            0 => Act::Answer(200),
+            1 => acts[0].clone(),
+            _ => acts.pop().unwrap(),
+        }
+    }
+}
+
+#[async_trait]
+impl Sender for Script {
+    async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult {
+        let name = endpoint.name.clone();
+        self.seen.lock().unwrap().push((name.clone(), request.message));
+        {
+            let mut under_way = self.under_way.lock().unwrap();
+            let (now, most) = under_way.entry(name.clone()).or_default();
+            *now += 1;
+            *most = (*most).max(*now);
+        }
+        tokio::task::yield_now().await;
+        let outcome = loop {
+            let released = self.released.notified();
+            match self.next(&name) {
+                Act::Answer(code) => {
+                    break Outcome::Status {
+                        code,
+                        retry_after: None,
+                        excerpt: None,
+                    };
+                }
+                Act::Refuse => break Outcome::Fault(Fault::Refused),
+                Act::Hang => released.await,
+            }
+        };
+        self.under_way.lock().unwrap().get_mut(&name).unwrap().0 -= 1;
+        AttemptResult {
+            took: Duration::from_millis(3),
+            outcome,
+        }
+    }
+}
+
+/// One process's life over a store.
+struct World {
+    queue: Arc<SqliteQueue>,
+    fence: Fence,
+    registry: Arc<Registry>,
+    engine: Option<Engine>,
+    script: Arc<Script>,
+    clock: Arc<Clock>,
+    views: Mutex<HashMap<EndpointId, EndpointView>>,
+    board: Arc<Board>,
+    events: AtomicU64,
+}
+
+impl World {
+    async fn open(dir: &Path, script: Arc<Script>, clock: Arc<Clock>) -> World {
+        let (queue, _) = SqliteQueue::open(dir, Options::default()).unwrap();
+        let queue = Arc::new(queue);
+        let fence = queue.claim().await.unwrap();
+        let (registry, changes) = Registry::new(64);
+        let registry = Arc::new(registry);
+        let board = Arc::new(Board::default());
+        let engine = Engine::start(EngineConfig {
+            queue: queue.clone(),
+            fence,
+            registry: registry.clone(),
+            changes,
+            sender: script.clone(),
+            board: board.clone(),
+            clock: clock.clone(),
+            metrics: EngineMetrics::default(),
+            random: || 0.0,
+            bury_after: BURY_AFTER,
+            refused: Box::new(|_| {}),
+        })
+        .await
+        .unwrap();
+        World {
+            queue,
+            fence,
+            registry,
+            engine: Some(engine),
+            script,
+            clock,
+            views: Mutex::default(),
+            board,
+            events: AtomicU64::new(UnixMillis::now().0.unsigned_abs()),
+        }
+    }
+
+    async fn new(dir: &Path) -> World {
+        // Ahead of the store's clock, which goes on by itself: what is stored now is due now.
+        let clock = Arc::new(Clock::manual(UnixMillis::now().plus(Duration::from_secs(60))));
+        World::open(dir, Arc::default(), clock).await
+    }
+
+    /// The process ends; the store is closed and opened by the next.
+    async fn restart(mut self, dir: &Path, drain: bool) -> World {
+        let engine = self.engine.take().unwrap();
+        if drain {
+            assert!(
+                engine.drain(Duration::from_millis(50)).await,
+                "everything that ended is recorded"
+            );
+        } else {
+            drop(engine);
+        }
+        self.queue.close().await;
+        let (script, clock) = (self.script.clone(), self.clock.clone());
+        drop(self);
+        World::open(dir, script, clock).await
+    }
+
+    async fn endpoint(&self, name: &str) -> EndpointId {
+        self.endpoint_with(name, |_| {}).await
+    }
+
+    /// Applies an endpoint and one subscription of the same name.
+    async fn endpoint_with(&self, name: &str, edit: impl FnOnce(&mut ResolvedEndpoint)) -> EndpointId {
+        let key = ResourceKey {
+            namespace_uid: "uid".into(),
+            name: name.into(),
+        };
+        let id = self.queue.intern_endpoints(vec![key.clone()]).await.unwrap()[0];
+        let mut resolved = resolved(name);
+        edit(&mut resolved);
+        let state = EndpointState::Usable(Arc::new(resolved));
+        self.put_endpoint(id, key.clone(), state).await;
+        self.subscribe(id, key, false).await;
+        id
+    }
+
+    async fn put_endpoint(&self, id: EndpointId, key: ResourceKey, state: EndpointState) {
+        self.registry
+            .put_endpoint(EndpointEntry {
+                id,
+                key,
+                namespace: "team".into(),
+                gauge: self.registry.gauge(id),
+                state,
+            })
+            .await;
+    }
+
+    async fn subscribe(&self, endpoint: EndpointId, key: ResourceKey, suspend: bool) -> SubscriptionId {
+        let id = self.queue.intern_subscriptions(vec![key.clone()]).await.unwrap()[0];
+        let spec = ResolvedSubscription {
+            namespace: "team".into(),
+            name: key.name.clone(),
+            generation: 1,
+            endpoint: key.name.clone(),
+            event_types: vec![],
+            sources: vec![],
+            format: Format::StandardWebhooks,
+            suspend,
+        };
+        self.registry
+            .put_subscription(Arc::new(SubscriptionEntry {
+                id,
+                key,
+                endpoint,
+                endpoint_gauge: self.registry.gauge(endpoint),
+                spec: Arc::new(spec),
+                deleted: None,
+            }))
+            .await;
+        id
+    }
+
+    /// Accepts `count` events for the endpoint, as ingest does.
+    async fn send(&self, endpoint: EndpointId, count: usize) -> Vec<MessageId> {
+        let subscription = SubscriptionId(endpoint.0);
+        let mut events = Vec::new();
+        for _ in 0..count {
+            let number = self.events.fetch_add(1, Ordering::Relaxed);
+            let mut dedupe = [0; 16];
+            dedupe[..8].copy_from_slice(&number.to_be_bytes());
+            let event = Event {
+                id: number.to_string(),
+                source: "/test".into(),
+                r#type: "lead.qualified".into(),
+                subject: None,
+                time: None,
+                datacontenttype: None,
+                dataschema: None,
+                extensions: vec![],
+                data: Data::Json(Bytes::from_static(b"{\"a\":1}")),
+            };
+            events.push(NewEvent {
+                namespace_uid: "uid".into(),
+                dedupe,
+                event: Arc::new(format::stored(&event, UnixMillis::now())),
+                targets: vec![queue::Target {
+                    subscription,
+                    endpoint,
+                    placement: self.registry.gauge(endpoint).place(1_000_000),
+                }],
+            });
+        }
+        let accepted = self.queue.accept(events).await.unwrap();
+        accepted
+            .into_iter()
+            .map(|accepted| match accepted {
+                Accepted::New { event, .. } => MessageId::new(event, 0),
+                Accepted::Duplicate { .. } => panic!("every event is new"),
+            })
+            .collect()
+    }
+
+    async fn counts(&self, endpoint: EndpointId) -> (u64, u64) {
+        let backlog = self.queue.backlog(self.fence).await.unwrap();
+        let of = backlog.iter().filter(|pair| pair.endpoint == endpoint);
+        of.fold((0, 0), |(pending, dead), pair| {
+            (pending + pair.pending, dead + pair.dead)
+        })
+    }
+
+    async fn until_counts(&self, endpoint: EndpointId, pending: u64, dead: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let counts = self.counts(endpoint).await;
+            if counts == (pending, dead) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "pending and dead are {counts:?}, not {:?}",
+                (pending, dead)
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&World) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "timed out waiting until {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits until the board says so.
+    async fn until_view(
+        &self,
+        endpoint: EndpointId,
+        what: &str,
+        holds: impl Fn(&EndpointView) -> bool,
+    ) -> EndpointView {
+        let wait = async {
+            loop {
+                if let Some(view) = self.views.lock().unwrap().get(&endpoint)
+                    && holds(view)
+                {
+                    return view.clone();
+                }
+                let posted = self.board.take().await;
+                let views = posted.endpoints.into_iter().map(|(id, (view, _))| (id, view));
+                self.views.lock().unwrap().extend(views);
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, wait).await;
+        waited.unwrap_or_else(|_| {
+            let views = self.views.lock().unwrap();
+            panic!("the board never said {what}; it says {:?}", views.get(&endpoint))
+        })
+    }
+
+    async fn until_delivering(&self, endpoint: EndpointId, reason: Delivering) -> EndpointView {
+        self.until_view(endpoint, reason.reason(), |view| view.delivering == reason)
+            .await
+    }
+
+    /// Waits until nothing is under way and every outcome is recorded: what comes next needs time.
+    async fn settled(&self) {
+        self.until("everything is recorded", |world| {
+            let state = world.engine.as_ref().unwrap().core.lock();
+            state.unrecorded() == 0
+                && state.fast + state.slow == 0
+                && state.to_page.is_empty()
+                && state
+                    .endpoints
+                    .values()
+                    .all(|endpoint| !endpoint.paging && endpoint.window.is_empty())
+        })
+        .await;
+    }
+
+    /// Moves time on, and lets what is due happen.
+    async fn pass(&self, seconds: u64) {
+        self.settled().await;
+        self.clock.advance(Duration::from_secs(seconds));
+        self.until("timers were looked at", |world| {
+            let state = world.engine.as_ref().unwrap().core.lock();
+            state.timers.first().is_none_or(|(at, _)| *at > world.clock.now())
+        })
+        .await;
+        self.settled().await;
+    }
+}
+
+fn resolved(name: &str) -> ResolvedEndpoint {
+    ResolvedEndpoint {
+        namespace: "team".into(),
+        name: name.into(),
+        generation: 1,
+        target: Target {
+            host: Host::Name("hooks.example.com".into()),
+            port: 443,
+            path: "/".into(),
+            authority: "hooks.example.com".into(),
+            origin: "https://hooks.example.com".into(),
+        },
+        headers: vec![],
+        ca: None,
+        signing: Arc::new(SigningKeys::new(Some("k1"), vec![SigningKey::generate([7; 32])]).unwrap()),
+        timeout: Duration::from_secs(15),
+        retry: RetryPolicy {
+            schedule: [1, 10, 60, 300].map(Duration::from_secs).to_vec(),
+            jitter_percent: 10,
+            retry_after_max: Duration::from_secs(3600),
+        },
+        suspend: false,
+        egress: Arc::new(EgressRules::default()),
+        enable_request: None,
+    }
+}

@@ -1,0 +1,200 @@
+//! How endpoints stand, for the board. Owns the words; knows nothing of Kubernetes.
+//!
+//! Invariant: nothing here comes from a response but its status, and nothing from a Secret but a key's public id.
+
+use super::endpoint::Endpoint;
+use super::state::State;
+use crate::dispatcher::registry::EndpointState;
+use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
+use crate::report::board::{Board, Delivering, EndpointView, Failure, SubscriptionView};
+use crate::schedule::decide::accepted_at;
+use crate::schedule::health::{DisabledBy, FailureNote, Gate, HoldReason};
+
+/// Posts of one endpoint without a transition are this far apart.
+const POST_EVERY_MILLIS: i64 = 1_000;
+
+/// The first reason that holds.
+pub(super) fn delivering(endpoint: &Endpoint) -> Delivering {
+    let health = &endpoint.health;
+    if health.disabled.is_some() {
+        return Delivering::Disabled;
+    }
+    match endpoint.entry.as_ref().map(|entry| &entry.state) {
+        Some(EndpointState::Usable(resolved)) if resolved.suspend => return Delivering::Suspended,
+        Some(EndpointState::Unusable { reason, .. }) => {
+            return match *reason {
+                "PolicyDenied" => Delivering::Blocked,
+                _ => Delivering::SecretUnavailable,
+            };
+        }
+        _ => {}
+    }
+    if health
+        .hold
+        .is_some_and(|hold| matches!(hold.reason, HoldReason::Blocked { .. }))
+    {
+        Delivering::Blocked
+    } else if health.breaker.is_open() {
+        Delivering::CircuitOpen
+    } else if health.last_failed {
+        Delivering::Backoff
+    } else if health.last_success.is_some() {
+        Delivering::Succeeding
+    } else {
+        Delivering::NoAttempts
+    }
+}
+
+fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
+    let health = &endpoint.health;
+    let last = health.recent.front();
+    let failed = last.map_or_else(String::new, |note| match note.status {
+        Some(status) => format!("the last attempt was answered with status {status}"),
+        None => format!("the last attempt failed: {}", note.reason),
+    });
+    match delivering {
+        Delivering::Disabled => match health.disabled.map(|disabled| disabled.by) {
+            Some(DisabledBy::Gone) => "The receiver answered 410 Gone. Change the endpoint or set the annotation \
+                 tidings.dev/enable-requested-at to enable it; its messages wait."
+                .to_owned(),
+            _ => "No attempt succeeded for five days. Change the endpoint or set the annotation \
+                 tidings.dev/enable-requested-at to enable it; its messages wait."
+                .to_owned(),
+        },
+        Delivering::Suspended => "Suspended by spec.suspend; messages wait.".to_owned(),
+        Delivering::SecretUnavailable => match endpoint.entry.as_ref().map(|entry| &entry.state) {
+            Some(EndpointState::Unusable { message, .. }) => message.clone(),
+            _ => "A referenced value cannot be read; messages wait.".to_owned(),
+        },
+        Delivering::Blocked => match (
+            health.hold.map(|hold| hold.reason),
+            endpoint.entry.as_ref().map(|e| &e.state),
+        ) {
+            (_, Some(EndpointState::Unusable { message, .. })) => message.clone(),
+            (Some(HoldReason::Blocked { address }), _) => {
+                format!(
+                    "The target resolves to {address}, which the administrator's policy does not open; messages wait."
+                )
+            }
+            _ => "The target's address is forbidden; messages wait.".to_owned(),
+        },
+        Delivering::CircuitOpen => format!("Only a probe is sent until the receiver answers; {failed}."),
+        Delivering::Backoff => format!("Failed messages are tried again; {failed}."),
+        Delivering::Succeeding => "The last attempt succeeded.".to_owned(),
+        Delivering::NoAttempts => "Nothing was sent yet.".to_owned(),
+    }
+}
+
+fn failure(note: &FailureNote) -> Failure {
+    Failure {
+        at: note.at,
+        message: Some(note.message),
+        status: note.status,
+        reason: note.reason,
+    }
+}
+
+fn view(endpoint: &Endpoint, delivering: Delivering, now: UnixMillis) -> EndpointView {
+    let health = &endpoint.health;
+    let generation = match endpoint.entry.as_ref().map(|entry| &entry.state) {
+        Some(EndpointState::Usable(resolved)) => Some(resolved.generation),
+        Some(EndpointState::Unusable { generation, .. }) => Some(*generation),
+        _ => None,
+    };
+    let not_before = match health.gate(now) {
+        Gate::Until(until) => until,
+        Gate::Go { .. } | Gate::Probe | Gate::Disabled => UnixMillis(0),
+    };
+    let pending: i64 = endpoint.subscriptions.values().map(|known| known.pending.max(0)).sum();
+    let dead: i64 = endpoint.subscriptions.values().map(|known| known.dead.max(0)).sum();
+    EndpointView {
+        generation,
+        delivering,
+        message: message(endpoint, delivering),
+        signing: health.signing.clone(),
+        pending: pending.unsigned_abs(),
+        oldest_pending: endpoint.oldest.filter(|_| pending > 0).map(accepted_at),
+        dead_lettered: dead.unsigned_abs(),
+        consecutive_failures: health.consecutive_failures,
+        failing_since: health.failing_since,
+        last_status: health.last_status,
+        last_success: health.last_success,
+        last_failure: health.recent.front().map(failure),
+        retry: endpoint
+            .retries
+            .first_key_value()
+            .map(|((due, _), consumed)| (consumed.saturating_add(1), (*due).max(not_before))),
+        recent_failures: health.recent.iter().map(failure).collect(),
+        handled_enable_request: health.handled_enable.clone(),
+    }
+}
+
+impl State {
+    /// Posts endpoints whose reason changed.
+    pub fn post_urgent(&mut self, board: &Board, now: UnixMillis) {
+        for id in std::mem::take(&mut self.urgent) {
+            self.post(board, id, now);
+        }
+    }
+
+    /// Posts every endpoint that changed, at most once a second each; what was posted lately stays for the next time.
+    pub fn post_changed(&mut self, board: &Board, now: UnixMillis) {
+        for id in std::mem::take(&mut self.changed) {
+            let lately = self
+                .endpoints
+                .get(&id)
+                .and_then(|endpoint| endpoint.posted)
+                .is_some_and(|(_, at)| now.0 - at.0 < POST_EVERY_MILLIS && now.0 > at.0);
+            if lately {
+                self.changed.insert(id);
+            } else {
+                self.post(board, id, now);
+            }
+        }
+    }
+
+    /// Posts every endpoint that changed, however lately it was posted: nothing follows.
+    pub fn post_all(&mut self, board: &Board, now: UnixMillis) {
+        for id in std::mem::take(&mut self.changed) {
+            self.post(board, id, now);
+        }
+    }
+
+    fn post(&mut self, board: &Board, id: EndpointId, now: UnixMillis) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        if endpoint.entry.is_none() {
+            return;
+        }
+        let delivering = delivering(endpoint);
+        let urgent = endpoint.posted.map(|(before, _)| before) != Some(delivering);
+        endpoint.posted = Some((delivering, now));
+        board.post_endpoint(id, view(endpoint, delivering, now), urgent);
+        let mut dirty: Vec<SubscriptionId> = Vec::new();
+        for (subscription, known) in &mut endpoint.subscriptions {
+            if std::mem::take(&mut known.view_dirty) {
+                dirty.push(*subscription);
+            }
+        }
+        for subscription in dirty {
+            self.post_subscription(board, subscription);
+        }
+    }
+
+    fn post_subscription(&mut self, board: &Board, id: SubscriptionId) {
+        let home = self.registry.subscription(id).map(|entry| entry.endpoint);
+        // A subscription's messages lie at its endpoint, and only after a recreation for another one also elsewhere.
+        let Some(known) = home.and_then(|home| self.endpoints.get_mut(&home)?.subscriptions.get_mut(&id)) else {
+            return;
+        };
+        let view = SubscriptionView {
+            pending: known.pending.max(0).unsigned_abs(),
+            dead_lettered: known.dead.max(0).unsigned_abs(),
+            last_dead_letter: known.last_dead,
+        };
+        let urgent = !known.dead_posted && known.last_dead.is_some();
+        known.dead_posted |= urgent;
+        board.post_subscription(id, view, urgent);
+    }
+}

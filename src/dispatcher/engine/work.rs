@@ -1,0 +1,94 @@
+//! One attempt after another: load, render, send, decide, next.
+//!
+//! Owns the task; knows nothing of who may start (`state` does). Invariant: a task that ends gave its slot back.
+
+use std::sync::Arc;
+
+use super::Core;
+use super::outcome::End;
+use super::state::{Job, size};
+use crate::delivery::{AttemptResult, Outcome, Request};
+use crate::event::format::render;
+use crate::queue::StoredEvent;
+
+/// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
+pub(super) async fn work(core: Arc<Core>, mut job: Job) {
+    loop {
+        let Some(end) = core.cut.run_until_cancelled(attempt(&core, &mut job)).await else {
+            // Cut off: nothing is counted, and the next process sends it again.
+            core.lock().free(&job);
+            return;
+        };
+        let now = core.clock.now();
+        let random = (core.random)();
+        let next = {
+            let mut state = core.lock();
+            state.complete(&job, end, now, random);
+            let mut jobs = state.grant(now).into_iter();
+            let next = jobs.next();
+            jobs.for_each(|job| core.start(job));
+            core.wake(&state);
+            next
+        };
+        let Some(next) = next else { return };
+        job = next;
+    }
+}
+
+async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
+    let Some(event) = event(core, job).await else {
+        return End::Unread;
+    };
+    let rendered = match event.map(|event| render(job.format, &event)) {
+        Some(Ok(rendered)) => rendered,
+        Some(Err(error)) => {
+            tracing::warn!(message = %job.pending.message, %error, "failed to render an event");
+            return End::Unrenderable;
+        }
+        None => {
+            tracing::error!(message = %job.pending.message, "the store has no event for a message");
+            return End::Unrenderable;
+        }
+    };
+    let request = Request {
+        message: job.pending.message,
+        content_type: rendered.content_type,
+        headers: rendered.headers,
+        body: rendered.body,
+        timestamp: job.started.0.div_euclid(1000),
+    };
+    let result = send(core, job, request).await;
+    if let Outcome::Status { code: 401 | 403, .. } = result.outcome {
+        (core.refused)(job.pending.endpoint);
+    }
+    End::Answered(result)
+}
+
+/// The event: `None` when it could not be read, `Some(None)` when there is none.
+async fn event(core: &Arc<Core>, job: &mut Job) -> Option<Option<Arc<StoredEvent>>> {
+    if let Some(event) = job.event.take() {
+        return Some(Some(event));
+    }
+    match core.queue.event(job.pending.message.event()).await {
+        Ok(event) => {
+            core.lock().body_read(job, event.as_deref().map_or(0, size));
+            Some(event)
+        }
+        Err(error) => {
+            tracing::warn!(message = %job.pending.message, %error, "failed to read an event");
+            None
+        }
+    }
+}
+
+async fn send(core: &Arc<Core>, job: &mut Job, request: Request) -> AttemptResult {
+    let endpoint = Arc::clone(&job.endpoint);
+    let mut sending = core.sender.send(&endpoint, request);
+    match tokio::time::timeout(job.patience, &mut sending).await {
+        Ok(result) => result,
+        Err(_slow) => {
+            core.step(|state| state.demote(job));
+            sending.await
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! What the dispatcher has loaded: every resolved endpoint and subscription, by the id the store gave them.
+//!
+//! Written by the watches (one writer), read lock-free by ingest (which subscriptions match) and by the engine (how an
+//! endpoint wants it now). Invariant: a snapshot is consistent in itself; what a reader took stays valid while it uses it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
+
+use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
+use crate::ids::{EndpointId, SubscriptionId};
+use crate::ingest::schema::TypeRule;
+use crate::matching::Index;
+use crate::queue::{Gauge, ResourceKey};
+
+/// An endpoint as the engine finds it by id.
+#[derive(Clone, Debug)]
+pub struct EndpointEntry {
+    pub id: EndpointId,
+    pub key: ResourceKey,
+    pub namespace: String,
+    /// Shared with ingest and report for as long as the process lives.
+    pub gauge: Arc<Gauge>,
+    pub state: EndpointState,
+}
+
+/// Whether there is something to send to.
+#[derive(Clone, Debug)]
+pub enum EndpointState {
+    /// Resolved, and usable at once.
+    Usable(Arc<ResolvedEndpoint>),
+    /// It exists, but a Secret, ConfigMap or the policy keeps it from being used: messages wait, no attempt is consumed.
+    Unusable {
+        reason: &'static str,
+        message: String,
+        generation: i64,
+    },
+    /// Subscriptions name it, but it does not exist (yet): messages wait.
+    Missing,
+    /// Deleted at this instant: its messages are buried five minutes later unless it comes back.
+    Deleted { at: crate::ids::UnixMillis },
+}
+
+/// A subscription as matching and rendering find it by id.
+#[derive(Clone, Debug)]
+pub struct SubscriptionEntry {
+    pub id: SubscriptionId,
+    pub key: ResourceKey,
+    pub endpoint: EndpointId,
+    /// The endpoint's gauge: ingest takes a message's placement from it.
+    pub endpoint_gauge: Arc<Gauge>,
+    pub spec: Arc<ResolvedSubscription>,
+    /// Set when deleted: its messages are buried five minutes later unless it comes back.
+    pub deleted: Option<crate::ids::UnixMillis>,
+}
+
+/// What changed, for the engine.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Endpoint(Arc<EndpointEntry>),
+    Subscription(Arc<SubscriptionEntry>),
+    /// The store has messages of a subscription that was deleted while no dispatcher ran: nothing is known of it but its
+    /// id. Told once, after the first complete list; buried like any deleted one.
+    SubscriptionGone {
+        id: SubscriptionId,
+        at: crate::ids::UnixMillis,
+    },
+    /// Every watch has synced for the first time and what was due has been resolved.
+    Synced,
+}
+
+/// A namespace as ingest needs it: one consistent snapshot.
+#[derive(Clone, Debug)]
+pub struct NamespaceView {
+    pub uid: Arc<str>,
+    pub subscriptions: Arc<Index<Arc<SubscriptionEntry>>>,
+    /// Declared types that count (the oldest object of a type), compiled.
+    pub types: Arc<HashMap<String, Arc<TypeRule>>>,
+}
+
+/// Ids are given in order by the store, so a table of chunks finds them without hashing.
+const CHUNK: usize = 1024;
+
+/// A growing table by dense id: lock-free to read, one cell replaced per write.
+#[derive(Debug)]
+struct Table<T> {
+    chunks: ArcSwap<Vec<Arc<[ArcSwapOption<T>]>>>,
+    /// Serialises growing, which copies the list of chunks (not the cells).
+    growing: Mutex<()>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table {
+            chunks: ArcSwap::from_pointee(Vec::new()),
+            growing: Mutex::new(()),
+        }
+    }
+}
+
+impl<T> Table<T> {
+    fn get(&self, id: u32) -> Option<Arc<T>> {
+        let (chunk, cell) = place(id);
+        self.chunks.load().get(chunk)?.get(cell)?.load_full()
+    }
+
+    fn put(&self, id: u32, value: Arc<T>) {
+        let (chunk, cell) = place(id);
+        if self.chunks.load().len() <= chunk {
+            let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut chunks = Vec::clone(&self.chunks.load());
+            while chunks.len() <= chunk {
+                chunks.push((0..CHUNK).map(|_| ArcSwapOption::empty()).collect());
+            }
+            self.chunks.store(Arc::new(chunks));
+        }
+        if let Some(cell) = self.chunks.load().get(chunk).and_then(|cells| cells.get(cell)) {
+            cell.store(Some(value));
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<T>> {
+        let chunks = self.chunks.load_full();
+        chunks
+            .iter()
+            .flat_map(|cells| cells.iter())
+            .filter_map(ArcSwapOption::load_full)
+            .collect()
+    }
+}
+
+fn place(id: u32) -> (usize, usize) {
+    let id = usize::try_from(id).unwrap_or(usize::MAX);
+    (id / CHUNK, id % CHUNK)
+}
+
+/// Everything loaded. Readers never wait for the writer, nor for each other.
+#[derive(Debug)]
+pub struct Registry {
+    namespaces: ArcSwap<HashMap<String, Arc<NamespaceView>>>,
+    endpoints: Table<EndpointEntry>,
+    subscriptions: Table<SubscriptionEntry>,
+    gauges: Table<Gauge>,
+    making_gauge: Mutex<()>,
+    synced: AtomicBool,
+    changes: mpsc::Sender<Change>,
+}
+
+impl Registry {
+    /// An empty registry, and the changes the engine follows. With `capacity` changes not yet taken the watches wait.
+    pub fn new(capacity: usize) -> (Registry, mpsc::Receiver<Change>) {
+        let (changes, receiver) = mpsc::channel(capacity);
+        let registry = Registry {
+            namespaces: ArcSwap::from_pointee(HashMap::new()),
+            endpoints: Table::default(),
+            subscriptions: Table::default(),
+            gauges: Table::default(),
+            making_gauge: Mutex::new(()),
+            synced: AtomicBool::new(false),
+            changes,
+        };
+        (registry, receiver)
+    }
+
+    /// The namespace's subscriptions and declared types; none for a namespace that does not exist.
+    pub fn namespace(&self, name: &str) -> Option<Arc<NamespaceView>> {
+        self.namespaces.load().get(name).cloned()
+    }
+
+    /// An endpoint; none while its references are read for the first time: its messages wait.
+    pub fn endpoint(&self, id: EndpointId) -> Option<Arc<EndpointEntry>> {
+        self.endpoints.get(id.0)
+    }
+
+    /// A subscription, deleted ones included.
+    pub fn subscription(&self, id: SubscriptionId) -> Option<Arc<SubscriptionEntry>> {
+        self.subscriptions.get(id.0)
+    }
+
+    /// Every endpoint, in order of id.
+    pub fn endpoints(&self) -> Vec<Arc<EndpointEntry>> {
+        self.endpoints.all()
+    }
+
+    /// Every subscription, in order of id, deleted ones included.
+    pub fn subscriptions(&self) -> Vec<Arc<SubscriptionEntry>> {
+        self.subscriptions.all()
+    }
+
+    /// Whether every watch has synced once: before, absence means nothing and ingest answers 503.
+    pub fn synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// The endpoint's gauge, the same one for as long as the process lives.
+    pub fn gauge(&self, id: EndpointId) -> Arc<Gauge> {
+        if let Some(gauge) = self.gauges.get(id.0) {
+            return gauge;
+        }
+        let _making = self.making_gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gauge) = self.gauges.get(id.0) {
+            return gauge;
+        }
+        let gauge = Arc::new(Gauge::default());
+        self.gauges.put(id.0, gauge.clone());
+        gauge
+    }
+
+    /// For the watches: replaces an endpoint and tells the engine.
+    pub async fn put_endpoint(&self, entry: EndpointEntry) {
+        let entry = Arc::new(entry);
+        self.endpoints.put(entry.id.0, entry.clone());
+        self.tell(Change::Endpoint(entry)).await;
+    }
+
+    /// For the watches: replaces a subscription and tells the engine. Matching sees it with the next
+    /// [`Registry::put_namespaces`].
+    pub async fn put_subscription(&self, entry: Arc<SubscriptionEntry>) {
+        self.subscriptions.put(entry.id.0, entry.clone());
+        self.tell(Change::Subscription(entry)).await;
+    }
+
+    /// For the watches: a subscription of the store that no longer exists.
+    pub async fn subscription_gone(&self, id: SubscriptionId, at: crate::ids::UnixMillis) {
+        self.tell(Change::SubscriptionGone { id, at }).await;
+    }
+
+    /// For the watches: replaces (or with `None` removes) namespaces, all at once.
+    pub fn put_namespaces(&self, views: impl IntoIterator<Item = (String, Option<NamespaceView>)>) {
+        let mut namespaces = HashMap::clone(&self.namespaces.load());
+        for (name, view) in views {
+            match view {
+                Some(view) => namespaces.insert(name, Arc::new(view)),
+                None => namespaces.remove(&name),
+            };
+        }
+        self.namespaces.store(Arc::new(namespaces));
+    }
+
+    /// For the watches: every watch has synced and what was due is resolved. Once.
+    pub async fn set_synced(&self) {
+        if !self.synced.swap(true, Ordering::AcqRel) {
+            self.tell(Change::Synced).await;
+        }
+    }
+
+    /// A closed channel means that the engine is gone: the process is ending, and nobody needs the change.
+    async fn tell(&self, change: Change) {
+        let _ended = self.changes.send(change).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: u32, state: EndpointState) -> EndpointEntry {
+        EndpointEntry {
+            id: EndpointId(id),
+            key: ResourceKey {
+                namespace_uid: "uid".into(),
+                name: format!("e{id}"),
+            },
+            namespace: "team".into(),
+            gauge: Arc::new(Gauge::default()),
+            state,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_readable_before_the_engine_hears_of_it() {
+        let (registry, mut changes) = Registry::new(4);
+        registry.put_endpoint(entry(5000, EndpointState::Missing)).await;
+        let Some(Change::Endpoint(told)) = changes.recv().await else {
+            panic!("expected an endpoint")
+        };
+        let read = registry.endpoint(told.id).expect("put before");
+        assert!(Arc::ptr_eq(&read, &told));
+        assert!(registry.endpoint(EndpointId(4999)).is_none());
+        assert!(registry.endpoint(EndpointId(u32::MAX)).is_none());
+        assert_eq!(registry.endpoints().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn synced_is_told_once() {
+        let (registry, mut changes) = Registry::new(4);
+        assert!(!registry.synced());
+        registry.set_synced().await;
+        registry.set_synced().await;
+        assert!(registry.synced());
+        assert!(matches!(changes.try_recv(), Ok(Change::Synced)));
+        assert!(changes.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_gauge_for_ever() {
+        let (registry, _changes) = Registry::new(1);
+        let gauge = registry.gauge(EndpointId(3));
+        assert!(Arc::ptr_eq(&gauge, &registry.gauge(EndpointId(3))));
+        assert!(!Arc::ptr_eq(&gauge, &registry.gauge(EndpointId(4))));
+    }
+
+    #[test]
+    fn namespaces_come_and_go_without_touching_views_in_use() {
+        let (registry, _changes) = Registry::new(1);
+        let view = || NamespaceView {
+            uid: "u1".into(),
+            subscriptions: Arc::new(Index::new([])),
+            types: Arc::new(HashMap::new()),
+        };
+        registry.put_namespaces([("a".to_owned(), Some(view())), ("b".to_owned(), Some(view()))]);
+        let held = registry.namespace("a").expect("just put");
+        registry.put_namespaces([("a".to_owned(), None)]);
+        assert!(registry.namespace("a").is_none());
+        assert!(registry.namespace("b").is_some());
+        assert_eq!(&*held.uid, "u1");
+    }
+}

@@ -1,0 +1,155 @@
+//! The watches: from the cluster's resources to the registry.
+//!
+//! Owns four kube watches (namespaces by metadata only), the reads of what endpoints refer to, and the ids the store gives;
+//! knows nothing of messages or of delivery. Invariant: while the API server is away everything that was loaded stays in
+//! use, and absence means deletion only after a complete list.
+
+pub mod fetch;
+pub mod load;
+pub mod material;
+pub mod metrics;
+pub mod objects;
+pub mod source;
+pub mod versions;
+pub mod world;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::stream::{BoxStream, StreamExt, select_all};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::registry::Registry;
+use crate::api::policy::Policy;
+use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::ids::EndpointId;
+use crate::queue::Queue;
+use load::{Loader, Tools};
+use metrics::Metrics;
+use objects::Objects;
+use source::{Step, steps};
+use world::Input;
+
+/// Requests to read an endpoint's Secrets anew that wait; more are dropped, since the next refusal asks again.
+const REFRESHES: usize = 1024;
+
+/// What the watches need.
+pub struct WatchConfig {
+    pub client: kube::Client,
+    pub queue: Arc<dyn Queue>,
+    pub registry: Arc<Registry>,
+    /// The administrator's policy; a change resolves every endpoint anew.
+    pub policy: watch::Receiver<Arc<Policy>>,
+    pub metrics: Metrics,
+}
+
+/// Per kind, the `resourceVersion` up to which everything is in the registry; none before the first complete list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub namespaces: Option<u64>,
+    pub endpoints: Option<u64>,
+    pub subscriptions: Option<u64>,
+    pub types: Option<u64>,
+}
+
+/// The running watches.
+#[derive(Debug)]
+pub struct WatchHandle {
+    /// The watched objects, for the status writer.
+    pub objects: Arc<Objects>,
+    /// How far they are.
+    pub loaded: watch::Receiver<Loaded>,
+    refresh: mpsc::Sender<EndpointId>,
+    task: JoinHandle<()>,
+}
+
+/// Asks for an endpoint's references to be read anew. Cheap to clone; never waits.
+#[derive(Clone, Debug)]
+pub struct Refresher {
+    refresh: mpsc::Sender<EndpointId>,
+}
+
+impl Refresher {
+    /// The receiver answered 401 or 403: reads anew, at most every 30 s an endpoint.
+    pub fn refresh(&self, id: EndpointId) {
+        // Full or closed: the next refusal asks again, or nobody needs it any more.
+        let _dropped = self.refresh.try_send(id);
+    }
+}
+
+impl WatchHandle {
+    /// See [`Refresher`].
+    pub fn refresher(&self) -> Refresher {
+        Refresher {
+            refresh: self.refresh.clone(),
+        }
+    }
+
+    /// Returns when the watches ended before `shutdown`, which they do not.
+    pub async fn ended(&mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the watches ended unexpectedly");
+        }
+    }
+
+    /// Waits for the end, after `shutdown`.
+    pub async fn join(mut self) {
+        if !self.task.is_finished() {
+            self.ended().await;
+        }
+    }
+}
+
+/// Starts the watches; they run until `shutdown`.
+pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
+    let objects = Arc::new(Objects::default());
+    let (loaded_sender, loaded) = watch::channel(Loaded::default());
+    let (refresh, refreshes) = mpsc::channel(REFRESHES);
+    let steps = inputs(&config.client, &config.metrics);
+    let loader = Loader::new(Tools {
+        client: config.client,
+        queue: config.queue,
+        registry: config.registry,
+        policy: config.policy,
+        objects: objects.clone(),
+        loaded: loaded_sender,
+        metrics: config.metrics,
+    });
+    let task = tokio::spawn(loader.run(steps, refreshes, shutdown));
+    WatchHandle {
+        objects,
+        loaded,
+        refresh,
+        task,
+    }
+}
+
+fn inputs(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
+    select_all([
+        follow::<PartialObjectMeta<Namespace>>("namespaces", client, metrics, Input::Namespaces),
+        follow::<WebhookEndpoint>("webhookendpoints", client, metrics, Input::Endpoints),
+        follow::<EventSubscription>("eventsubscriptions", client, metrics, Input::Subscriptions),
+        follow::<EventType>("eventtypes", client, metrics, Input::Types),
+    ])
+    .boxed()
+}
+
+fn follow<K>(
+    plural: &'static str,
+    client: &kube::Client,
+    metrics: &Metrics,
+    input: impl Fn(Step<K>) -> Input + Send + 'static,
+) -> BoxStream<'static, Input>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    steps(plural, events, metrics.errors(plural)).map(input).boxed()
+}

@@ -1,0 +1,324 @@
+//! The loader: takes in what the watches saw, reads what it refers to, and keeps the registry in step.
+//!
+//! One task owns all of it and alone writes the registry. It knows nothing of messages. Invariant: an object counts as
+//! loaded only after the registry has it, and what cannot be loaded anew stays as it was.
+
+mod endpoints;
+mod others;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Loaded;
+use super::fetch::{self, Reads};
+use super::metrics::Metrics;
+use super::objects::Objects;
+use super::world::{Input, Key, World};
+use crate::api::policy::Policy;
+use crate::dispatcher::registry::{Registry, SubscriptionEntry};
+use crate::ids::{EndpointId, SubscriptionId};
+use crate::queue::{Queue, QueueError, ResourceKey};
+use endpoints::Endpoint;
+use others::Declared;
+
+/// Reads of Secrets and ConfigMaps at once: enough to fill the registry quickly, too few to hurt an API server that has
+/// just come back.
+const READS_AT_ONCE: usize = 16;
+/// Steps taken in before the registry is brought in step: a burst of changes builds a namespace's index once.
+const STEPS_AT_ONCE: usize = 1024;
+/// Due reads looked at to find those whose messages wait.
+const LOOKED_AT: usize = 1024;
+/// How long the first readiness waits for the Secrets of all endpoints; those still missing are loaded as they come.
+const FIRST_READS: Duration = Duration::from_secs(2);
+/// The pause after the store failed.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the loader works with.
+pub struct Tools {
+    pub client: kube::Client,
+    pub queue: Arc<dyn Queue>,
+    pub registry: Arc<Registry>,
+    pub policy: watch::Receiver<Arc<Policy>>,
+    pub objects: Arc<Objects>,
+    pub loaded: watch::Sender<Loaded>,
+    pub metrics: Metrics,
+}
+
+/// The loader.
+pub struct Loader {
+    tools: Tools,
+    world: World,
+    endpoints: BTreeMap<Key, Endpoint>,
+    subscriptions: BTreeMap<Key, Arc<SubscriptionEntry>>,
+    types: BTreeMap<Key, Declared>,
+    endpoint_ids: HashMap<ResourceKey, EndpointId>,
+    subscription_ids: HashMap<ResourceKey, SubscriptionId>,
+    by_id: HashMap<EndpointId, Key>,
+    timers: BTreeSet<(Instant, Key)>,
+    store_retry: Option<Instant>,
+    listed_at: Option<Instant>,
+}
+
+impl Loader {
+    pub fn new(tools: Tools) -> Loader {
+        Loader {
+            tools,
+            world: World::default(),
+            endpoints: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            types: BTreeMap::new(),
+            endpoint_ids: HashMap::new(),
+            subscription_ids: HashMap::new(),
+            by_id: HashMap::new(),
+            timers: BTreeSet::new(),
+            store_retry: None,
+            listed_at: None,
+        }
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(
+        mut self,
+        steps: BoxStream<'static, Input>,
+        mut refresh: mpsc::Receiver<EndpointId>,
+        shutdown: CancellationToken,
+    ) {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = self.recall() => {}
+        }
+        let mut steps = steps.ready_chunks(STEPS_AT_ONCE);
+        let mut policy = self.tools.policy.clone();
+        let mut reads: JoinSet<(Key, Reads)> = JoinSet::new();
+        loop {
+            let next = self.next_timer(reads.len() < READS_AT_ONCE);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(chunk) = steps.next() => chunk.into_iter().for_each(|input| self.world.apply(input)),
+                Some(read) = reads.join_next() => self.finish(read),
+                Some(id) = refresh.recv() => self.refresh(id),
+                Ok(()) = policy.changed() => self.world.touch_endpoints(),
+                () = until(next) => {}
+            }
+            self.load().await;
+            self.start_reads(&mut reads);
+            self.announce().await;
+        }
+    }
+
+    /// Reads which ids the store has given; tries until it can.
+    async fn recall(&mut self) {
+        loop {
+            match self.tools.queue.known().await {
+                Ok((endpoints, subscriptions)) => {
+                    self.endpoint_ids.extend(endpoints);
+                    self.subscription_ids.extend(subscriptions);
+                    return;
+                }
+                Err(error) => tracing::error!(%error, "failed to read the known endpoints"),
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+    }
+
+    fn finish(&mut self, read: Result<(Key, Reads), tokio::task::JoinError>) {
+        let (key, reads) = match read {
+            Ok(read) => read,
+            Err(error) => return tracing::error!(%error, "a read of references ended unexpectedly"),
+        };
+        self.tools.metrics.count_reads(&reads);
+        if let Some(endpoint) = self.endpoints.get_mut(&key) {
+            endpoint.material.finish(reads, Instant::now());
+            self.world.endpoints.dirty.insert(key);
+        }
+    }
+
+    fn refresh(&mut self, id: EndpointId) {
+        let now = Instant::now();
+        let Some(key) = self.by_id.get(&id).cloned() else {
+            return;
+        };
+        if let Some(endpoint) = self.endpoints.get_mut(&key)
+            && endpoint.material.refresh(now)
+        {
+            self.reschedule(&key);
+        }
+    }
+
+    /// Brings the registry in step with the world.
+    async fn load(&mut self) {
+        self.lose_endpoints().await;
+        self.lose_others().await;
+        self.store_retry = match self.intern().await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::warn!(%error, "the store gave no ids: new resources wait");
+                Some(Instant::now() + STORE_PAUSE)
+            }
+        };
+        self.load_endpoints().await;
+        self.load_subscriptions().await;
+        self.load_types();
+        self.build_views();
+    }
+
+    /// Gets ids for what has none: durable before anything refers to them.
+    async fn intern(&mut self) -> Result<(), QueueError> {
+        let mut endpoints = BTreeSet::new();
+        let mut subscriptions = BTreeSet::new();
+        for key in &self.world.endpoints.dirty {
+            endpoints.extend(self.resource_key(key));
+        }
+        for key in &self.world.subscriptions.dirty {
+            let Some(subscription) = self.world.subscriptions.objects.get(key) else {
+                continue;
+            };
+            let target = (key.0.clone(), subscription.spec.endpoint_ref.name.clone());
+            endpoints.extend(self.resource_key(&target));
+            subscriptions.extend(self.resource_key(key));
+        }
+        let endpoints: Vec<_> = endpoints
+            .into_iter()
+            .filter(|k| !self.endpoint_ids.contains_key(k))
+            .collect();
+        let subscriptions: Vec<_> = subscriptions
+            .into_iter()
+            .filter(|k| !self.subscription_ids.contains_key(k))
+            .collect();
+        if !endpoints.is_empty() {
+            let ids = self.tools.queue.intern_endpoints(endpoints.clone()).await?;
+            self.endpoint_ids.extend(endpoints.into_iter().zip(ids));
+        }
+        if !subscriptions.is_empty() {
+            let ids = self.tools.queue.intern_subscriptions(subscriptions.clone()).await?;
+            self.subscription_ids.extend(subscriptions.into_iter().zip(ids));
+        }
+        Ok(())
+    }
+
+    /// The identity in the store; none while the namespace is unknown.
+    fn resource_key(&self, key: &Key) -> Option<ResourceKey> {
+        let space = self.world.spaces.get(&key.0)?;
+        Some(ResourceKey {
+            namespace_uid: space.uid.to_string(),
+            name: key.1.clone(),
+        })
+    }
+
+    /// Starts the reads that are due; endpoints whose messages wait come first.
+    fn start_reads(&mut self, reads: &mut JoinSet<(Key, Reads)>) {
+        let free = READS_AT_ONCE.saturating_sub(reads.len());
+        if free == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let due = self.timers.iter().take_while(|(at, _)| *at <= now).take(LOOKED_AT);
+        let mut due: Vec<(bool, Key)> = due.map(|(_, key)| (!self.has_pending(key), key.clone())).collect();
+        due.sort();
+        for (_, key) in due {
+            let Some(endpoint) = self.endpoints.get_mut(&key) else {
+                continue;
+            };
+            if endpoint.material.due().is_some_and(|at| at <= now) {
+                if reads.len() >= READS_AT_ONCE {
+                    break;
+                }
+                endpoint.material.start();
+                let (client, references) = (self.tools.client.clone(), endpoint.references.clone());
+                let read_key = key.clone();
+                reads.spawn(async move {
+                    let read = fetch::read(&client, &read_key.0, references).await;
+                    (read_key, read)
+                });
+            } else {
+                // Its patience ended: it is published as it is.
+                self.world.endpoints.dirty.insert(key.clone());
+            }
+            self.reschedule(&key);
+        }
+    }
+
+    fn has_pending(&self, key: &Key) -> bool {
+        let id = self.endpoints.get(key).and_then(|endpoint| endpoint.id);
+        id.is_some_and(|id| self.tools.registry.gauge(id).pending() > 0)
+    }
+
+    /// Keeps the timers in step with an endpoint.
+    fn reschedule(&mut self, key: &Key) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let next = endpoint.next_timer();
+        if let Some(before) = std::mem::replace(&mut endpoint.timer, next) {
+            self.timers.remove(&(before, key.clone()));
+        }
+        if let Some(next) = next {
+            self.timers.insert((next, key.clone()));
+        }
+    }
+
+    /// When to wake without being told: an endpoint's timer (of those due only if a read may start), the first
+    /// readiness, the store.
+    fn next_timer(&self, may_read: bool) -> Option<Instant> {
+        let now = Instant::now();
+        let timer = if may_read {
+            self.timers.first().map(|(at, _)| *at)
+        } else {
+            self.timers.range((now, Key::default())..).next().map(|(at, _)| *at)
+        };
+        let first = self
+            .listed_at
+            .filter(|_| !self.tools.registry.synced())
+            .map(|at| at + FIRST_READS);
+        [timer, first, self.store_retry].into_iter().flatten().min()
+    }
+
+    /// Tells how far it is: the versions for the Lease, and once, that everything is loaded.
+    async fn announce(&mut self) {
+        let loaded = Loaded {
+            namespaces: self.world.namespaces.done(),
+            endpoints: self.world.endpoints.versions.done(),
+            subscriptions: self.world.subscriptions.versions.done(),
+            types: self.world.types.versions.done(),
+        };
+        self.tools.loaded.send_if_modified(|before| {
+            let is_new = *before != loaded;
+            *before = loaded;
+            is_new
+        });
+        self.tools
+            .metrics
+            .show(self.endpoints.len(), self.subscriptions.len(), self.types.len());
+        if self.tools.registry.synced() || !self.world.is_listed() {
+            return;
+        }
+        let now = Instant::now();
+        let listed_at = *self.listed_at.get_or_insert(now);
+        let all_read = self.endpoints.values().all(|endpoint| endpoint.material.is_read());
+        let is_loaded = self.store_retry.is_none() && self.world.subscriptions.dirty.is_empty();
+        if is_loaded && (all_read || now >= listed_at + FIRST_READS) {
+            self.tell_of_the_gone().await;
+            self.tools.registry.set_synced().await;
+            tracing::info!(
+                endpoints = self.endpoints.len(),
+                subscriptions = self.subscriptions.len(),
+                types = self.types.len(),
+                "loaded"
+            );
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,251 @@
+//! Endpoints: from the watched object and what it refers to, to the registry.
+//!
+//! Invariant: an endpoint whose new spec refers to something never read is not sent to; one whose Secret was spoilt goes on
+//! with the last values that were good.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use super::Loader;
+use crate::api::WebhookEndpoint;
+use crate::api::conditions::reasons;
+use crate::api::names::ENABLE_REQUESTED;
+use crate::api::resolve::{EgressRules, Found, Reference, Unresolved, references_of, resolve_endpoint};
+use crate::dispatcher::registry::{EndpointEntry, EndpointState};
+use crate::dispatcher::watch::fetch;
+use crate::dispatcher::watch::material::{Material, Trouble};
+use crate::dispatcher::watch::world::Key;
+use crate::ids::{EndpointId, UnixMillis};
+use crate::queue::ResourceKey;
+
+/// What the loader knows of one endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    object: Arc<WebhookEndpoint>,
+    pub references: Vec<Reference>,
+    pub material: Material<Reference, Found>,
+    pub id: Option<EndpointId>,
+    /// The values with which it was last usable.
+    good: BTreeMap<Reference, Found>,
+    /// What the registry was told last.
+    told: Option<Told>,
+    /// Where it stands in the loader's timers.
+    pub timer: Option<Instant>,
+}
+
+/// Enough of what was told to see that there is no news: a status write must not reach the engine as a change.
+#[derive(Clone, Debug, PartialEq)]
+struct Told {
+    uid: Option<String>,
+    generation: Option<i64>,
+    enable_request: Option<String>,
+    versions: Vec<Option<String>>,
+    egress: Arc<EgressRules>,
+    unusable: Option<(&'static str, String)>,
+}
+
+impl Endpoint {
+    fn new(object: Arc<WebhookEndpoint>, now: Instant) -> Endpoint {
+        let mut endpoint = Endpoint {
+            object: object.clone(),
+            references: Vec::new(),
+            material: Material::new(now),
+            id: None,
+            good: BTreeMap::new(),
+            told: None,
+            timer: None,
+        };
+        endpoint.observe(object, true, now);
+        endpoint
+    }
+
+    fn observe(&mut self, object: Arc<WebhookEndpoint>, is_new_spec: bool, now: Instant) {
+        self.references = references_of(&object);
+        let status = object.status.as_ref();
+        let versions = status.map(|s| s.references.as_slice()).unwrap_or_default();
+        let wanted: Vec<(Reference, Option<String>)> = self
+            .references
+            .iter()
+            .map(|reference| (reference.clone(), fetch::version_in(versions, reference)))
+            .collect();
+        self.material.observe(&wanted, is_new_spec, now);
+        self.good.retain(|reference, _| self.references.contains(reference));
+        self.object = object;
+    }
+
+    /// When something is to be done without being told: a read, or publishing as it is.
+    pub fn next_timer(&self) -> Option<Instant> {
+        let waits = self.told.is_none() && self.id.is_some() && self.material.is_read();
+        let patience = waits.then(|| self.material.settles_at());
+        [self.material.due(), patience].into_iter().flatten().min()
+    }
+
+    /// Resolves with what was read last, or where that is spoilt with what was good.
+    fn resolve(&mut self, egress: &Arc<EgressRules>) -> EndpointState {
+        let held: BTreeMap<Reference, Found> = self
+            .references
+            .iter()
+            .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
+            .collect();
+        match resolve_endpoint(&self.object, &fetch::references(&held, &self.troubles()), egress) {
+            Ok(resolved) => {
+                self.good = held;
+                EndpointState::Usable(Arc::new(resolved))
+            }
+            Err(unresolved) => self.resolve_good(&unresolved, egress),
+        }
+    }
+
+    fn resolve_good(&self, unresolved: &Unresolved, egress: &Arc<EgressRules>) -> EndpointState {
+        let again = (is_spoilt(unresolved.reason) && !self.good.is_empty())
+            .then(|| resolve_endpoint(&self.object, &fetch::references(&self.good, &BTreeMap::new()), egress).ok())
+            .flatten();
+        match again {
+            Some(resolved) => EndpointState::Usable(Arc::new(resolved)),
+            None => EndpointState::Unusable {
+                reason: unresolved.reason,
+                message: unresolved.message.clone(),
+                generation: self.object.metadata.generation.unwrap_or(0),
+            },
+        }
+    }
+
+    fn troubles(&self) -> BTreeMap<Reference, Trouble> {
+        self.references
+            .iter()
+            .filter_map(|reference| Some((reference.clone(), self.material.trouble(reference)?)))
+            .collect()
+    }
+
+    fn news(&self, state: &EndpointState, egress: &Arc<EgressRules>) -> Told {
+        Told {
+            uid: self.object.metadata.uid.clone(),
+            generation: self.object.metadata.generation,
+            enable_request: self.object.annotations().get(ENABLE_REQUESTED).cloned(),
+            versions: self
+                .references
+                .iter()
+                .map(|r| self.material.version(r).map(str::to_owned))
+                .collect(),
+            egress: egress.clone(),
+            unusable: match state {
+                EndpointState::Unusable { reason, message, .. } => Some((reason, message.clone())),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// Whether a value is there but no good: then the last good one stays in use. One that may no longer be used at all is
+/// another matter.
+fn is_spoilt(reason: &str) -> bool {
+    [
+        reasons::SECRET_INVALID,
+        reasons::SECRET_KEY_MISSING,
+        reasons::CONFIG_MAP_INVALID,
+        reasons::CONFIG_MAP_KEY_MISSING,
+    ]
+    .contains(&reason)
+}
+
+impl Loader {
+    /// Endpoints that went: the engine buries their messages five minutes later, unless a namesake comes.
+    pub(super) async fn lose_endpoints(&mut self) {
+        for key in std::mem::take(&mut self.world.endpoints.gone) {
+            let Some(endpoint) = self.endpoints.remove(&key) else {
+                continue;
+            };
+            if let Some(timer) = endpoint.timer {
+                self.timers.remove(&(timer, key.clone()));
+            }
+            let Some(id) = endpoint.id else { continue };
+            self.by_id.remove(&id);
+            self.tools.objects.remove_endpoint(id);
+            let before = self.tools.registry.endpoint(id);
+            let resource = before
+                .map(|entry| entry.key.clone())
+                .or_else(|| self.resource_key(&key));
+            if let Some(resource) = resource {
+                let at = UnixMillis::now();
+                self.put_endpoint(id, resource, &key.0, EndpointState::Deleted { at })
+                    .await;
+            }
+        }
+    }
+
+    pub(super) async fn load_endpoints(&mut self) {
+        let policy = self.tools.policy.borrow().clone();
+        for key in self.world.endpoints.dirty.clone() {
+            self.see_endpoint(&key);
+            let Some(space) = self.world.spaces.get(&key.0) else {
+                continue;
+            };
+            let egress = policy.egress_for(&space.labels);
+            self.load_endpoint(&key, &egress).await;
+            self.reschedule(&key);
+        }
+    }
+
+    /// Notes the object as it is now.
+    fn see_endpoint(&mut self, key: &Key) {
+        let Some(object) = self.world.endpoints.objects.get(key).cloned() else {
+            return;
+        };
+        let now = Instant::now();
+        match self.endpoints.get_mut(key) {
+            None => {
+                self.endpoints.insert(key.clone(), Endpoint::new(object, now));
+            }
+            Some(endpoint) if Arc::ptr_eq(&endpoint.object, &object) => {}
+            Some(endpoint) => {
+                let is_new_spec = endpoint.object.metadata.generation != object.metadata.generation;
+                endpoint.observe(object, is_new_spec, now);
+            }
+        }
+        self.reschedule(key);
+    }
+
+    async fn load_endpoint(&mut self, key: &Key, egress: &Arc<EgressRules>) {
+        let Some(resource) = self.resource_key(key) else { return };
+        let Some(id) = self.endpoint_ids.get(&resource).copied() else {
+            return;
+        };
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        endpoint.id = Some(id);
+        self.by_id.insert(id, key.clone());
+        self.tools.objects.put_endpoint(id, endpoint.object.clone());
+        if !endpoint.material.is_read() {
+            return;
+        }
+        let is_settled = endpoint.material.is_settled(&endpoint.references, Instant::now());
+        if !is_settled && endpoint.told.is_none() {
+            // Its Secret is being made or granted: the controller does not call it Ready before, and no message of it is
+            // tried before. It must not hold back the others.
+            self.world.endpoints.loaded(key);
+            return;
+        }
+        let state = endpoint.resolve(egress);
+        let told = endpoint.news(&state, egress);
+        if endpoint.told.as_ref() != Some(&told) {
+            endpoint.told = Some(told);
+            self.put_endpoint(id, resource, &key.0, state).await;
+        }
+        self.world.endpoints.loaded(key);
+    }
+
+    pub(super) async fn put_endpoint(&self, id: EndpointId, key: ResourceKey, namespace: &str, state: EndpointState) {
+        let entry = EndpointEntry {
+            id,
+            key,
+            namespace: namespace.to_owned(),
+            gauge: self.tools.registry.gauge(id),
+            state,
+        };
+        self.tools.registry.put_endpoint(entry).await;
+    }
+}

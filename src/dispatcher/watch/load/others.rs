@@ -1,0 +1,260 @@
+//! Subscriptions, declared types, and the namespaces' views made of them.
+//!
+//! Invariant: a subscription edited to something invalid keeps its last valid form, and of two objects for one type the
+//! oldest counts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use kube::ResourceExt;
+
+use super::Loader;
+use crate::api::EventType;
+use crate::api::resolve::resolve_subscription;
+use crate::dispatcher::registry::{EndpointState, NamespaceView, SubscriptionEntry};
+use crate::dispatcher::watch::world::Key;
+use crate::ids::{EndpointId, UnixMillis};
+use crate::ingest::schema::TypeRule;
+use crate::matching::Index;
+use crate::queue::ResourceKey;
+
+/// A declared type.
+#[derive(Debug)]
+pub struct Declared {
+    name: String,
+    /// The oldest object of a type counts: by creation, then by UID.
+    age: (Option<i64>, String),
+    generation: Option<i64>,
+    /// None until a schema of it compiled.
+    rule: Option<Arc<TypeRule>>,
+}
+
+impl Declared {
+    /// A schema that does not compile leaves the last one that did (of the same object) in use.
+    fn new(object: &EventType, before: Option<&Declared>) -> Declared {
+        let age = (
+            object
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0.as_second()),
+            object.uid().unwrap_or_default(),
+        );
+        let rule = match TypeRule::compile(&object.spec) {
+            Ok(rule) => Some(Arc::new(rule)),
+            Err(error) => {
+                tracing::info!(namespace = object.namespace(), name = object.name_any(), %error, "an EventType does not compile");
+                before
+                    .filter(|before| before.age == age)
+                    .and_then(|before| before.rule.clone())
+            }
+        };
+        Declared {
+            name: object.spec.r#type.clone(),
+            age,
+            generation: object.metadata.generation,
+            rule,
+        }
+    }
+
+    fn is_of(&self, object: &EventType) -> bool {
+        self.generation == object.metadata.generation && self.age.1 == object.uid().unwrap_or_default()
+    }
+}
+
+impl Loader {
+    /// Subscriptions and types that went.
+    pub(super) async fn lose_others(&mut self) {
+        let at = UnixMillis::now();
+        for key in std::mem::take(&mut self.world.subscriptions.gone) {
+            let Some(entry) = self.subscriptions.remove(&key) else {
+                continue;
+            };
+            self.tools.objects.remove_subscription(entry.id);
+            let gone = SubscriptionEntry {
+                deleted: Some(at),
+                ..SubscriptionEntry::clone(&entry)
+            };
+            self.tools.registry.put_subscription(Arc::new(gone)).await;
+            self.world.views.insert(key.0);
+        }
+        for key in std::mem::take(&mut self.world.types.gone) {
+            self.types.remove(&key);
+            self.world.views.insert(key.0);
+        }
+    }
+
+    pub(super) async fn load_subscriptions(&mut self) {
+        for key in self.world.subscriptions.dirty.clone() {
+            self.load_subscription(&key).await;
+        }
+    }
+
+    async fn load_subscription(&mut self, key: &Key) {
+        let Some(object) = self.world.subscriptions.objects.get(key).cloned() else {
+            return;
+        };
+        let target = (key.0.clone(), object.spec.endpoint_ref.name.clone());
+        let Some((resource, endpoint_resource)) = self.resource_key(key).zip(self.resource_key(&target)) else {
+            return;
+        };
+        let ids = self
+            .subscription_ids
+            .get(&resource)
+            .zip(self.endpoint_ids.get(&endpoint_resource));
+        let Some((id, endpoint)) = ids.map(|(id, endpoint)| (*id, *endpoint)) else {
+            return;
+        };
+        self.tools.objects.put_subscription(id, object.clone());
+        self.put_missing(endpoint, &target, endpoint_resource).await;
+        match resolve_subscription(&object) {
+            Ok(spec) => {
+                let entry = SubscriptionEntry {
+                    id,
+                    key: resource,
+                    endpoint,
+                    endpoint_gauge: self.tools.registry.gauge(endpoint),
+                    spec: Arc::new(spec),
+                    deleted: None,
+                };
+                if self
+                    .subscriptions
+                    .get(key)
+                    .is_none_or(|before| !is_same(before, &entry))
+                {
+                    let entry = Arc::new(entry);
+                    self.tools.registry.put_subscription(entry.clone()).await;
+                    self.subscriptions.insert(key.clone(), entry);
+                    self.world.views.insert(key.0.clone());
+                }
+            }
+            Err(error) => tracing::info!(
+                namespace = key.0,
+                name = key.1,
+                reason = error.reason,
+                "a subscription is invalid: its last valid form stays in use"
+            ),
+        }
+        self.world.subscriptions.loaded(key);
+    }
+
+    /// A subscription may name an endpoint that does not exist: the engine lets its messages wait.
+    async fn put_missing(&self, id: EndpointId, key: &Key, resource: ResourceKey) {
+        let exists = self.world.endpoints.objects.contains_key(key);
+        if self.world.endpoints.versions.is_listed() && !exists && self.tools.registry.endpoint(id).is_none() {
+            self.put_endpoint(id, resource, &key.0, EndpointState::Missing).await;
+        }
+    }
+
+    pub(super) fn load_types(&mut self) {
+        for key in self.world.types.dirty.clone() {
+            if !self.world.spaces.contains_key(&key.0) {
+                continue;
+            }
+            if let Some(object) = self.world.types.objects.get(&key) {
+                let before = self.types.get(&key);
+                if before.is_none_or(|before| !before.is_of(object)) {
+                    let declared = Declared::new(object, before);
+                    self.types.insert(key.clone(), declared);
+                    self.world.views.insert(key.0.clone());
+                }
+            }
+            self.world.types.loaded(&key);
+        }
+    }
+
+    /// Builds the views that changed, and puts them up together.
+    pub(super) fn build_views(&mut self) {
+        let names = std::mem::take(&mut self.world.views);
+        if names.is_empty() {
+            return;
+        }
+        let views: Vec<_> = names
+            .into_iter()
+            .map(|name| {
+                let view = self.view(&name);
+                (name, view)
+            })
+            .collect();
+        self.tools.registry.put_namespaces(views);
+    }
+
+    fn view(&self, name: &str) -> Option<NamespaceView> {
+        let space = self.world.spaces.get(name)?;
+        let from = (name.to_owned(), String::new());
+        let subscriptions = self
+            .subscriptions
+            .range(from.clone()..)
+            .take_while(|((n, _), _)| n == name);
+        let types = self
+            .types
+            .range(from..)
+            .take_while(|((n, _), _)| n == name)
+            .map(|(_, declared)| declared);
+        Some(NamespaceView {
+            uid: space.uid.clone(),
+            subscriptions: Arc::new(Index::new(
+                subscriptions.map(|(_, entry)| (entry.spec.clone(), entry.clone())),
+            )),
+            types: Arc::new(that_count(types)),
+        })
+    }
+
+    /// After the first complete lists: what the store knows and the cluster no longer has.
+    pub(super) async fn tell_of_the_gone(&mut self) {
+        let at = UnixMillis::now();
+        let names: HashMap<&str, &str> = self
+            .world
+            .spaces
+            .iter()
+            .map(|(name, space)| (&*space.uid, name.as_str()))
+            .collect();
+        let named: BTreeSet<EndpointId> = self.subscriptions.values().map(|entry| entry.endpoint).collect();
+        let mut gone = Vec::new();
+        for (resource, id) in &self.endpoint_ids {
+            if self.tools.registry.endpoint(*id).is_some() || self.by_id.contains_key(id) {
+                continue;
+            }
+            // Whether one that a subscription still names was deleted or never created is not known after a restart:
+            // waiting loses nothing, and ends with the messages' age.
+            let state = if named.contains(id) {
+                EndpointState::Missing
+            } else {
+                EndpointState::Deleted { at }
+            };
+            let namespace = names
+                .get(resource.namespace_uid.as_str())
+                .copied()
+                .unwrap_or_default()
+                .to_owned();
+            gone.push((*id, resource.clone(), namespace, state));
+        }
+        for (id, resource, namespace, state) in gone {
+            self.put_endpoint(id, resource, &namespace, state).await;
+        }
+        for id in self.subscription_ids.values() {
+            if self.tools.registry.subscription(*id).is_none() {
+                self.tools.registry.subscription_gone(*id, at).await;
+            }
+        }
+    }
+}
+
+fn is_same(before: &SubscriptionEntry, now: &SubscriptionEntry) -> bool {
+    before.id == now.id && before.endpoint == now.endpoint && before.spec == now.spec
+}
+
+/// The rule of each type: of its oldest object. While that one does not compile, events of the type are not checked.
+fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, Arc<TypeRule>> {
+    let mut oldest: BTreeMap<&str, &Declared> = BTreeMap::new();
+    for declared in types {
+        let kept = oldest.entry(&declared.name).or_insert(declared);
+        if declared.age < kept.age {
+            *kept = declared;
+        }
+    }
+    oldest
+        .into_iter()
+        .filter_map(|(name, declared)| Some((name.to_owned(), declared.rule.clone()?)))
+        .collect()
+}

@@ -1,0 +1,282 @@
+//! What the cluster has, as the watches saw it, and what of it is not in the registry yet. Pure.
+//!
+//! Invariant: an object is dirty or in the registry, never neither; versions advance only past what is in the registry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
+use kube::{Resource, ResourceExt};
+
+use super::source::Step;
+use super::versions::{Versions, number};
+use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+
+/// Namespace and name.
+pub type Key = (String, String);
+
+/// One step of one of the watches.
+#[derive(Debug)]
+pub enum Input {
+    Namespaces(Step<PartialObjectMeta<Namespace>>),
+    Endpoints(Step<WebhookEndpoint>),
+    Subscriptions(Step<EventSubscription>),
+    Types(Step<EventType>),
+}
+
+/// A namespace that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub uid: Arc<str>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The objects of one kind.
+#[derive(Debug)]
+pub struct Kind<K> {
+    pub objects: BTreeMap<Key, Arc<K>>,
+    /// Changed or new since it was loaded.
+    pub dirty: BTreeSet<Key>,
+    /// Gone, or replaced by a namesake, since it was loaded.
+    pub gone: BTreeSet<Key>,
+    pub versions: Versions,
+}
+
+impl<K> Default for Kind<K> {
+    fn default() -> Self {
+        Kind {
+            objects: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            versions: Versions::default(),
+        }
+    }
+}
+
+impl<K: Resource> Kind<K> {
+    fn apply(&mut self, step: Step<K>) {
+        match step {
+            Step::Listed(objects) => {
+                let highest = objects
+                    .iter()
+                    .map(|o| number(o.meta().resource_version.as_deref()))
+                    .max();
+                self.versions.listed(highest.unwrap_or(0));
+                let listed: BTreeSet<Key> = objects.iter().map(key).collect();
+                let missing: Vec<Key> = self
+                    .objects
+                    .keys()
+                    .filter(|key| !listed.contains(*key))
+                    .cloned()
+                    .collect();
+                for key in missing {
+                    self.remove(&key);
+                }
+                for object in objects {
+                    self.put(object);
+                }
+            }
+            Step::Put(object) => self.put(*object),
+            Step::Gone(object) => {
+                self.remove(&key(&*object));
+                self.versions.passed(number(object.meta().resource_version.as_deref()));
+            }
+        }
+    }
+
+    fn put(&mut self, object: K) {
+        let key = key(&object);
+        let version = number(object.meta().resource_version.as_deref());
+        if let Some(before) = self.objects.get(&key)
+            && before.meta().uid != object.meta().uid
+        {
+            self.gone.insert(key.clone());
+        }
+        self.versions.saw(key.clone(), version);
+        self.dirty.insert(key.clone());
+        self.objects.insert(key, Arc::new(object));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if self.objects.remove(key).is_some() {
+            self.gone.insert(key.clone());
+        }
+        self.dirty.remove(key);
+        self.versions.loaded(key);
+    }
+
+    /// It is in the registry as it is here.
+    pub fn loaded(&mut self, key: &Key) {
+        self.dirty.remove(key);
+        self.versions.loaded(key);
+    }
+
+    /// The keys of one namespace.
+    pub fn of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Key> {
+        let from = (namespace.to_owned(), String::new());
+        let namespace = namespace.to_owned();
+        self.objects
+            .range(from..)
+            .map(|(key, _)| key)
+            .take_while(move |(n, _)| *n == namespace)
+    }
+
+    fn touch(&mut self, namespace: &str) {
+        let keys: Vec<Key> = self.of(namespace).cloned().collect();
+        self.dirty.extend(keys);
+    }
+}
+
+/// Everything.
+#[derive(Debug, Default)]
+pub struct World {
+    pub spaces: BTreeMap<String, Space>,
+    pub endpoints: Kind<WebhookEndpoint>,
+    pub subscriptions: Kind<EventSubscription>,
+    pub types: Kind<EventType>,
+    pub namespaces: Versions,
+    /// Namespaces whose view is to be built anew (or taken away).
+    pub views: BTreeSet<String>,
+}
+
+impl World {
+    /// Takes one step in.
+    pub fn apply(&mut self, input: Input) {
+        match input {
+            Input::Namespaces(step) => self.namespaces(step),
+            Input::Endpoints(step) => self.endpoints.apply(step),
+            Input::Subscriptions(step) => self.subscriptions.apply(step),
+            Input::Types(step) => self.types.apply(step),
+        }
+    }
+
+    /// Whether every watch has given its first complete list.
+    pub fn is_listed(&self) -> bool {
+        self.namespaces.is_listed()
+            && self.endpoints.versions.is_listed()
+            && self.subscriptions.versions.is_listed()
+            && self.types.versions.is_listed()
+    }
+
+    /// The policy changed: every endpoint is resolved anew.
+    pub fn touch_endpoints(&mut self) {
+        self.endpoints.dirty.extend(self.endpoints.objects.keys().cloned());
+    }
+
+    fn namespaces(&mut self, step: Step<PartialObjectMeta<Namespace>>) {
+        let version = |space: &PartialObjectMeta<Namespace>| number(space.metadata.resource_version.as_deref());
+        match step {
+            Step::Listed(list) => {
+                self.namespaces.listed(list.iter().map(version).max().unwrap_or(0));
+                let names: BTreeSet<String> = list.iter().map(ResourceExt::name_any).collect();
+                let missing: Vec<String> = self.spaces.keys().filter(|n| !names.contains(*n)).cloned().collect();
+                for name in missing {
+                    self.close_space(&name);
+                }
+                for space in list {
+                    self.open_space(&space);
+                }
+            }
+            Step::Put(space) => {
+                self.namespaces.passed(version(&space));
+                self.open_space(&space);
+            }
+            Step::Gone(space) => self.close_space(&space.name_any()),
+        }
+    }
+
+    fn open_space(&mut self, space: &PartialObjectMeta<Namespace>) {
+        let name = space.name_any();
+        let new = Space {
+            uid: space.uid().unwrap_or_default().into(),
+            labels: space.labels().clone(),
+        };
+        let before = self.spaces.insert(name.clone(), new.clone());
+        if before.as_ref() == Some(&new) {
+            return;
+        }
+        self.endpoints.touch(&name);
+        if before.is_none_or(|before| before.uid != new.uid) {
+            self.subscriptions.touch(&name);
+            self.types.touch(&name);
+            self.views.insert(name);
+        }
+    }
+
+    fn close_space(&mut self, name: &str) {
+        if self.spaces.remove(name).is_some() {
+            self.views.insert(name.to_owned());
+        }
+    }
+}
+
+/// An object's key.
+pub fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn space(name: &str, uid: &str, label: &str) -> PartialObjectMeta<Namespace> {
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "uid": uid, "resourceVersion": "9", "labels": {"l": label}}}))
+        .expect("a namespace")
+    }
+
+    fn event_type(name: &str, uid: &str, version: &str) -> EventType {
+        serde_json::from_value(json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventType",
+            "metadata": {"name": name, "namespace": "team", "uid": uid, "resourceVersion": version},
+            "spec": {"type": name, "schema": {}}}))
+        .expect("an EventType")
+    }
+
+    fn team(name: &str) -> Key {
+        ("team".into(), name.into())
+    }
+
+    #[test]
+    fn what_a_complete_list_lacks_is_gone_and_what_an_error_hides_is_not() {
+        let mut world = World::default();
+        world.apply(Input::Types(Step::Put(Box::new(event_type("a", "1", "3")))));
+        world.apply(Input::Types(Step::Listed(vec![
+            event_type("a", "1", "3"),
+            event_type("b", "2", "5"),
+        ])));
+        assert_eq!(world.types.versions.done(), Some(2), "a is not loaded");
+        world.types.loaded(&team("a"));
+        world.types.loaded(&team("b"));
+        assert_eq!(world.types.versions.done(), Some(5));
+        world.apply(Input::Types(Step::Listed(vec![event_type("b", "2", "6")])));
+        assert_eq!(world.types.gone, BTreeSet::from([team("a")]));
+        assert_eq!(world.types.dirty, BTreeSet::from([team("b")]));
+    }
+
+    #[test]
+    fn a_namesake_is_both_gone_and_new() {
+        let mut world = World::default();
+        world.apply(Input::Types(Step::Listed(vec![event_type("a", "1", "3")])));
+        world.types.loaded(&team("a"));
+        world.apply(Input::Types(Step::Put(Box::new(event_type("a", "2", "4")))));
+        assert!(world.types.gone.contains(&team("a")) && world.types.dirty.contains(&team("a")));
+    }
+
+    #[test]
+    fn new_labels_touch_endpoints_and_a_new_uid_touches_all() {
+        let mut world = World::default();
+        world.apply(Input::Types(Step::Listed(vec![event_type("a", "1", "3")])));
+        world.apply(Input::Namespaces(Step::Listed(vec![space("team", "u1", "x")])));
+        assert!(world.views.contains("team"));
+        world.types.loaded(&team("a"));
+        world.views.clear();
+        world.apply(Input::Namespaces(Step::Put(Box::new(space("team", "u1", "y")))));
+        assert!(world.types.dirty.is_empty() && world.views.is_empty());
+        world.apply(Input::Namespaces(Step::Put(Box::new(space("team", "u2", "y")))));
+        assert!(world.types.dirty.contains(&team("a")) && world.views.contains("team"));
+        world.apply(Input::Namespaces(Step::Gone(Box::new(space("team", "u2", "y")))));
+        assert!(world.spaces.is_empty());
+    }
+}

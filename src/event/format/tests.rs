@@ -1,0 +1,121 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const ACCEPTED: UnixMillis = UnixMillis(1_795_000_000_250);
+
+fn lead(data: Data) -> Event {
+    Event {
+        id: "a1".into(),
+        source: "https://crm.example/leads".into(),
+        r#type: "lead.qualified".into(),
+        subject: None,
+        time: Some("2026-11-24T03:00:00Z".into()),
+        datacontenttype: None,
+        dataschema: None,
+        extensions: vec![],
+        data,
+    }
+}
+
+fn body(format: Format, event: &Event) -> String {
+    let rendered = render(format, &stored(event, ACCEPTED)).unwrap();
+    String::from_utf8(rendered.body.to_vec()).unwrap()
+}
+
+#[test]
+fn json_data_is_spliced_byte_for_byte() {
+    let odd = "{ \"n\": 1.000000000000000000001,\n \"n\": 2, \"u\":\"\\u00e9\" }";
+    let event = lead(Data::Json(Bytes::from(odd)));
+    assert_eq!(
+        body(Format::StandardWebhooks, &event),
+        format!(r#"{{"type":"lead.qualified","timestamp":"2026-11-24T03:00:00Z","data":{odd}}}"#)
+    );
+    assert_eq!(
+        body(Format::CloudEventsStructured, &event),
+        format!(
+            r#"{{"specversion":"1.0","id":"a1","source":"https://crm.example/leads","type":"lead.qualified","time":"2026-11-24T03:00:00Z","data":{odd}}}"#
+        )
+    );
+}
+
+#[test]
+fn the_timestamp_is_the_acceptance_where_the_event_has_no_time() {
+    let mut event = lead(Data::None);
+    event.time = None;
+    assert_eq!(
+        body(Format::StandardWebhooks, &event),
+        r#"{"type":"lead.qualified","timestamp":"2026-11-18T11:06:40.250Z","data":null}"#
+    );
+}
+
+#[test]
+fn text_is_a_string_and_binary_is_base64() {
+    let mut text = lead(Data::Text(Bytes::from("a \"b\"\n<c>\u{7}é")));
+    text.datacontenttype = Some("text/plain".into());
+    assert!(body(Format::StandardWebhooks, &text).ends_with(r#","data":"a \"b\"\n<c>\u0007é"}"#));
+    let binary = lead(Data::Binary(Bytes::from_static(&[0, 255, 1, 2])));
+    assert!(body(Format::StandardWebhooks, &binary).ends_with(r#","data_base64":"AP8BAg=="}"#));
+    assert!(body(Format::CloudEventsStructured, &binary).ends_with(r#","data_base64":"AP8BAg=="}"#));
+}
+
+#[test]
+fn a_structured_event_carries_every_attribute() {
+    let event = Event {
+        subject: Some("lead/7".into()),
+        datacontenttype: Some("application/json".into()),
+        dataschema: Some("https://crm.example/schema".into()),
+        extensions: vec![
+            ("partitionkey".into(), "7".into()),
+            ("traceparent".into(), "00-\"x".into()),
+        ],
+        ..lead(Data::Json(Bytes::from("1")))
+    };
+    assert_eq!(
+        body(Format::CloudEventsStructured, &event),
+        r#"{"specversion":"1.0","id":"a1","source":"https://crm.example/leads","type":"lead.qualified","subject":"lead/7","time":"2026-11-24T03:00:00Z","datacontenttype":"application/json","dataschema":"https://crm.example/schema","partitionkey":"7","traceparent":"00-\"x","data":1}"#
+    );
+}
+
+#[test]
+fn attributes_that_we_did_not_write_are_an_error() {
+    let broken = StoredEvent {
+        attributes: Bytes::from("{}"),
+        body: Bytes::new(),
+    };
+    assert!(render(Format::StandardWebhooks, &broken).is_err());
+    assert!(accepted_event(&broken).is_err());
+}
+
+fn any_data() -> impl Strategy<Value = Data> {
+    prop_oneof![
+        Just(Data::None),
+        ".*".prop_map(|text| Data::Json(Bytes::from(serde_json::to_vec(&text).unwrap()))),
+        ".*".prop_map(|text| Data::Text(Bytes::from(text))),
+        prop::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| Data::Binary(Bytes::from(bytes))),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_stored_reads_back_and_renders_as_json(
+        id in ".{1,20}", source in ".{1,20}", r#type in ".{1,20}", subject in prop::option::of(".{1,9}"),
+        extensions in prop::collection::btree_map("ext[a-z0-9]{1,9}", ".*", 0..4), data in any_data(),
+    ) {
+        let event = Event {
+            id, source, r#type, subject,
+            time: None, datacontenttype: None, dataschema: None,
+            extensions: extensions.into_iter().collect(), data,
+        };
+        let kept = stored(&event, ACCEPTED);
+        prop_assert_eq!(accepted_event(&kept).unwrap(), (event.clone(), ACCEPTED));
+        for format in [Format::StandardWebhooks, Format::CloudEventsStructured] {
+            let rendered = render(format, &kept).unwrap();
+            let value: serde_json::Value = serde_json::from_slice(&rendered.body).unwrap();
+            prop_assert_eq!(value["type"].as_str(), Some(event.r#type.as_str()));
+            if let Data::Text(text) = &event.data {
+                prop_assert_eq!(value["data"].as_str().map(str::as_bytes), Some(text.as_ref()));
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Ingest: authenticate, authorise, parse, accept; from a producer to its 202.
+//!
+//! One path, `POST /v1/namespaces/{namespace}/events`. Cheap refusals come first: what does not depend on the body is
+//! decided before it is read. Invariant: 202 is written only after [`Queue::accept`] returned, which means durable.
+//!
+//! An unknown namespace is told after authentication and before authorisation: a cluster-wide grant would authorise it, and
+//! the question would be asked of the API server for every made-up name.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use rand::RngExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::task::TaskTracker;
+
+use crate::dispatcher::registry::{NamespaceView, Registry};
+use crate::event::Event;
+use crate::ids::UnixMillis;
+use crate::queue::{Accepted, Queue};
+
+mod accept;
+pub mod answer;
+pub mod auth;
+pub mod metrics;
+pub mod parse;
+pub mod problem;
+pub mod schema;
+mod serve;
+
+pub use accept::MAX_PENDING;
+pub use serve::serve;
+
+use answer::Told;
+use auth::{Auth, Identity};
+use parse::{Events, Head, Mode};
+use problem::Problem;
+use schema::Fit;
+
+/// Bodies in memory between their first byte and their answer, in bytes.
+const BODIES: usize = 64 * 1024 * 1024;
+/// How long a request waits for room among [`BODIES`].
+const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// What is read of a refused body, so that its producer reads the answer instead of a reset connection.
+const DRAIN: usize = 512 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(500);
+/// Questions to the API server about one batch at a time.
+const GRANTS_AT_ONCE: usize = 8;
+
+/// Everything a request needs.
+pub struct Ingest {
+    registry: Arc<Registry>,
+    queue: Arc<dyn Queue>,
+    auth: Auth,
+    metrics: Arc<Metrics>,
+    max_event: usize,
+    bodies: Semaphore,
+    /// Accepts that must not be torn when a producer hangs up.
+    accepts: TaskTracker,
+}
+
+pub use metrics::Metrics;
+
+impl Ingest {
+    /// `max_event` is the largest body of one event, capped at [`parse::LARGEST_MAX_EVENT`].
+    pub fn new(
+        registry: Arc<Registry>,
+        queue: Arc<dyn Queue>,
+        auth: Auth,
+        max_event: usize,
+        metrics: Arc<Metrics>,
+    ) -> Ingest {
+        Ingest {
+            registry,
+            queue,
+            auth,
+            metrics,
+            max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
+            bodies: Semaphore::new(BODIES),
+            accepts: TaskTracker::new(),
+        }
+    }
+
+    /// Waits until every accept begun has ended.
+    async fn settled(&self) {
+        self.accepts.close();
+        self.accepts.wait().await;
+    }
+
+    /// Answers one request.
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let start = Instant::now();
+        let (head, mut body) = request.into_parts();
+        let response = match self.handle(&head, &mut body).await {
+            Ok(response) => response,
+            Err(problem) => {
+                // A producer that asked before sending has sent nothing yet.
+                if !head.headers.contains_key(EXPECT) {
+                    drain(&mut body).await;
+                }
+                problem.response()
+            }
+        };
+        self.metrics.answered(response.status(), start.elapsed());
+        response
+    }
+
+    async fn handle(&self, head: &http::request::Parts, body: &mut Incoming) -> Result<Response<Full<Bytes>>, Problem> {
+        let namespace = route(&head.method, head.uri.path())?;
+        if !self.registry.synced() {
+            return Err(Problem::not_synced());
+        }
+        let now = UnixMillis::now();
+        let (identity, cached) = self.auth.authenticate(&head.headers, now).await?;
+        let counter = if cached {
+            &self.metrics.auth_hits
+        } else {
+            &self.metrics.auth_misses
+        };
+        counter.inc();
+        let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
+        let mode = Mode::of(&head.headers)?;
+        let (body, _room) = self.read(&head.headers, body, mode.limit(self.max_event)).await?;
+        self.metrics.bytes.inc_by(body.len() as u64);
+        let request = Head {
+            headers: &head.headers,
+            query: head.uri.query(),
+        };
+        let events = parse::parse(mode, request, body, self.max_event, random_id)?;
+        self.authorise(&identity, namespace, events.as_slice()).await?;
+        let fits = check(&view, &events)?;
+        let placed = accept::place(&view, events.as_slice(), now);
+        let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
+        let stored = self
+            .accepts
+            .spawn(async move { accept::store(queue.as_ref(), &metrics, placed).await })
+            .await;
+        match stored {
+            Ok(Ok(accepted)) => Ok(told(&events, &accepted, fits)),
+            Ok(Err(err)) => {
+                tracing::warn!(error = %err, "failed to accept events");
+                Err(Problem::from(&err))
+            }
+            Err(panic) => {
+                tracing::error!(error = %panic, "the accept of an event ended abnormally");
+                let detail = "the event may or may not have been stored: send it again with the same id";
+                Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", detail))
+            }
+        }
+    }
+
+    /// Every type of the request, or a refusal of all of it.
+    async fn authorise(&self, identity: &Identity, namespace: &str, events: &[Event]) -> Result<(), Problem> {
+        let ask = async |event_type: &str| -> Result<(), Problem> {
+            match self.auth.may_publish(identity, namespace, event_type).await? {
+                true => Ok(()),
+                false => Err(Problem::may_not_publish(identity, namespace, event_type)),
+            }
+        };
+        if let [event] = events {
+            return ask(&event.r#type).await;
+        }
+        let types: BTreeSet<&str> = events.iter().map(|event| event.r#type.as_str()).collect();
+        stream::iter(types)
+            .map(ask)
+            .buffered(GRANTS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// The whole body, within its limit and the memory meant for bodies; the permit lasts until the answer.
+    async fn read(
+        &self,
+        headers: &HeaderMap,
+        body: &mut Incoming,
+        limit: usize,
+    ) -> Result<(Bytes, SemaphorePermit<'_>), Problem> {
+        let announced = headers.contains_key(CONTENT_LENGTH).then(|| body.size_hint().lower());
+        let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+        if announced.is_some_and(|length| length > limit) {
+            return Err(Problem::too_large(limit));
+        }
+        let room = u32::try_from(announced.unwrap_or(limit)).unwrap_or(u32::MAX);
+        let room = match self.bodies.try_acquire_many(room) {
+            Ok(room) => room,
+            Err(_) => match tokio::time::timeout(ROOM_WAIT, self.bodies.acquire_many(room)).await {
+                Ok(Ok(room)) => room,
+                Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
+            },
+        };
+        match tokio::time::timeout(BODY_TIME, collect(body, limit)).await {
+            Ok(read) => Ok((read?, room)),
+            Err(_) => {
+                let detail = "the body did not arrive in time";
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "Timeout", detail))
+            }
+        }
+    }
+}
+
+/// The namespace of the one path there is.
+fn route<'a>(method: &Method, path: &'a str) -> Result<&'a str, Problem> {
+    let namespace = path
+        .strip_prefix("/v1/namespaces/")
+        .and_then(|rest| rest.strip_suffix("/events"))
+        .filter(|namespace| !namespace.is_empty() && !namespace.contains('/'));
+    let Some(namespace) = namespace else {
+        let detail = "events are posted to /v1/namespaces/{namespace}/events";
+        return Err(Problem::new(StatusCode::NOT_FOUND, "NotFound", detail));
+    };
+    if method != Method::POST {
+        let detail = "events are posted: use POST";
+        return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail));
+    }
+    Ok(namespace)
+}
+
+/// A body in one piece; that it mostly is already.
+async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| {
+            let detail = "the body ended early or is not valid HTTP";
+            Problem::new(StatusCode::BAD_REQUEST, "BrokenBody", detail)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        let so_far = first.as_ref().map_or(0, Bytes::len) + rest.len();
+        if so_far + data.len() > limit {
+            return Err(Problem::too_large(limit));
+        }
+        match first.take() {
+            None if rest.is_empty() => first = Some(data),
+            None => rest.extend_from_slice(&data),
+            Some(first) => {
+                rest.extend_from_slice(&first);
+                rest.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(first.unwrap_or_else(|| rest.freeze()))
+}
+
+/// Reads a little of what the producer still sends.
+async fn drain(body: &mut Incoming) {
+    let read = async {
+        let mut left = DRAIN;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // What it does not send in time stays unread: hyper then closes the connection.
+    let _late = tokio::time::timeout(DRAIN_TIME, read).await;
+}
+
+/// Declared types: the warnings of each event, or a refusal of all of them.
+fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violation>>, Problem> {
+    let mut warnings = Vec::new();
+    for (i, event) in events.as_slice().iter().enumerate() {
+        let fit = view
+            .types
+            .get(&event.r#type)
+            .map_or(Fit::Fits, |rule| rule.check(event));
+        match fit {
+            Fit::Fits => warnings.push(Vec::new()),
+            Fit::Warned(violations) => warnings.push(violations),
+            Fit::Rejected(violations) => {
+                let position = matches!(events, Events::Batch(_)).then_some(i);
+                return Err(Problem::does_not_fit(&event.r#type, position, violations));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// 202 if anything is new, else 200.
+fn told(events: &Events, accepted: &[Accepted], warnings: Vec<Vec<schema::Violation>>) -> Response<Full<Bytes>> {
+    let told: Vec<Told<'_>> = events
+        .as_slice()
+        .iter()
+        .zip(accepted)
+        .zip(warnings)
+        .map(|((event, accepted), warnings)| Told::new(event, *accepted, warnings))
+        .collect();
+    let new = told.iter().any(|told| !told.duplicate);
+    let body = match events {
+        Events::One(_) => answer::one(&told),
+        Events::Batch(_) => answer::batch(&told),
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+/// 128 random bits in hexadecimal.
+fn random_id() -> String {
+    format!("{:032x}", rand::rng().random::<u128>())
+}
+
+#[cfg(test)]
+mod tests;

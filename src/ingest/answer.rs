@@ -1,0 +1,55 @@
+//! What an accepted producer reads. Pure.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::schema::Violation;
+use crate::event::Event;
+use crate::queue::Accepted;
+
+/// The answer to one event.
+#[derive(Debug, Serialize)]
+pub struct Told<'a> {
+    /// The event's own id; the random one where plain JSON came without.
+    id: &'a str,
+    /// How many messages it made, at its first acceptance.
+    matched: u32,
+    pub(super) duplicate: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Violation>,
+}
+
+impl<'a> Told<'a> {
+    /// What is told of one event.
+    pub fn new(event: &'a Event, accepted: Accepted, warnings: Vec<Violation>) -> Told<'a> {
+        let (matched, duplicate) = match accepted {
+            Accepted::New { matched, .. } => (matched, false),
+            Accepted::Duplicate { matched, .. } => (matched, true),
+        };
+        Told {
+            id: &event.id,
+            matched,
+            duplicate,
+            warnings,
+        }
+    }
+}
+
+/// The body for one event.
+pub fn one(told: &[Told<'_>]) -> Bytes {
+    json(&told.first())
+}
+
+/// The body for a batch, in order.
+pub fn batch(told: &[Told<'_>]) -> Bytes {
+    #[derive(Serialize)]
+    struct Batch<'a> {
+        events: &'a [Told<'a>],
+    }
+    json(&Batch { events: told })
+}
+
+/// Strings and numbers into memory: nothing that can fail.
+fn json(value: &impl Serialize) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).unwrap_or_default())
+}

@@ -1,0 +1,230 @@
+//! What a refused producer reads: RFC 9457 problem documents, each with a sentence that says what to do. Pure.
+//!
+//! `type` is left out (it is then `about:blank`, and `title` the status's phrase); `reason` is one word for programs.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+
+use super::auth::{AuthError, Identity, Unavailable};
+use super::parse::ParseError;
+use super::schema::Violation;
+use crate::queue::QueueError;
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    pub status: StatusCode,
+    /// One word.
+    pub reason: &'static str,
+    pub detail: String,
+    /// The position in a batch.
+    pub event: Option<usize>,
+    /// Where the data breaks its schema.
+    pub errors: Vec<Violation>,
+    /// Seconds.
+    pub retry_after: Option<u32>,
+}
+
+/// When to try again after the API server, the watches or a write failed: they are tried again each second or two.
+const SOON: u32 = 2;
+/// When to try again while the store is full: deliveries and pruning take a while to make room.
+const LATER: u32 = 10;
+
+impl Problem {
+    pub fn new(status: StatusCode, reason: &'static str, detail: impl Into<String>) -> Problem {
+        Problem {
+            status,
+            reason,
+            detail: detail.into(),
+            event: None,
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    fn retry(mut self, seconds: u32) -> Problem {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// 503 before every watch has synced.
+    pub fn not_synced() -> Problem {
+        let detail = "this dispatcher is still loading endpoints and subscriptions";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "NotSynced", detail).retry(SOON)
+    }
+
+    /// 503 where requests being read hold all the memory meant for them.
+    pub fn busy() -> Problem {
+        let detail = "too many requests are being read";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail).retry(SOON)
+    }
+
+    /// 413 of the whole body.
+    pub fn too_large(limit: usize) -> Problem {
+        let detail = format!("the body must have at most {limit} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail)
+    }
+
+    /// 404 of a namespace.
+    pub fn no_namespace() -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "NamespaceNotFound", "there is no such namespace")
+    }
+
+    /// 422: data that does not fit its declared type.
+    pub fn does_not_fit(event_type: &str, event: Option<usize>, errors: Vec<Violation>) -> Problem {
+        let detail = format!("the data does not fit the schema of EventType {event_type}");
+        Problem {
+            event,
+            errors,
+            ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "SchemaViolation", detail)
+        }
+    }
+
+    /// 403, with the commands that grant what is missing.
+    pub fn may_not_publish(identity: &Identity, namespace: &str, event_type: &str) -> Problem {
+        let role = format!("publish-{}", object_name(event_type));
+        let (subject, binding) = match identity.service_account() {
+            Some((in_namespace, name)) => (
+                format!("--serviceaccount={}", quoted(&format!("{in_namespace}:{name}"))),
+                format!("{role}-{in_namespace}-{}", object_name(name)),
+            ),
+            None => (
+                format!("--user={}", quoted(&identity.username)),
+                format!("{role}-{}", object_name(&identity.username)),
+            ),
+        };
+        let detail = format!(
+            "{} may not publish events of type {event_type} in namespace {namespace}. Missing rule: verb publish on \
+             eventtypes.tidings.dev, resource name {event_type}. To grant it:\n\
+             kubectl create role {role} --namespace={namespace} --verb=publish --resource=eventtypes.tidings.dev \
+             --resource-name={}\n\
+             kubectl create rolebinding {binding} --namespace={namespace} --role={role} {subject}",
+            identity.username,
+            quoted(event_type)
+        );
+        Problem::new(StatusCode::FORBIDDEN, "MissingRule", detail)
+    }
+
+    /// The document with its headers.
+    pub fn response(&self) -> Response<Full<Bytes>> {
+        #[derive(Serialize)]
+        struct Document<'a> {
+            title: &'a str,
+            status: u16,
+            reason: &'a str,
+            detail: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            event: Option<usize>,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            errors: &'a [Violation],
+        }
+        let document = Document {
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            reason: self.reason,
+            detail: &self.detail,
+            event: self.event,
+            errors: &self.errors,
+        };
+        // Strings and numbers into memory: nothing that can fail.
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        response
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(err: AuthError) -> Problem {
+        match err {
+            AuthError::Missing => Problem::new(StatusCode::UNAUTHORIZED, "NoToken", err.to_string()),
+            AuthError::Refused => Problem::new(StatusCode::UNAUTHORIZED, "InvalidToken", err.to_string()),
+            AuthError::Unavailable => {
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "AuthUnavailable", err.to_string()).retry(SOON)
+            }
+        }
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(_: Unavailable) -> Problem {
+        let detail = "the Kubernetes API could not be asked what this producer may publish";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "AuthUnavailable", detail).retry(SOON)
+    }
+}
+
+impl From<ParseError> for Problem {
+    fn from(err: ParseError) -> Problem {
+        let (status, reason, event, detail) = match err {
+            ParseError::Unsupported(detail) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", None, detail)
+            }
+            ParseError::Invalid { event, detail } => (StatusCode::BAD_REQUEST, "InvalidEvent", event, detail),
+            ParseError::TooLarge { event, detail } => (StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", event, detail),
+        };
+        Problem {
+            event,
+            ..Problem::new(status, reason, detail)
+        }
+    }
+}
+
+impl From<&QueueError> for Problem {
+    /// What the store says of its disk is for the operator's log, not for producers.
+    fn from(err: &QueueError) -> Problem {
+        let (reason, detail, seconds) = match err {
+            QueueError::Full(_) => ("StoreFull", "the store is full: nothing was accepted", LATER),
+            QueueError::Write(_) | QueueError::Read(_) => {
+                ("StoreFailed", "the store cannot be written: nothing was accepted", SOON)
+            }
+            QueueError::Fenced | QueueError::Closed => {
+                ("ShuttingDown", "this dispatcher is ending: nothing was accepted", SOON)
+            }
+        };
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).retry(seconds)
+    }
+}
+
+/// An argument as a shell takes it: quoted where it is not plain.
+fn quoted(argument: &str) -> String {
+    let plain = argument
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'/' | b'@'));
+    if plain {
+        argument.to_owned()
+    } else {
+        format!("'{}'", argument.replace('\'', r"'\''"))
+    }
+}
+
+/// A piece of an object's name: lower-case letters, digits, dots and dashes, ending in neither of the latter.
+fn object_name(text: &str) -> String {
+    /// Leaves room for what stands before and after it.
+    const LONGEST: usize = 63;
+    let name: String = text
+        .chars()
+        .take(LONGEST)
+        .map(|c| match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9' | '.' | '-') => c,
+            _ => '-',
+        })
+        .collect();
+    match name.trim_matches(['.', '-']) {
+        "" => "events".to_owned(),
+        trimmed => trimmed.replace("..", "."),
+    }
+}

@@ -1,0 +1,205 @@
+use bytes::Bytes;
+use serde_json::json;
+
+use super::*;
+
+fn spec(schema: Value) -> EventTypeSpec {
+    EventTypeSpec {
+        r#type: "lead.qualified".into(),
+        schema,
+        validation: Validation::Reject,
+        description: None,
+        examples: vec![],
+    }
+}
+
+fn event(data: Data) -> Event {
+    Event {
+        id: "1".into(),
+        source: "/crm".into(),
+        r#type: "lead.qualified".into(),
+        subject: None,
+        time: None,
+        datacontenttype: None,
+        dataschema: None,
+        extensions: vec![],
+        data,
+    }
+}
+
+fn json_event(value: Value) -> Event {
+    event(Data::Json(Bytes::from(value.to_string())))
+}
+
+fn lead() -> Value {
+    json!({
+        "type": "object",
+        "required": ["email"],
+        "properties": {"email": {"type": "string", "pattern": "@"}, "score": {"type": "integer"}},
+    })
+}
+
+#[test]
+fn a_violation_has_a_pointer_and_shows_no_value() {
+    let rule = TypeRule::compile(&spec(lead())).unwrap();
+    assert_eq!(rule.check(&json_event(json!({"email": "a@b"}))), Fit::Fits);
+    let Fit::Rejected(violations) = rule.check(&json_event(json!({"email": "hunter2", "score": "hunter2"}))) else {
+        panic!("must be rejected");
+    };
+    let pointers: Vec<_> = violations.iter().map(|v| v.pointer.as_str()).collect();
+    assert_eq!(pointers, ["/email", "/score"]);
+    assert!(
+        violations.iter().all(|v| !v.detail.contains("hunter2")),
+        "{violations:?}"
+    );
+    let Fit::Rejected(violations) = rule.check(&json_event(json!({}))) else {
+        panic!("must be rejected");
+    };
+    assert_eq!(violations[0].pointer, "");
+    assert!(violations[0].detail.contains("email"), "{violations:?}");
+}
+
+#[test]
+fn warn_accepts_and_off_does_not_look() {
+    let mut declared = spec(lead());
+    declared.validation = Validation::Warn;
+    let warned = TypeRule::compile(&declared).unwrap().check(&json_event(json!(1)));
+    assert!(matches!(warned, Fit::Warned(violations) if violations.len() == 1));
+    declared.validation = Validation::Off;
+    assert_eq!(
+        TypeRule::compile(&declared).unwrap().check(&json_event(json!(1))),
+        Fit::Fits
+    );
+}
+
+#[test]
+fn data_that_is_no_json_does_not_fit_unless_it_is_text() {
+    let rule = TypeRule::compile(&spec(json!({"type": "string"}))).unwrap();
+    assert_eq!(rule.check(&event(Data::Text(Bytes::from("x")))), Fit::Fits);
+    for data in [
+        Data::None,
+        Data::Binary(Bytes::from_static(&[255])),
+        Data::Json(Bytes::from("[".repeat(500) + &"]".repeat(500))),
+    ] {
+        assert!(matches!(rule.check(&event(data)), Fit::Rejected(_)));
+    }
+}
+
+#[test]
+fn examples_are_checked_against_the_schema() {
+    let mut declared = spec(lead());
+    declared.examples = vec![json!({"email": "a@b"}), json!({"email": 7})];
+    let message = TypeRule::compile(&declared).unwrap_err().message;
+    assert!(
+        message.starts_with("example 1 does not fit the schema: at /email"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_schema_that_is_not_one_is_refused_with_its_place() {
+    let message = TypeRule::compile(&spec(json!({"properties": {"a": {"type": "objekt"}}})))
+        .unwrap_err()
+        .message;
+    assert!(message.starts_with("at /properties/a/type"), "{message}");
+}
+
+#[test]
+fn hostile_schemas_are_refused_quickly() {
+    let doubling: serde_json::Map<String, Value> = (0..60)
+        .map(|i| {
+            let next = json!({"$ref": format!("#/$defs/d{}", i + 1)});
+            (format!("d{i}"), json!({"allOf": [next, next]}))
+        })
+        .chain([("d60".to_owned(), json!({"type": "integer"}))])
+        .collect();
+    let doubling_children: serde_json::Map<String, Value> = (0..60)
+        .map(|i| {
+            let next = json!({"properties": {"x": {"$ref": format!("#/$defs/d{}", i + 1)}}});
+            (format!("d{i}"), json!({"allOf": [next, next]}))
+        })
+        .chain([("d60".to_owned(), json!({"type": "integer"}))])
+        .collect();
+    let again = json!({"properties": {"x": {"$ref": "#"}}});
+    let deep = (0..200).fold(json!({}), |inner, _| json!({"not": inner}));
+    for (name, schema) in [
+        ("remote", json!({"$ref": "https://example.com/schema.json"})),
+        ("metadata", json!({"$ref": "http://169.254.169.254/latest"})),
+        ("file", json!({"$ref": "file:///etc/passwd"})),
+        (
+            "the meta schema",
+            json!({"$ref": "https://json-schema.org/draft/2020-12/schema"}),
+        ),
+        ("itself", json!({"$ref": "#"})),
+        ("itself by allOf", json!({"allOf": [{"$ref": "#"}]})),
+        (
+            "a circle",
+            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+        ),
+        ("doubling", json!({"$ref": "#/$defs/d0", "$defs": doubling})),
+        (
+            "doubling children",
+            json!({"$ref": "#/$defs/d0", "$defs": doubling_children}),
+        ),
+        ("doubling recursion", json!({"allOf": [again, again]})),
+        (
+            "items and contains",
+            json!({"items": {"$ref": "#"}, "contains": {"$ref": "#"}}),
+        ),
+        ("dynamic", json!({"$dynamicRef": "#x"})),
+        (
+            "another root",
+            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$id": "urn:x", "$ref": "#"}}}),
+        ),
+        ("deep", deep),
+        ("large", json!({"description": "x".repeat(MAX_SCHEMA)})),
+        ("a huge pattern", json!({"pattern": "((a{1,1000}){1,1000}){1,1000}"})),
+        ("look-around", json!({"pattern": "(?=a)(a+)+$"})),
+        (
+            "another draft",
+            json!({"$schema": "http://json-schema.org/draft-04/schema#"}),
+        ),
+        ("dangling", json!({"$ref": "#/$defs/nothing"})),
+        ("no schema", json!([])),
+    ] {
+        let start = std::time::Instant::now();
+        assert!(TypeRule::compile(&spec(schema)).is_err(), "{name}");
+        assert!(start.elapsed().as_secs() < 5, "{name} took {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn recursion_that_goes_down_in_one_way_is_fine() {
+    let tree = json!({
+        "$ref": "#/$defs/node",
+        "$defs": {"node": {
+            "type": "object",
+            "properties": {
+                "left": {"$ref": "#/$defs/node"},
+                "right": {"$ref": "#/$defs/node"},
+                "others": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+            "additionalProperties": false,
+        }},
+    });
+    let rule = TypeRule::compile(&spec(tree)).unwrap();
+    assert_eq!(
+        rule.check(&json_event(json!({"left": {"others": [{}, {"right": {}}]}}))),
+        Fit::Fits
+    );
+    let deep = (0..100).fold(json!({}), |inner, _| json!({"left": inner}));
+    assert_eq!(rule.check(&json_event(deep)), Fit::Fits);
+    assert!(matches!(
+        rule.check(&json_event(json!({"left": {"middle": {}}}))),
+        Fit::Rejected(_)
+    ));
+}
+
+#[test]
+fn a_pattern_that_would_backtrack_is_linear() {
+    let rule = TypeRule::compile(&spec(json!({"pattern": "^(a+)+$"}))).unwrap();
+    let start = std::time::Instant::now();
+    let hostile = json_event(json!("a".repeat(50_000) + "!"));
+    assert!(matches!(rule.check(&hostile), Fit::Rejected(_)));
+    assert!(start.elapsed().as_secs() < 5, "took {:?}", start.elapsed());
+}

@@ -1,0 +1,116 @@
+//! Connections: accepts, bounds and ends them; the requests on them are [`Ingest`]'s.
+//!
+//! hyper directly, without a router: there is one path, and a request costs a few microseconds. Invariant: when
+//! [`serve`] returns, no connection and no accept of its own is left, and every 202 that was due has been written (or its
+//! producer is gone, or [`GRACE`] is over).
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Ingest;
+
+/// Connections at a time; further ones wait in the listen queue. Each holds a buffer of at most [`HEAD`].
+const CONNECTIONS: usize = 4096;
+/// The most bytes of a request's head: 32 extensions, a token and what proxies add.
+const HEAD: usize = 64 * 1024;
+/// The most header fields of a request.
+const FIELDS: usize = 128;
+/// How long a request's head may take, and how long a connection may idle before it.
+const IDLE: Duration = Duration::from_secs(120);
+/// How long requests in flight have to end after the shutdown began.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Serves until `shutdown`, then finishes the requests in flight.
+pub async fn serve(listener: TcpListener, ingest: Arc<Ingest>, shutdown: CancellationToken) {
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let aborted = CancellationToken::new();
+    while let Some(stream) = next(&listener, &places, &shutdown).await {
+        let (stream, place) = stream;
+        let (ingest, shutdown, aborted) = (ingest.clone(), shutdown.clone(), aborted.clone());
+        connections.spawn(async move {
+            let _place = place;
+            tokio::select! {
+                () = connection(stream, ingest, shutdown) => {}
+                () = aborted.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
+        tracing::warn!(
+            left = connections.len(),
+            "closing connections whose requests did not end in time"
+        );
+        aborted.cancel();
+        connections.wait().await;
+    }
+    ingest.settled().await;
+}
+
+/// The next connection with its place; none when the shutdown began.
+async fn next(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    shutdown: &CancellationToken,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    /// A refused accept (no file descriptors) is tried again so often.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let accept = async {
+        let place = places.clone().acquire_owned().await.ok()?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((stream, place)),
+                Err(err) => {
+                    tracing::warn!(error = %err, "failed to accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => None,
+        accepted = accept => accepted,
+    }
+}
+
+async fn connection(stream: TcpStream, ingest: Arc<Ingest>, shutdown: CancellationToken) {
+    // Without it a small answer waits for the acknowledgement of the one before.
+    if let Err(err) = stream.set_nodelay(true) {
+        tracing::debug!(error = %err, "failed to set TCP_NODELAY");
+    }
+    let service = service_fn(move |request| {
+        let ingest = ingest.clone();
+        async move { Ok::<_, Infallible>(ingest.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(HEAD)
+        .max_headers(FIELDS)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(err) = ended {
+        tracing::debug!(error = %err, "a producer's connection ended");
+    }
+}

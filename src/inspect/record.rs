@@ -1,0 +1,271 @@
+//! What is known of one request, and the last ones of them. Pure.
+//!
+//! Invariant: the ring is bounded in number, its entries in size, and headers outside [`SHOWN_HEADERS`] are shown by
+//! name and length only: an endpoint's own headers carry credentials.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use serde::Serialize;
+
+use crate::signing::{Headers, SigningKey, SigningKeys, VerifyError, verify};
+
+/// Requests kept for the page and `GET /requests`.
+const KEPT: usize = 200;
+/// Bytes of a body that are shown; 200 of them are 3 MiB.
+const SHOWN_BODY: usize = 16 * 1024;
+/// Bytes of a header's value, and of a path, that are shown.
+const SHOWN_VALUE: usize = 1_024;
+/// Ids whose requests are counted, for `/fail/N` and the column of attempts; the oldest are forgotten.
+const COUNTED_IDS: usize = 10_000;
+/// The longest id that is counted: ours have 17 bytes.
+const COUNTED_ID: usize = 256;
+/// What the published libraries allow (Standard Webhooks 1.0.0).
+const TOLERANCE: Duration = Duration::from_secs(300);
+/// Headers whose values are shown.
+const SHOWN_HEADERS: [&str; 10] = [
+    "accept",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "user-agent",
+    "webhook-id",
+    "webhook-signature",
+    "webhook-timestamp",
+];
+
+/// What a signature is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Verdict {
+    Verified,
+    /// There is no key to verify with.
+    Unchecked,
+    NoSignature,
+    WrongSignature,
+    StaleTimestamp,
+    Malformed,
+}
+
+/// A verdict, why, and which key matched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    pub why: String,
+}
+
+/// One request, as shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    /// RFC 3339, UTC.
+    pub time: String,
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// The `webhook-id`, if any.
+    pub id: Option<String>,
+    /// How many requests with this id there were, this one included.
+    pub attempt: u32,
+    pub verdict: Verdict,
+    pub why: String,
+    /// What was answered.
+    pub status: u16,
+    /// The body's length.
+    pub bytes: usize,
+    pub headers: Vec<(String, String)>,
+    /// The body's beginning: as text, or else in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_base64: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub body_truncated: bool,
+}
+
+/// Judges a request's signature as a receiver does. `now` is in seconds since 1970.
+pub fn judge(keys: &[SigningKey], headers: &HeaderMap, body: &[u8], now: i64) -> Judgement {
+    let parts = Headers::of(headers);
+    if keys.is_empty() {
+        let why = "no key was given to verify with: use --secret-file".to_string();
+        return Judgement {
+            verdict: Verdict::Unchecked,
+            why,
+        };
+    }
+    let mut why = None;
+    for (index, key) in keys.iter().enumerate() {
+        let Ok(one) = SigningKeys::new(None, vec![key.clone()]) else {
+            continue;
+        };
+        match verify(&one, parts, body, now, TOLERANCE) {
+            Ok(()) => {
+                let why = format!("signed with key {} of {} ({})", index + 1, keys.len(), one.current_id);
+                return Judgement {
+                    verdict: Verdict::Verified,
+                    why,
+                };
+            }
+            Err(error) => why = Some(error),
+        }
+    }
+    let error = why.unwrap_or(VerifyError::NoMatch);
+    let verdict = match error {
+        VerifyError::Missing(_) | VerifyError::NoV1 => Verdict::NoSignature,
+        VerifyError::NoMatch => Verdict::WrongSignature,
+        VerifyError::TooOld { .. } | VerifyError::TooNew { .. } => Verdict::StaleTimestamp,
+        VerifyError::Id | VerifyError::Timestamp => Verdict::Malformed,
+    };
+    Judgement {
+        verdict,
+        why: error.to_string(),
+    }
+}
+
+/// Headers as they are shown: names, and those values that are never credentials.
+pub fn shown_headers(headers: &HeaderMap) -> Vec<(String, String)> {
+    let shown = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+        let value = match SHOWN_HEADERS.contains(&name.as_str()) {
+            true => cut(&String::from_utf8_lossy(value.as_bytes()), SHOWN_VALUE).to_string(),
+            false => format!("({} bytes, not shown)", value.len()),
+        };
+        (name.to_string(), value)
+    };
+    headers.iter().map(shown).collect()
+}
+
+impl Record {
+    /// Puts the body's beginning in, as text where it is text.
+    pub fn show_body(&mut self, body: &[u8]) {
+        self.bytes = body.len();
+        self.body_truncated = body.len() > SHOWN_BODY;
+        match std::str::from_utf8(body) {
+            Ok(text) => self.body = Some(cut(text, SHOWN_BODY).to_string()),
+            Err(_) => self.body_base64 = Some(STANDARD.encode(&body[..body.len().min(SHOWN_BODY)])),
+        }
+    }
+}
+
+/// A path as it is kept.
+pub fn shown_path(path: &str) -> String {
+    cut(path, SHOWN_VALUE).to_string()
+}
+
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+/// The last requests and the counts of their ids.
+#[derive(Debug, Default)]
+pub struct Ring {
+    records: VecDeque<Arc<Record>>,
+    counts: HashMap<Arc<str>, u32>,
+    order: VecDeque<Arc<str>>,
+    /// Requests since the start.
+    pub total: u64,
+}
+
+impl Ring {
+    /// How many requests with this id came before, counting this one from now on.
+    pub fn count(&mut self, id: Option<&str>) -> u32 {
+        let Some(id) = id.filter(|id| id.len() <= COUNTED_ID) else {
+            return 0;
+        };
+        if let Some(count) = self.counts.get_mut(id) {
+            *count = count.saturating_add(1);
+            return *count - 1;
+        }
+        if self.order.len() >= COUNTED_IDS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.counts.remove(&oldest);
+        }
+        let id: Arc<str> = id.into();
+        self.order.push_back(id.clone());
+        self.counts.insert(id, 1);
+        0
+    }
+
+    pub fn push(&mut self, record: Arc<Record>) {
+        self.total += 1;
+        self.records.truncate(KEPT - 1);
+        self.records.push_front(record);
+    }
+
+    /// Newest first.
+    pub fn records(&self) -> Vec<Arc<Record>> {
+        self.records.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    const A: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const B: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+    fn key(text: &str) -> SigningKey {
+        SigningKey::parse(text).unwrap()
+    }
+
+    fn vector() -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("webhook-id", HeaderValue::from_static("msg_p5jXN8AQM9LWM0D4loKWxJek"));
+        headers.insert("webhook-timestamp", HeaderValue::from_static("1614265330"));
+        let signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        headers.insert("webhook-signature", HeaderValue::from_static(signature));
+        headers
+    }
+
+    #[test]
+    fn every_verdict_has_its_cause() {
+        let (keys, body, at) = ([key(B), key(A)], br#"{"test": 2432232314}"#, 1_614_265_330);
+        let verdict = |headers: &HeaderMap, body: &[u8], now| judge(&keys, headers, body, now).verdict;
+        let judged = judge(&keys, &vector(), body, at);
+        assert_eq!(judged.verdict, Verdict::Verified);
+        assert!(judged.why.starts_with("signed with key 2 of 2"), "{}", judged.why);
+        assert_eq!(judge(&[], &vector(), body, at).verdict, Verdict::Unchecked);
+        assert_eq!(judge(&[key(B)], &vector(), body, at).verdict, Verdict::WrongSignature);
+        assert_eq!(verdict(&vector(), b"{}", at), Verdict::WrongSignature);
+        assert_eq!(verdict(&vector(), body, at + 301), Verdict::StaleTimestamp);
+        assert_eq!(verdict(&vector(), body, at - 301), Verdict::StaleTimestamp);
+        for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+            let mut headers = vector();
+            headers.remove(name);
+            assert_eq!(verdict(&headers, body, at), Verdict::NoSignature, "{name}");
+        }
+        let mut headers = vector();
+        headers.insert("webhook-timestamp", HeaderValue::from_static("yesterday"));
+        assert_eq!(verdict(&headers, body, at), Verdict::Malformed);
+    }
+
+    #[test]
+    fn headers_that_may_carry_a_credential_show_their_length_only() {
+        let mut headers = vector();
+        headers.insert("authorization", HeaderValue::from_static("Bearer hunter2"));
+        headers.insert("x-tenant", HeaderValue::from_static("hunter2"));
+        let shown = shown_headers(&headers);
+        assert!(shown.contains(&("webhook-timestamp".into(), "1614265330".into())));
+        assert!(shown.contains(&("authorization".into(), "(14 bytes, not shown)".into())));
+        assert!(!format!("{shown:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn the_ring_and_its_counts_are_bounded() {
+        let mut ring = Ring::default();
+        for number in 0..COUNTED_IDS + 10 {
+            assert_eq!(ring.count(Some(&number.to_string())), 0);
+        }
+        assert_eq!((ring.counts.len(), ring.order.len()), (COUNTED_IDS, COUNTED_IDS));
+        assert_eq!(ring.count(Some("10009")), 1, "a late one is remembered");
+        assert_eq!(ring.count(Some("10009")), 2);
+        assert_eq!(ring.count(Some("0")), 0, "an early one is forgotten");
+        assert_eq!((ring.count(None), ring.count(Some(&"x".repeat(300)))), (0, 0));
+    }
+}

@@ -1,0 +1,24 @@
+//! Tidings: a Kubernetes operator for outgoing webhooks.
+//!
+//! The rooms follow the way of an event: `ingest` authenticates and parses, `matching` finds the subscriptions, `queue`
+//! stores durably, `schedule` decides when, `delivery` guards, signs and sends, `report` tells Kubernetes. `api`, `event`,
+//! `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of their own. Processes (`controller`,
+//! `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`, which picks one.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod controller;
+pub mod delivery;
+pub mod dispatcher;
+pub mod event;
+pub mod ids;
+pub mod ingest;
+pub mod inspect;
+pub mod kubernetes;
+pub mod matching;
+pub mod queue;
+pub mod report;
+pub mod schedule;
+pub mod signing;
+pub mod telemetry;

@@ -1,0 +1,371 @@
+//! The durable queue: its trait, its words, and the stores behind it.
+//!
+//! Owns what is kept and how durably; knows nothing of HTTP, Kubernetes or when an attempt should start. Invariant: what
+//! [`Queue::accept`] or [`Queue::settle`] returned as done survives a kill and a power cut.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+
+#[cfg(test)]
+mod conformance;
+pub mod sqlite;
+
+/// An endpoint's or subscription's identity in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceKey {
+    /// UID of the namespace object: a namesake created later is another namespace.
+    pub namespace_uid: String,
+    /// The resource's name.
+    pub name: String,
+}
+
+/// Proof of ownership of a partition; a call with an older token fails whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence(pub u64);
+
+/// One event to be stored with its messages, atomically.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// UID of the namespace.
+    pub namespace_uid: Arc<str>,
+    /// The first 16 bytes of SHA-256 over namespace UID, `source` and `id`, each length-prefixed: the key of deduplication.
+    pub dedupe: [u8; 16],
+    /// The event; the store keeps attributes and data apart, so that data is copied once.
+    pub event: Arc<StoredEvent>,
+    /// The messages to make, in order of subscription; above [`ROUTE_AT_ONCE`] the rest is routed in chunks.
+    pub targets: Vec<Target>,
+}
+
+/// The most messages stored with their event in one transaction.
+pub const ROUTE_AT_ONCE: usize = 500;
+
+/// An event as it lies in the store: attributes as JSON (see `event::format::attributes`), data raw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// JSON of all attributes but data, with the kind of data and the time of acceptance.
+    pub attributes: Bytes,
+    /// The data's bytes.
+    pub body: Bytes,
+}
+
+/// One message to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Which subscription matched.
+    pub subscription: SubscriptionId,
+    /// Where it sends.
+    pub endpoint: EndpointId,
+    /// How the message begins.
+    pub placement: Placement,
+}
+
+/// How a new message begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// In the endpoint's window, unindexed: the happy path. Only with a place taken from its [`Gauge`].
+    Fresh,
+    /// Behind others or behind a pause: indexed by due time (now).
+    Waiting,
+    /// Over the endpoint's pending limit: a dead letter `QueueFull` at once.
+    QueueFull,
+}
+
+/// What an endpoint's scheduler lends to accept: how many more messages may begin fresh, and how many are pending.
+/// Shared by ingest (takes places; gives back those of events that were not stored after all), the engine (gives places,
+/// and alone counts what is pending: arrivals in, recorded outcomes out) and report (reads).
+#[derive(Debug, Default)]
+pub struct Gauge {
+    room: AtomicI64,
+    pending: AtomicI64,
+    waiting: AtomicBool,
+}
+
+impl Gauge {
+    /// The placement of one more message: takes a place for a fresh one.
+    pub fn place(&self, max_pending: i64) -> Placement {
+        if self.pending.load(Ordering::Relaxed) >= max_pending {
+            return Placement::QueueFull;
+        }
+        if self.waiting.load(Ordering::Acquire) {
+            return Placement::Waiting;
+        }
+        // One step, and never below zero: a place is either taken or untouched, whatever the flag does meanwhile.
+        match self.room.fetch_update(Ordering::AcqRel, Ordering::Acquire, |room| {
+            (room > 0).then_some(room - 1)
+        }) {
+            Ok(_) => Placement::Fresh,
+            Err(_) => Placement::Waiting,
+        }
+    }
+
+    /// Gives places back: a settled fresh message, or one that was not stored after all.
+    pub fn give(&self, places: i64) {
+        self.room.fetch_add(places, Ordering::AcqRel);
+    }
+
+    /// While set, every new message waits behind those that wait already.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Release);
+    }
+
+    /// Unsettled messages of the endpoint.
+    pub fn pending(&self) -> i64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Adds to (or takes from) the unsettled messages.
+    pub fn add_pending(&self, by: i64) {
+        self.pending.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+/// The answer to one [`NewEvent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Stored now, durably.
+    New { event: EventId, matched: u32 },
+    /// The same event was stored before, within the window: its first answer.
+    Duplicate { event: EventId, matched: u32 },
+}
+
+/// A message that was just stored.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    pub message: MessageId,
+    pub endpoint: EndpointId,
+    pub subscription: SubscriptionId,
+    pub placement: Placement,
+    /// The event itself, so that the happy path never reads it back.
+    pub event: Arc<StoredEvent>,
+}
+
+/// A message as the scheduler holds it: no body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    pub message: MessageId,
+    pub endpoint: EndpointId,
+    pub subscription: SubscriptionId,
+    /// Attempts consumed so far.
+    pub attempts: u16,
+    pub due: UnixMillis,
+}
+
+/// What waits for one endpoint of one subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    pub endpoint: EndpointId,
+    pub subscription: SubscriptionId,
+    /// Unsettled messages, in a window or waiting.
+    pub pending: u64,
+    /// Dead letters kept.
+    pub dead: u64,
+    /// The earliest due time of those that wait.
+    pub min_due: Option<UnixMillis>,
+    /// Acceptance (by id) of the oldest unsettled one.
+    pub oldest: Option<MessageId>,
+}
+
+/// Which waiting messages: in due order, after a position, due at `until` or before.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub endpoint: EndpointId,
+    pub subscription: SubscriptionId,
+    /// Strictly after this (due, message), for paging.
+    pub after: Option<(UnixMillis, MessageId)>,
+    pub until: UnixMillis,
+    pub limit: usize,
+}
+
+/// What became of one attempt (or of a message without one).
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub message: MessageId,
+    pub endpoint: EndpointId,
+    pub subscription: SubscriptionId,
+    /// Attempts consumed before: compared and set, so that an outcome never applies twice.
+    pub attempts: u16,
+    /// The record of the attempt, when one was made.
+    pub record: Option<AttemptRecord>,
+    pub verdict: Verdict,
+}
+
+/// The new state of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Terminal: a 2xx.
+    Delivered,
+    /// Waits until `due`, with `attempts` consumed.
+    Wait { due: UnixMillis, attempts: u16 },
+    /// Terminal: kept as a dead letter.
+    Dead { reason: DeadReason },
+    /// Removed without trace (an administrator's discard).
+    Discard,
+}
+
+/// Why a message became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeadReason {
+    Exhausted,
+    Expired,
+    Refused,
+    Unrenderable,
+    QueueFull,
+    EndpointDeleted,
+    SubscriptionDeleted,
+}
+
+impl DeadReason {
+    /// The word used in status, Events, metrics and listings.
+    pub fn reason(self) -> &'static str {
+        match self {
+            DeadReason::Exhausted => "Exhausted",
+            DeadReason::Expired => "Expired",
+            DeadReason::Refused => "Refused",
+            DeadReason::Unrenderable => "Unrenderable",
+            DeadReason::QueueFull => "QueueFull",
+            DeadReason::EndpointDeleted => "EndpointDeleted",
+            DeadReason::SubscriptionDeleted => "SubscriptionDeleted",
+        }
+    }
+}
+
+/// One attempt as it is kept: no header values, no secret; the excerpt is at most 1 KiB of the response body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRecord {
+    pub at: UnixMillis,
+    pub took: Duration,
+    /// HTTP status, or none where no answer came.
+    pub status: Option<u16>,
+    /// One CamelCase word.
+    pub reason: &'static str,
+    pub excerpt: Option<Bytes>,
+}
+
+/// What came of a [`Settlement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    Applied,
+    /// The message was settled or counted before: nothing changed.
+    Stale,
+}
+
+/// How the store stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub bytes: u64,
+    pub limit: u64,
+    pub volume_free: u64,
+    pub pending: u64,
+    pub dead: u64,
+    pub dedupe_entries: u64,
+    pub dedupe_window: Duration,
+}
+
+/// Why the queue could not do it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum QueueError {
+    /// No room (the store's limit or the volume's): 503, and deliveries go on.
+    #[error("the store is full: {0}")]
+    Full(String),
+    /// A write failed; tried again each second.
+    #[error("failed to write to the store: {0}")]
+    Write(String),
+    /// A read failed.
+    #[error("failed to read from the store: {0}")]
+    Read(String),
+    /// The fence is older than the store's.
+    #[error("another dispatcher owns this partition now")]
+    Fenced,
+    /// The store is closing.
+    #[error("the store is closing")]
+    Closed,
+}
+
+impl QueueError {
+    /// One word for metrics and problem documents.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            QueueError::Full(_) => "Full",
+            QueueError::Write(_) => "Write",
+            QueueError::Read(_) => "Read",
+            QueueError::Fenced => "Fenced",
+            QueueError::Closed => "Closed",
+        }
+    }
+}
+
+/// The queue. Every store passes one conformance suite.
+#[async_trait]
+pub trait Queue: Send + Sync + 'static {
+    /// Takes ownership; older fences fail from now on.
+    async fn claim(&self) -> Result<Fence, QueueError>;
+
+    /// Ids of endpoints, durable on return, the same for the same key for ever.
+    async fn intern_endpoints(&self, keys: Vec<ResourceKey>) -> Result<Vec<EndpointId>, QueueError>;
+
+    /// Ids of subscriptions; see [`Queue::intern_endpoints`].
+    async fn intern_subscriptions(&self, keys: Vec<ResourceKey>) -> Result<Vec<SubscriptionId>, QueueError>;
+
+    /// Every endpoint and subscription known to the store: what lies there for resources that may be gone.
+    async fn known(&self) -> Result<(Vec<(ResourceKey, EndpointId)>, Vec<(ResourceKey, SubscriptionId)>), QueueError>;
+
+    /// Stores events with their messages; all of the call or nothing; durable on return. Duplicates within the call too.
+    async fn accept(&self, events: Vec<NewEvent>) -> Result<Vec<Accepted>, QueueError>;
+
+    /// The stream of new messages, in batches. One taker; later calls return none. Take it before reading
+    /// [`Queue::fresh`] and [`Queue::backlog`] for the first time: what was stored before is found there, what is stored
+    /// after comes here (some may be seen twice). Nothing is dropped: an engine that does not keep up makes
+    /// [`Queue::accept`] answer `Full`.
+    fn arrivals(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<Arrival>>>;
+
+    /// Stores up to `limit` further messages of events with more than [`ROUTE_AT_ONCE`] targets; how many events are left.
+    /// A store may go on with it by itself.
+    async fn route(&self, fence: Fence, limit: usize) -> Result<u64, QueueError>;
+
+    /// What lies in the store, by endpoint and subscription.
+    async fn backlog(&self, fence: Fence) -> Result<Vec<Backlog>, QueueError>;
+
+    /// Messages stored fresh and not settled, after `after`, in id order: read once, after a restart.
+    async fn fresh(&self, fence: Fence, after: MessageId, limit: usize) -> Result<Vec<Pending>, QueueError>;
+
+    /// Waiting messages in due order.
+    async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError>;
+
+    /// An event's attributes and data.
+    async fn event(&self, event: EventId) -> Result<Option<Arc<StoredEvent>>, QueueError>;
+
+    /// Records outcomes; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
+    /// return: outcomes wait in memory, 10,000 at most (beyond that `Write`), and are tried again each second.
+    async fn settle(&self, fence: Fence, settlements: Vec<Settlement>) -> Result<Vec<Settled>, QueueError>;
+
+    /// Every endpoint's durable state (breaker, failing since, disabled), as the scheduler wrote it.
+    async fn endpoint_states(&self, fence: Fence) -> Result<Vec<(EndpointId, Bytes)>, QueueError>;
+
+    /// Replaces endpoints' durable states.
+    async fn put_endpoint_states(&self, fence: Fence, states: Vec<(EndpointId, Bytes)>) -> Result<(), QueueError>;
+
+    /// Turns up to `limit` pending messages of a deleted endpoint or subscription into dead letters; how many.
+    async fn bury(
+        &self,
+        fence: Fence,
+        endpoint: Option<EndpointId>,
+        subscription: Option<SubscriptionId>,
+        reason: DeadReason,
+        limit: usize,
+    ) -> Result<u64, QueueError>;
+
+    /// Removes settled history and dead letters older than `before`, at most `rows`; how many.
+    async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError>;
+
+    /// How the store stands.
+    async fn usage(&self) -> Result<Usage, QueueError>;
+
+    /// Waits until everything handed in is durable, then closes.
+    async fn close(&self);
+}

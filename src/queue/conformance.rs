@@ -1,0 +1,533 @@
+//! What every store must do, as tests over a function that opens (or reopens) one.
+//!
+//! Invariant: nothing here knows which store it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::*;
+
+/// A store under test: opened, closed and opened again over the same data.
+#[async_trait]
+pub(crate) trait Bench: Send + Sync {
+    /// Opens the store; what was there before is there again.
+    async fn open(&self) -> Arc<dyn Queue>;
+}
+
+/// An event whose key follows from `id`.
+pub(crate) fn new_event(id: &str, targets: Vec<Target>) -> NewEvent {
+    let digest = Sha256::digest(id.as_bytes());
+    let mut dedupe = [0; 16];
+    dedupe.copy_from_slice(&digest[..16]);
+    NewEvent {
+        namespace_uid: Arc::from("ns"),
+        dedupe,
+        event: Arc::new(StoredEvent {
+            attributes: Bytes::from(format!("{{\"id\":\"{id}\"}}")),
+            body: Bytes::from(format!("body of {id}")),
+        }),
+        targets,
+    }
+}
+
+pub(crate) fn target(endpoint: u32, subscription: u32, placement: Placement) -> Target {
+    Target {
+        subscription: SubscriptionId(subscription),
+        endpoint: EndpointId(endpoint),
+        placement,
+    }
+}
+
+fn record(status: Option<u16>) -> AttemptRecord {
+    AttemptRecord {
+        at: UnixMillis::now(),
+        took: Duration::from_millis(12),
+        status,
+        reason: "Status",
+        excerpt: Some(Bytes::from_static(b"no")),
+    }
+}
+
+pub(crate) fn settlement(pending: Pending, verdict: Verdict) -> Settlement {
+    Settlement {
+        message: pending.message,
+        endpoint: pending.endpoint,
+        subscription: pending.subscription,
+        attempts: pending.attempts,
+        record: Some(record(Some(if verdict == Verdict::Delivered { 200 } else { 500 }))),
+        verdict,
+    }
+}
+
+fn everything(endpoint: u32, subscription: u32) -> Window {
+    Window {
+        endpoint: EndpointId(endpoint),
+        subscription: SubscriptionId(subscription),
+        after: None,
+        until: UnixMillis(i64::MAX),
+        limit: 1_000_000,
+    }
+}
+
+async fn all_fresh(queue: &dyn Queue, fence: Fence) -> Vec<Pending> {
+    queue.fresh(fence, MessageId(0), 1_000_000).await.expect("fresh")
+}
+
+fn stored(accepted: &Accepted) -> EventId {
+    match accepted {
+        Accepted::New { event, .. } => *event,
+        Accepted::Duplicate { .. } => panic!("a duplicate: {accepted:?}"),
+    }
+}
+
+/// Runs the whole suite; each part over a store of its own.
+pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
+    accepted_events_are_there_after_reopening(&make()).await;
+    the_same_event_gets_its_first_answer(&make()).await;
+    outcomes_apply_once(&make()).await;
+    the_window_is_in_due_order_and_pages(&make()).await;
+    older_fences_fail(&make()).await;
+    ids_of_resources_stay(&make()).await;
+    arrivals_carry_the_event(&make()).await;
+    wide_events_are_routed_whole(&make()).await;
+    burial_takes_what_is_pending(&make()).await;
+    pruning_leaves_what_is_pending(&make()).await;
+    states_are_replaced(&make()).await;
+    a_closed_store_takes_nothing(&make()).await;
+}
+
+async fn accepted_events_are_there_after_reopening<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let targets = vec![
+        target(1, 1, Placement::Fresh),
+        target(2, 2, Placement::Waiting),
+        target(3, 3, Placement::QueueFull),
+    ];
+    let accepted = queue
+        .accept(vec![new_event("a", targets), new_event("b", vec![])])
+        .await
+        .expect("accept");
+    let event = stored(&accepted[0]);
+    assert_eq!(
+        accepted[1],
+        Accepted::New {
+            event: stored(&accepted[1]),
+            matched: 0
+        }
+    );
+    queue.close().await;
+    drop(queue);
+
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let read = queue.event(event).await.expect("event").expect("is stored");
+    assert_eq!(&read.body[..], b"body of a");
+    assert_eq!(&read.attributes[..], b"{\"id\":\"a\"}");
+    let fresh = all_fresh(&*queue, fence).await;
+    assert_eq!(fresh.len(), 1);
+    assert_eq!(fresh[0].message, MessageId::new(event, 0));
+    assert_eq!(fresh[0].endpoint, EndpointId(1));
+    let waiting = queue.window(fence, everything(2, 2)).await.expect("window");
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].message, MessageId::new(event, 1));
+    assert!(queue.window(fence, everything(3, 3)).await.expect("window").is_empty());
+    let mut backlog = queue.backlog(fence).await.expect("backlog");
+    backlog.sort_by_key(|one| one.endpoint);
+    let counts: Vec<_> = backlog
+        .iter()
+        .map(|one| (one.endpoint.0, one.pending, one.dead))
+        .collect();
+    assert_eq!(counts, [(1, 1, 0), (2, 1, 0), (3, 0, 1)]);
+    assert_eq!(backlog[0].min_due, None);
+    assert_eq!(backlog[0].oldest, Some(MessageId::new(event, 0)));
+    assert_eq!(backlog[1].min_due, Some(waiting[0].due));
+    let usage = queue.usage().await.expect("usage");
+    assert_eq!((usage.pending, usage.dead, usage.dedupe_entries), (2, 1, 2));
+    queue.close().await;
+}
+
+async fn the_same_event_gets_its_first_answer<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let both = queue
+        .accept(vec![
+            new_event("a", vec![target(1, 1, Placement::Fresh)]),
+            new_event("a", vec![]),
+        ])
+        .await
+        .expect("accept");
+    let event = stored(&both[0]);
+    let first = Accepted::Duplicate { event, matched: 1 };
+    assert_eq!(both[1], first, "within one call");
+    assert_eq!(
+        queue.accept(vec![new_event("a", vec![])]).await.expect("accept"),
+        [first]
+    );
+    queue.close().await;
+    drop(queue);
+    let queue = bench.open().await;
+    assert_eq!(
+        queue.accept(vec![new_event("a", vec![])]).await.expect("accept"),
+        [first],
+        "after reopening"
+    );
+    let other = queue.accept(vec![new_event("b", vec![])]).await.expect("accept");
+    assert!(stored(&other[0]) > event, "ids rise");
+    queue.close().await;
+}
+
+async fn outcomes_apply_once<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let targets = (1..=4).map(|n| target(n, n, Placement::Fresh)).collect();
+    queue.accept(vec![new_event("a", targets)]).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    let due = UnixMillis(1_000);
+    let verdicts = [
+        Verdict::Delivered,
+        Verdict::Wait { due, attempts: 1 },
+        Verdict::Dead {
+            reason: DeadReason::Exhausted,
+        },
+        Verdict::Discard,
+    ];
+    let settlements: Vec<_> = fresh
+        .iter()
+        .zip(verdicts)
+        .map(|(one, verdict)| settlement(*one, verdict))
+        .collect();
+    let settled = queue.settle(fence, settlements.clone()).await.expect("settle");
+    assert_eq!(settled, [Settled::Applied; 4]);
+    let again = queue.settle(fence, settlements).await.expect("settle");
+    assert_eq!(again, [Settled::Stale; 4]);
+
+    assert!(all_fresh(&*queue, fence).await.is_empty());
+    let waiting = queue.window(fence, everything(2, 2)).await.expect("window");
+    assert_eq!(
+        waiting,
+        [Pending {
+            attempts: 1,
+            due,
+            ..fresh[1]
+        }]
+    );
+    // A wait that consumes nothing moves the due time only, and is told apart by nothing: it may apply again.
+    let later = UnixMillis(2_000);
+    let unconsumed = settlement(
+        waiting[0],
+        Verdict::Wait {
+            due: later,
+            attempts: 1,
+        },
+    );
+    assert_eq!(
+        queue.settle(fence, vec![unconsumed]).await.expect("settle"),
+        [Settled::Applied]
+    );
+    let delivered = settlement(waiting[0], Verdict::Delivered);
+    assert_eq!(
+        queue.settle(fence, vec![delivered]).await.expect("settle"),
+        [Settled::Applied]
+    );
+    let usage = queue.usage().await.expect("usage");
+    assert_eq!((usage.pending, usage.dead), (0, 1));
+    queue.close().await;
+}
+
+async fn the_window_is_in_due_order_and_pages<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let events = (0..20)
+        .map(|n| new_event(&n.to_string(), vec![target(1, 1, Placement::Fresh)]))
+        .collect();
+    queue.accept(events).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    // Falling due times, each shared by two.
+    let settlements = fresh
+        .iter()
+        .enumerate()
+        .map(|(n, one)| {
+            settlement(
+                *one,
+                Verdict::Wait {
+                    due: UnixMillis(100 - n as i64 / 2),
+                    attempts: 1,
+                },
+            )
+        })
+        .collect();
+    queue.settle(fence, settlements).await.expect("settle");
+    let all = queue.window(fence, everything(1, 1)).await.expect("window");
+    assert_eq!(all.len(), 20);
+    assert!(all.is_sorted_by_key(|one| (one.due, one.message)));
+    let mut paged = Vec::new();
+    let mut after = None;
+    loop {
+        let page = queue
+            .window(
+                fence,
+                Window {
+                    after,
+                    limit: 3,
+                    ..everything(1, 1)
+                },
+            )
+            .await
+            .expect("window");
+        let Some(last) = page.last() else { break };
+        after = Some((last.due, last.message));
+        paged.extend(page);
+    }
+    assert_eq!(paged, all);
+    let until = UnixMillis(92);
+    let due = queue
+        .window(
+            fence,
+            Window {
+                until,
+                ..everything(1, 1)
+            },
+        )
+        .await
+        .expect("window");
+    assert_eq!(due, all[..4]);
+    assert!(queue.window(fence, everything(1, 2)).await.expect("window").is_empty());
+    queue.close().await;
+}
+
+async fn older_fences_fail<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let old = queue.claim().await.expect("claim");
+    queue
+        .accept(vec![new_event("a", vec![target(1, 1, Placement::Fresh)])])
+        .await
+        .expect("accept");
+    let fresh = all_fresh(&*queue, old).await;
+    let new = queue.claim().await.expect("claim");
+    let outcome = vec![settlement(fresh[0], Verdict::Delivered)];
+    assert!(matches!(
+        queue.settle(old, outcome.clone()).await,
+        Err(QueueError::Fenced)
+    ));
+    assert!(matches!(queue.backlog(old).await, Err(QueueError::Fenced)));
+    assert!(matches!(
+        queue.put_endpoint_states(old, vec![]).await,
+        Err(QueueError::Fenced)
+    ));
+    assert_eq!(queue.settle(new, outcome).await.expect("settle"), [Settled::Applied]);
+    queue.close().await;
+    drop(queue);
+    let queue = bench.open().await;
+    assert!(matches!(queue.endpoint_states(old).await, Err(QueueError::Fenced)));
+    assert!(queue.claim().await.expect("claim").0 > new.0);
+    queue.close().await;
+}
+
+async fn ids_of_resources_stay<B: Bench>(bench: &B) {
+    let key = |name: &str| ResourceKey {
+        namespace_uid: "ns".to_owned(),
+        name: name.to_owned(),
+    };
+    let queue = bench.open().await;
+    let first = queue
+        .intern_endpoints(vec![key("a"), key("b"), key("a")])
+        .await
+        .expect("intern");
+    assert_eq!(first[0], first[2]);
+    assert_ne!(first[0], first[1]);
+    let subscriptions = queue.intern_subscriptions(vec![key("a")]).await.expect("intern");
+    queue.close().await;
+    drop(queue);
+    let queue = bench.open().await;
+    assert_eq!(
+        queue.intern_endpoints(vec![key("b"), key("a")]).await.expect("intern"),
+        [first[1], first[0]]
+    );
+    let (endpoints, known) = queue.known().await.expect("known");
+    assert_eq!(endpoints, [(key("a"), first[0]), (key("b"), first[1])]);
+    assert_eq!(known, [(key("a"), subscriptions[0])]);
+    queue.close().await;
+}
+
+async fn arrivals_carry_the_event<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let mut arrivals = queue.arrivals().expect("the first taker");
+    assert!(queue.arrivals().is_none());
+    let targets = vec![
+        target(1, 1, Placement::Fresh),
+        target(2, 2, Placement::QueueFull),
+        target(3, 3, Placement::Waiting),
+    ];
+    let new = new_event("a", targets);
+    let accepted = queue.accept(vec![new.clone(), new.clone()]).await.expect("accept");
+    let batch = arrivals.recv().await.expect("a batch");
+    let event = stored(&accepted[0]);
+    let seen: Vec<_> = batch
+        .iter()
+        .map(|one| (one.message, one.endpoint.0, one.placement))
+        .collect();
+    let wanted = [
+        (MessageId::new(event, 0), 1, Placement::Fresh),
+        (MessageId::new(event, 2), 3, Placement::Waiting),
+    ];
+    assert_eq!(seen, wanted);
+    assert!(Arc::ptr_eq(&batch[0].event, &new.event));
+    queue.close().await;
+}
+
+async fn wide_events_are_routed_whole<B: Bench>(bench: &B) {
+    const WIDE: u32 = 2 * ROUTE_AT_ONCE as u32 + 300;
+    let queue = bench.open().await;
+    let mut arrivals = queue.arrivals().expect("the first taker");
+    let fence = queue.claim().await.expect("claim");
+    let targets = (0..WIDE).map(|n| target(n % 7, n, Placement::Fresh)).collect();
+    let accepted = queue.accept(vec![new_event("wide", targets)]).await.expect("accept");
+    assert_eq!(
+        accepted[0],
+        Accepted::New {
+            event: stored(&accepted[0]),
+            matched: WIDE
+        }
+    );
+    while queue.route(fence, 100).await.expect("route") > 0 {}
+    let fresh = all_fresh(&*queue, fence).await;
+    assert_eq!(fresh.len() as u32, WIDE);
+    for (ordinal, one) in fresh.iter().enumerate() {
+        assert_eq!(one.message, MessageId::new(stored(&accepted[0]), ordinal as u32));
+        assert_eq!(
+            (one.subscription.0, one.endpoint.0),
+            (ordinal as u32, ordinal as u32 % 7)
+        );
+    }
+    let mut arrived = 0;
+    while arrived < WIDE as usize {
+        arrived += arrivals.recv().await.expect("arrivals").len();
+    }
+    assert_eq!(arrived, WIDE as usize);
+    assert_eq!(queue.usage().await.expect("usage").pending, u64::from(WIDE));
+    queue.close().await;
+}
+
+async fn burial_takes_what_is_pending<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let events = (0..30)
+        .map(|n| {
+            let placement = if n % 2 == 0 {
+                Placement::Fresh
+            } else {
+                Placement::Waiting
+            };
+            new_event(
+                &n.to_string(),
+                vec![
+                    target(1, 1, placement),
+                    target(1, 2, placement),
+                    target(2, 3, placement),
+                ],
+            )
+        })
+        .collect();
+    queue.accept(events).await.expect("accept");
+    let mut buried = 0;
+    loop {
+        let more = queue
+            .bury(fence, None, Some(SubscriptionId(2)), DeadReason::SubscriptionDeleted, 7)
+            .await
+            .expect("bury");
+        assert!(more <= 7);
+        buried += more;
+        if more == 0 {
+            break;
+        }
+    }
+    assert_eq!(buried, 30);
+    while queue
+        .bury(fence, Some(EndpointId(1)), None, DeadReason::EndpointDeleted, 11)
+        .await
+        .expect("bury")
+        > 0
+    {}
+    let mut backlog = queue.backlog(fence).await.expect("backlog");
+    backlog.sort_by_key(|one| one.subscription);
+    let counts: Vec<_> = backlog
+        .iter()
+        .map(|one| (one.subscription.0, one.pending, one.dead))
+        .collect();
+    assert_eq!(counts, [(1, 0, 30), (2, 0, 30), (3, 30, 0)]);
+    queue.close().await;
+}
+
+async fn pruning_leaves_what_is_pending<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let events = (0..10)
+        .map(|n| new_event(&n.to_string(), vec![target(1, 1, Placement::Fresh)]))
+        .collect();
+    let accepted = queue.accept(events).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    let settlements = fresh
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| n % 3 != 0)
+        .map(|(n, one)| {
+            let dead = Verdict::Dead {
+                reason: DeadReason::Refused,
+            };
+            settlement(*one, if n % 3 == 1 { Verdict::Delivered } else { dead })
+        })
+        .collect();
+    queue.settle(fence, settlements).await.expect("settle");
+    assert_eq!(
+        queue.prune(UnixMillis(0), 100).await.expect("prune"),
+        0,
+        "nothing is that old"
+    );
+    let soon = UnixMillis::now().plus(Duration::from_secs(60));
+    while queue.prune(soon, 4).await.expect("prune") > 0 {}
+    for (n, answer) in accepted.iter().enumerate() {
+        let there = queue.event(stored(answer)).await.expect("event").is_some();
+        assert_eq!(there, n % 3 == 0, "event {n}");
+    }
+    let usage = queue.usage().await.expect("usage");
+    assert_eq!((usage.pending, usage.dead), (4, 0));
+    let again = queue.accept(vec![new_event("1", vec![])]).await.expect("accept");
+    assert_eq!(
+        again[0],
+        Accepted::Duplicate {
+            event: stored(&accepted[1]),
+            matched: 1
+        },
+        "the key outlives history"
+    );
+    queue.close().await;
+}
+
+async fn states_are_replaced<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let state = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let put = vec![(EndpointId(1), state("a")), (EndpointId(2), state("b"))];
+    queue.put_endpoint_states(fence, put).await.expect("put");
+    queue
+        .put_endpoint_states(fence, vec![(EndpointId(1), state("c"))])
+        .await
+        .expect("put");
+    let mut states = queue.endpoint_states(fence).await.expect("states");
+    states.sort();
+    assert_eq!(states, [(EndpointId(1), state("c")), (EndpointId(2), state("b"))]);
+    queue.close().await;
+}
+
+async fn a_closed_store_takes_nothing<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    queue.close().await;
+    assert!(matches!(
+        queue.accept(vec![new_event("a", vec![])]).await,
+        Err(QueueError::Closed)
+    ));
+    assert!(matches!(queue.event(EventId(1)).await, Err(QueueError::Closed)));
+}

@@ -1,0 +1,227 @@
+//! Reading beside the writer: two threads with connections of their own, and the questions they answer.
+//!
+//! Invariant: a reader never writes, and holds a snapshot only as long as a bounded number of rows takes, so that the WAL
+//! can be folded back.
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
+
+use super::tally::{Counts, Pair};
+use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::queue::{Backlog, Pending, QueueError, ResourceKey, StoredEvent, Window};
+
+/// Threads that read: one may scan while the other loads bodies.
+pub(super) const READERS: usize = 2;
+/// Questions that may wait; beyond it a caller waits a moment to ask.
+const WAITING: usize = 1_024;
+/// Rows walked in one snapshot.
+pub(super) const ROWS: usize = 200_000;
+
+type Question = Box<dyn FnOnce(&Connection) + Send>;
+
+/// Where questions are put.
+#[derive(Clone)]
+pub(super) struct Readers {
+    questions: mpsc::SyncSender<Question>,
+}
+
+/// Where the reading threads take them.
+pub(super) type Questions = Arc<Mutex<mpsc::Receiver<Question>>>;
+
+impl Readers {
+    pub(super) fn new() -> (Readers, Questions) {
+        let (questions, taken) = mpsc::sync_channel(WAITING);
+        (Readers { questions }, Arc::new(Mutex::new(taken)))
+    }
+
+    /// Asks, and waits for the answer.
+    pub(super) async fn ask<T, F>(&self, read: F) -> Result<T, QueueError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let mut question: Question = Box::new(move |conn| {
+            let _ = reply.send(read(conn));
+        });
+        loop {
+            question = match self.questions.try_send(question) {
+                Ok(()) => break,
+                Err(mpsc::TrySendError::Full(back)) => back,
+                Err(mpsc::TrySendError::Disconnected(_)) => return Err(QueueError::Closed),
+            };
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        match answer.await {
+            Ok(result) => result.map_err(|error| QueueError::Read(error.to_string())),
+            Err(_) => Err(QueueError::Closed),
+        }
+    }
+}
+
+/// A reading thread: ends when nobody can ask any more.
+pub(super) fn thread(conn: &Connection, questions: &Questions) {
+    loop {
+        let next = questions.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match next {
+            Ok(question) => question(conn),
+            Err(mpsc::RecvError) => return,
+        }
+    }
+}
+
+pub(super) fn event(conn: &Connection, event: EventId) -> rusqlite::Result<Option<StoredEvent>> {
+    let mut statement = conn.prepare_cached("SELECT attrs, body FROM event WHERE id = ?")?;
+    statement
+        .query_row([event.0], |row| {
+            Ok(StoredEvent {
+                attributes: row.get::<_, Vec<u8>>(0)?.into(),
+                body: row.get::<_, Vec<u8>>(1)?.into(),
+            })
+        })
+        .optional()
+}
+
+pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec<Pending>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT id, attempt, due FROM message WHERE state = 1 AND ep = ?1 AND sub = ?2 AND due >= ?3 AND due <= ?4
+             AND (due > ?3 OR id > ?5)
+         ORDER BY due, id LIMIT ?6",
+    )?;
+    let (due, after) = window.after.unwrap_or((UnixMillis(i64::MIN), MessageId(i64::MIN)));
+    let limit = i64::try_from(window.limit).unwrap_or(i64::MAX);
+    let parameters = params![
+        window.endpoint.0,
+        window.subscription.0,
+        due.0,
+        window.until.0,
+        after.0,
+        limit
+    ];
+    statement
+        .query_map(parameters, |row| {
+            Ok(Pending {
+                message: MessageId(row.get(0)?),
+                endpoint: window.endpoint,
+                subscription: window.subscription,
+                attempts: row.get(1)?,
+                due: UnixMillis(row.get(2)?),
+            })
+        })?
+        .collect()
+}
+
+/// What a bounded walk over the messages found, and where to go on.
+pub(super) struct Walk<T> {
+    pub(super) found: Vec<T>,
+    pub(super) go_on: Option<MessageId>,
+}
+
+/// Walks messages after `after` in id order; `pick` says which count.
+fn walk<T>(
+    conn: &Connection,
+    after: MessageId,
+    limit: usize,
+    mut pick: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
+) -> rusqlite::Result<Walk<T>> {
+    let mut statement =
+        conn.prepare_cached("SELECT id, ep, sub, state, attempt, due FROM message WHERE id > ? ORDER BY id")?;
+    let mut rows = statement.query([after.0])?;
+    let mut found = Vec::new();
+    let mut walked = 0;
+    while let Some(row) = rows.next()? {
+        walked += 1;
+        if let Some(one) = pick(row)? {
+            found.push(one);
+        }
+        if walked == ROWS || found.len() >= limit {
+            return Ok(Walk {
+                found,
+                go_on: Some(MessageId(row.get(0)?)),
+            });
+        }
+    }
+    Ok(Walk { found, go_on: None })
+}
+
+fn pending(row: &rusqlite::Row<'_>) -> rusqlite::Result<Pending> {
+    Ok(Pending {
+        message: MessageId(row.get(0)?),
+        endpoint: EndpointId(row.get(1)?),
+        subscription: SubscriptionId(row.get(2)?),
+        attempts: row.get(4)?,
+        due: UnixMillis(row.get(5)?),
+    })
+}
+
+pub(super) fn fresh(conn: &Connection, after: MessageId, limit: usize) -> rusqlite::Result<Walk<Pending>> {
+    walk(conn, after, limit, |row| {
+        if row.get::<_, i64>(3)? == 0 {
+            pending(row).map(Some)
+        } else {
+            Ok(None)
+        }
+    })
+}
+
+pub(super) fn to_bury(
+    conn: &Connection,
+    after: MessageId,
+    endpoint: Option<EndpointId>,
+    subscription: Option<SubscriptionId>,
+    limit: usize,
+) -> rusqlite::Result<Walk<(MessageId, Pair, u16)>> {
+    walk(conn, after, limit, |row| {
+        let one = pending(row)?;
+        let meant = endpoint.is_none_or(|wanted| wanted == one.endpoint)
+            && subscription.is_none_or(|wanted| wanted == one.subscription);
+        Ok(meant.then_some((one.message, (one.endpoint, one.subscription), one.attempts)))
+    })
+}
+
+/// One pair's backlog; the oldest is looked for from where it was known last, so the walk moves forward only.
+pub(super) fn backlog(conn: &Connection, pair: Pair, counts: Counts) -> rusqlite::Result<Backlog> {
+    let (endpoint, subscription) = pair;
+    let mut statement = conn.prepare_cached("SELECT min(due) FROM message WHERE state = 1 AND ep = ? AND sub = ?")?;
+    let min_due: Option<i64> = statement.query_row([endpoint.0, subscription.0], |row| row.get(0))?;
+    let oldest = match counts.oldest {
+        Some(known) => {
+            let walked = to_bury(conn, MessageId(known.0 - 1), Some(endpoint), Some(subscription), 1)?;
+            walked.found.first().map(|(message, ..)| *message).or(walked.go_on)
+        }
+        None => None,
+    };
+    Ok(Backlog {
+        endpoint,
+        subscription,
+        pending: counts.pending,
+        dead: counts.dead,
+        min_due: min_due.map(UnixMillis),
+        oldest,
+    })
+}
+
+pub(super) fn resources(conn: &Connection, sql: &str) -> rusqlite::Result<Vec<(ResourceKey, u32)>> {
+    conn.prepare(sql)?
+        .query_map([], |row| {
+            Ok((
+                ResourceKey {
+                    namespace_uid: row.get(1)?,
+                    name: row.get(2)?,
+                },
+                row.get(0)?,
+            ))
+        })?
+        .collect()
+}
+
+pub(super) fn states(conn: &Connection) -> rusqlite::Result<Vec<(EndpointId, bytes::Bytes)>> {
+    conn.prepare("SELECT ep, state FROM endpoint_state")?
+        .query_map([], |row| {
+            Ok((EndpointId(row.get(0)?), row.get::<_, Vec<u8>>(1)?.into()))
+        })?
+        .collect()
+}

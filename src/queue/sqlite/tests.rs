@@ -1,0 +1,173 @@
+//! The embedded store against the suite, a model, a kill, and a disk that fails.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use super::{Options, SqliteQueue};
+use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::queue::conformance::{self, Bench, new_event, settlement, target};
+use crate::queue::{Accepted, Fence, Pending, Placement, Queue, QueueError, Settled, Verdict, Window};
+
+mod disk;
+mod kill;
+mod measure;
+mod model;
+
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Directory {
+        Directory(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+#[async_trait]
+impl Bench for Directory {
+    async fn open(&self) -> Arc<dyn Queue> {
+        Arc::new(open(self.path(), options()))
+    }
+}
+
+fn options() -> Options {
+    Options {
+        keep_free: 0,
+        ..Options::default()
+    }
+}
+
+fn open(dir: &Path, options: Options) -> SqliteQueue {
+    SqliteQueue::open(dir, options).expect("open").0
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Everything pending, by id, fresh or waiting.
+async fn pending(queue: &SqliteQueue, fence: Fence) -> BTreeMap<MessageId, Pending> {
+    let mut all: BTreeMap<_, _> = BTreeMap::new();
+    for one in queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh") {
+        all.insert(one.message, one);
+    }
+    for pair in queue.backlog(fence).await.expect("backlog") {
+        let window = Window {
+            endpoint: pair.endpoint,
+            subscription: pair.subscription,
+            after: None,
+            until: UnixMillis(i64::MAX),
+            limit: usize::MAX,
+        };
+        for one in queue.window(fence, window).await.expect("window") {
+            assert!(all.insert(one.message, one).is_none(), "both fresh and waiting");
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_embedded_store_passes_the_suite() {
+    conformance::run(Directory::new).await;
+}
+
+#[test]
+fn a_second_process_is_told_that_the_store_is_in_use() {
+    let dir = Directory::new();
+    let first = open(dir.path(), options());
+    let Err(error) = SqliteQueue::open(dir.path(), options()) else {
+        panic!("opened twice")
+    };
+    assert!(error.to_string().contains("in use by another process"), "{error}");
+    drop(first);
+    open(dir.path(), options());
+}
+
+#[tokio::test]
+async fn a_store_at_its_limit_refuses_events_and_still_records_outcomes() {
+    let dir = Directory::new();
+    let queue = open(
+        dir.path(),
+        Options {
+            store_limit: Some(1 << 20),
+            ..options()
+        },
+    );
+    let fence = queue.claim().await.expect("claim");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut n = 0;
+    let why = loop {
+        assert!(Instant::now() < deadline, "never full");
+        let mut event = new_event(&n.to_string(), vec![target(1, 1, Placement::Fresh)]);
+        let mut stored = (*event.event).clone();
+        stored.body = vec![7; 20_000].into();
+        event.event = Arc::new(stored);
+        n += 1;
+        match queue.accept(vec![event]).await {
+            Ok(_) => {}
+            Err(QueueError::Full(why)) => break why,
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(why.contains("are used of 1048576"), "{why}");
+    let fresh = queue.fresh(fence, MessageId(0), 1).await.expect("fresh");
+    let outcome = settlement(fresh[0], Verdict::Delivered);
+    assert_eq!(
+        queue.settle(fence, vec![outcome]).await.expect("settle"),
+        [Settled::Applied]
+    );
+}
+
+#[tokio::test]
+async fn too_little_free_space_on_the_volume_refuses_events() {
+    let dir = Directory::new();
+    let queue = open(
+        dir.path(),
+        Options {
+            keep_free: u64::MAX,
+            ..Options::default()
+        },
+    );
+    assert!(matches!(
+        queue.accept(vec![new_event("a", vec![])]).await,
+        Err(QueueError::Full(_))
+    ));
+}
+
+#[tokio::test]
+async fn an_engine_that_falls_behind_slows_producers_and_misses_nothing() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    let mut arrivals = queue.arrivals().expect("arrivals");
+    let mut accepted = 0;
+    loop {
+        let events = (0..500)
+            .map(|n| new_event(&format!("{accepted}-{n}"), vec![target(1, 1, Placement::Fresh)]))
+            .collect();
+        match queue.accept(events).await {
+            Ok(_) => accepted += 500,
+            Err(QueueError::Full(_)) => break,
+            Err(other) => panic!("{other}"),
+        }
+        assert!(accepted < 200_000, "never refused");
+    }
+    let mut seen = HashSet::new();
+    while seen.len() < accepted {
+        let batch = arrivals.recv().await.expect("arrivals");
+        seen.extend(batch.into_iter().map(|one| one.message));
+    }
+    queue
+        .accept(vec![new_event("after", vec![])])
+        .await
+        .expect("accept again");
+}

@@ -1,0 +1,433 @@
+//! What one transaction of the writer does, statement by statement.
+//!
+//! Knows nothing of threads or replies. Invariant: nothing in memory moves before the commit; a rollback is forgetting the
+//! [`Effects`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, Statement, params};
+
+use super::dedupe::Key;
+use super::open::Memory;
+use super::tally::Pair;
+use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::queue::{
+    Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, ROUTE_AT_ONCE, Settled, Settlement,
+    StoredEvent, Target, Verdict,
+};
+
+/// How long a key of deduplication counts.
+pub(super) const DEDUPE_WINDOW_SECONDS: i64 = 24 * 3600;
+
+/// The statements of the hot path, prepared once.
+pub(super) struct Statements<'c> {
+    pub(super) conn: &'c Connection,
+    begin: Statement<'c>,
+    commit: Statement<'c>,
+    seen: Statement<'c>,
+    insert_seen: Statement<'c>,
+    insert_event: Statement<'c>,
+    insert_message: Statement<'c>,
+    delete_message: Statement<'c>,
+    wait_message: Statement<'c>,
+    insert_settled: Statement<'c>,
+    insert_attempt: Statement<'c>,
+    insert_dead: Statement<'c>,
+    put_state: Statement<'c>,
+}
+
+impl<'c> Statements<'c> {
+    pub(super) fn prepare(conn: &'c Connection) -> rusqlite::Result<Statements<'c>> {
+        Ok(Statements {
+            begin: conn.prepare("BEGIN IMMEDIATE")?,
+            commit: conn.prepare("COMMIT")?,
+            seen: conn.prepare("SELECT event, hash, matched FROM seen WHERE seq = ?")?,
+            insert_seen: conn.prepare("INSERT INTO seen(seq, event, hash, matched) VALUES (?, ?, ?, ?)")?,
+            insert_event: conn.prepare("INSERT INTO event(id, attrs, body) VALUES (?, ?, ?)")?,
+            insert_message: conn
+                .prepare("INSERT INTO message(id, sub, ep, state, attempt, due) VALUES (?, ?, ?, ?, 0, ?)")?,
+            delete_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ?")?,
+            wait_message: conn
+                .prepare("UPDATE message SET state = 1, due = ?3, attempt = ?4 WHERE id = ?1 AND attempt = ?2")?,
+            insert_settled: conn
+                .prepare("INSERT OR REPLACE INTO settled(id, sub, ep, attempts, at, code, ms) VALUES (?, ?, ?, ?, ?, ?, ?)")?,
+            insert_attempt: conn.prepare(
+                "INSERT OR REPLACE INTO attempt(message, at, n, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            )?,
+            insert_dead: conn
+                .prepare("INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason) VALUES (?, ?, ?, ?, ?, ?)")?,
+            put_state: conn.prepare("INSERT OR REPLACE INTO endpoint_state(ep, state) VALUES (?, ?)")?,
+            conn,
+        })
+    }
+
+    pub(super) fn begin(&mut self) -> rusqlite::Result<()> {
+        self.begin.execute([]).map(drop)
+    }
+
+    pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
+        self.commit.execute([]).map(drop)
+    }
+
+    /// Rolls back, unless SQLite has done so by itself after a full disk or an I/O error.
+    pub(super) fn roll_back(&self) -> rusqlite::Result<()> {
+        if self.conn.is_autocommit() {
+            Ok(())
+        } else {
+            self.conn.execute_batch("ROLLBACK")
+        }
+    }
+}
+
+/// Why an operation could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The whole transaction is to be rolled back.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// This operation alone fails; it has changed nothing.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// What a transaction will have done to memory once it is committed.
+pub(super) struct Effects {
+    pub(super) last_event: EventId,
+    pub(super) next_seen: i64,
+    pub(super) fence: u64,
+    pub(super) unrouted: i64,
+    pub(super) keys: Vec<(Key, i64, EventId)>,
+    fresh_keys: HashMap<Key, (EventId, u32)>,
+    pub(super) stored: Vec<(Pair, MessageId)>,
+    pub(super) settled: Vec<(Pair, i64)>,
+    pub(super) buried: Vec<(Pair, i64)>,
+    pub(super) arrivals: Vec<Arrival>,
+}
+
+impl Effects {
+    pub(super) fn new() -> Effects {
+        Effects {
+            last_event: EventId(0),
+            next_seen: 0,
+            fence: 0,
+            unrouted: 0,
+            keys: Vec::new(),
+            fresh_keys: HashMap::new(),
+            stored: Vec::new(),
+            settled: Vec::new(),
+            buried: Vec::new(),
+            arrivals: Vec::new(),
+        }
+    }
+
+    /// Starts from what memory holds, keeping the allocations.
+    pub(super) fn restart(&mut self, memory: &Memory) {
+        self.last_event = memory.last_event;
+        self.next_seen = memory.next_seen;
+        self.fence = memory.fence;
+        self.unrouted = 0;
+        self.keys.clear();
+        self.fresh_keys.clear();
+        self.stored.clear();
+        self.settled.clear();
+        self.buried.clear();
+        self.arrivals.clear();
+    }
+}
+
+/// One transaction under way.
+pub(super) struct Transaction<'t, 'c> {
+    pub(super) statements: &'t mut Statements<'c>,
+    pub(super) memory: &'t Memory,
+    pub(super) effects: &'t mut Effects,
+    pub(super) candidates: &'t mut Vec<i64>,
+    pub(super) now: UnixMillis,
+}
+
+impl<'c> Transaction<'_, 'c> {
+    pub(super) fn conn(&self) -> &'c Connection {
+        self.statements.conn
+    }
+
+    pub(super) fn check(&self, fence: Fence) -> Result<(), QueueError> {
+        if fence.0 == self.effects.fence {
+            Ok(())
+        } else {
+            Err(QueueError::Fenced)
+        }
+    }
+
+    pub(super) fn claim(&mut self) -> Result<Fence, Refusal> {
+        let fence = self.effects.fence + 1;
+        self.conn()
+            .execute("UPDATE meta SET value = ? WHERE key = 'fence'", [fence as i64])?;
+        self.effects.fence = fence;
+        Ok(Fence(fence))
+    }
+
+    pub(super) fn accept(&mut self, events: &[NewEvent]) -> Result<Vec<Accepted>, Refusal> {
+        let mut answers = Vec::with_capacity(events.len());
+        for event in events {
+            let answer = match self.first_answer(&event.dedupe)? {
+                Some((event, matched)) => Accepted::Duplicate { event, matched },
+                None => self.store(event)?,
+            };
+            answers.push(answer);
+        }
+        Ok(answers)
+    }
+
+    fn first_answer(&mut self, key: &Key) -> rusqlite::Result<Option<(EventId, u32)>> {
+        if let Some(answer) = self.effects.fresh_keys.get(key) {
+            return Ok(Some(*answer));
+        }
+        self.memory.dedupe.candidates(key, self.candidates);
+        let oldest = self.now.0 / 1000 - DEDUPE_WINDOW_SECONDS;
+        for seq in self.candidates.iter() {
+            let mut rows = self.statements.seen.query([seq])?;
+            let Some(row) = rows.next()? else { continue };
+            let event = EventId(row.get(0)?);
+            if row.get_ref(1)?.as_blob()? == key && event.unix_seconds() >= oldest {
+                return Ok(Some((event, row.get(2)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn store(&mut self, new: &NewEvent) -> Result<Accepted, Refusal> {
+        let event = EventId::next(self.effects.last_event, self.now.0 / 1000);
+        let matched = new.targets.len() as u32;
+        let seq = self.effects.next_seen;
+        self.statements
+            .insert_seen
+            .execute(params![seq, event.0, &new.dedupe[..], matched])?;
+        if !new.targets.is_empty() {
+            self.statements
+                .insert_event
+                .execute(params![event.0, &new.event.attributes[..], &new.event.body[..]])?;
+            let at_once = new.targets.len().min(ROUTE_AT_ONCE);
+            for (ordinal, target) in new.targets[..at_once].iter().enumerate() {
+                self.message(MessageId::new(event, ordinal as u32), target, &new.event)?;
+            }
+            if at_once < new.targets.len() {
+                self.conn().execute(
+                    "INSERT INTO unrouted(event, done, targets) VALUES (?, ?, ?)",
+                    params![event.0, at_once as i64, pack(&new.targets)],
+                )?;
+                self.effects.unrouted += 1;
+            }
+        }
+        self.effects.last_event = event;
+        self.effects.next_seen = seq + 1;
+        self.effects.keys.push((new.dedupe, seq, event));
+        self.effects.fresh_keys.insert(new.dedupe, (event, matched));
+        Ok(Accepted::New { event, matched })
+    }
+
+    fn message(&mut self, message: MessageId, target: &Target, event: &Arc<StoredEvent>) -> rusqlite::Result<()> {
+        let Target {
+            subscription,
+            endpoint,
+            placement,
+        } = *target;
+        let state = match placement {
+            Placement::Fresh => 0,
+            Placement::Waiting => 1,
+            Placement::QueueFull => {
+                self.dead(message, (endpoint, subscription), 0, self.now, DeadReason::QueueFull)?;
+                return Ok(());
+            }
+        };
+        self.statements
+            .insert_message
+            .execute(params![message.0, subscription.0, endpoint.0, state, self.now.0])?;
+        self.effects.stored.push(((endpoint, subscription), message));
+        self.effects.arrivals.push(Arrival {
+            message,
+            endpoint,
+            subscription,
+            placement,
+            event: Arc::clone(event),
+        });
+        Ok(())
+    }
+
+    fn dead(
+        &mut self,
+        message: MessageId,
+        pair: Pair,
+        attempts: u16,
+        at: UnixMillis,
+        reason: DeadReason,
+    ) -> rusqlite::Result<()> {
+        let (EndpointId(ep), SubscriptionId(sub)) = pair;
+        self.statements
+            .insert_dead
+            .execute(params![message.0, sub, ep, attempts, at.0, reason.reason()])?;
+        self.effects.buried.push((pair, 1));
+        Ok(())
+    }
+
+    /// Makes up to `limit` further messages of the oldest event that is not routed whole.
+    pub(super) fn route(&mut self, limit: usize) -> Result<(), Refusal> {
+        let mut oldest = self.conn().prepare(
+            "SELECT u.event, u.done, u.targets, e.attrs, e.body FROM unrouted u JOIN event e ON e.id = u.event ORDER BY u.event LIMIT 1",
+        )?;
+        let mut rows = oldest.query([])?;
+        let Some(row) = rows.next()? else { return Ok(()) };
+        let event = EventId(row.get(0)?);
+        let done = row.get::<_, u32>(1)? as usize;
+        let targets = unpack(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?);
+        let stored = Arc::new(StoredEvent {
+            attributes: row.get::<_, Vec<u8>>(3)?.into(),
+            body: row.get::<_, Vec<u8>>(4)?.into(),
+        });
+        drop(rows);
+        let until = targets.len().min(done.saturating_add(limit));
+        for (ordinal, target) in targets.iter().enumerate().take(until).skip(done) {
+            self.message(MessageId::new(event, ordinal as u32), target, &stored)?;
+        }
+        if until == targets.len() {
+            self.conn().execute("DELETE FROM unrouted WHERE event = ?", [event.0])?;
+            self.effects.unrouted -= 1;
+        } else {
+            self.conn().execute(
+                "UPDATE unrouted SET done = ? WHERE event = ?",
+                params![until as i64, event.0],
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, settlements: &[Settlement]) -> Result<Vec<Settled>, Refusal> {
+        let mut answers = Vec::with_capacity(settlements.len());
+        for settlement in settlements {
+            answers.push(self.settle_one(settlement)?);
+        }
+        Ok(answers)
+    }
+
+    fn settle_one(&mut self, settlement: &Settlement) -> rusqlite::Result<Settled> {
+        let Settlement {
+            message,
+            endpoint,
+            subscription,
+            attempts,
+            ref record,
+            verdict,
+        } = *settlement;
+        let pair = (endpoint, subscription);
+        let changed = match verdict {
+            Verdict::Wait {
+                due,
+                attempts: consumed,
+            } => self
+                .statements
+                .wait_message
+                .execute(params![message.0, attempts, due.0, consumed])?,
+            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => {
+                self.statements.delete_message.execute(params![message.0, attempts])?
+            }
+        };
+        if changed == 0 {
+            return Ok(Settled::Stale);
+        }
+        let at = record.as_ref().map_or(self.now, |record| record.at);
+        match verdict {
+            Verdict::Wait { .. } => {}
+            Verdict::Delivered => {
+                let code = record.as_ref().and_then(|record| record.status);
+                let ms = record.as_ref().map(|record| millis(record.took));
+                self.statements.insert_settled.execute(params![
+                    message.0,
+                    subscription.0,
+                    endpoint.0,
+                    attempts + 1,
+                    at.0,
+                    code,
+                    ms
+                ])?;
+                self.effects.settled.push((pair, 1));
+            }
+            Verdict::Dead { reason } => {
+                self.dead(message, pair, attempts, at, reason)?;
+                self.effects.settled.push((pair, 1));
+            }
+            Verdict::Discard => self.effects.settled.push((pair, 1)),
+        }
+        // A delivery's own attempt is the settled row; only failures are written twice.
+        if let Some(record) = record
+            && matches!(verdict, Verdict::Wait { .. } | Verdict::Dead { .. })
+        {
+            self.statements.insert_attempt.execute(params![
+                message.0,
+                record.at.0,
+                attempts + 1,
+                millis(record.took),
+                record.status,
+                record.reason,
+                record.excerpt.as_deref(),
+            ])?;
+        }
+        Ok(Settled::Applied)
+    }
+
+    pub(super) fn put_states(&mut self, states: &[(EndpointId, bytes::Bytes)]) -> Result<(), Refusal> {
+        for (endpoint, state) in states {
+            self.statements.put_state.execute(params![endpoint.0, &state[..]])?;
+        }
+        Ok(())
+    }
+
+    /// Turns these messages into dead letters, where they are still as they were read.
+    pub(super) fn bury(&mut self, found: &[(MessageId, Pair, u16)], reason: DeadReason) -> Result<u64, Refusal> {
+        let mut count = 0;
+        for (message, pair, attempts) in found {
+            if self.statements.delete_message.execute(params![message.0, attempts])? == 1 {
+                self.dead(*message, *pair, *attempts, self.now, reason)?;
+                self.effects.settled.push((*pair, 1));
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn millis(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Bytes of one packed target: subscription, endpoint, placement.
+const PACKED: usize = 9;
+
+fn pack(targets: &[Target]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(targets.len() * PACKED);
+    for target in targets {
+        packed.extend_from_slice(&target.subscription.0.to_le_bytes());
+        packed.extend_from_slice(&target.endpoint.0.to_le_bytes());
+        packed.push(match target.placement {
+            Placement::Fresh => 0,
+            Placement::Waiting => 1,
+            Placement::QueueFull => 2,
+        });
+    }
+    packed
+}
+
+fn unpack(packed: &[u8]) -> Vec<Target> {
+    let (targets, _) = packed.as_chunks::<PACKED>();
+    let word = |b: &[u8; PACKED], at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+    targets
+        .iter()
+        .map(|b| Target {
+            subscription: SubscriptionId(word(b, 0)),
+            endpoint: EndpointId(word(b, 4)),
+            placement: match b[8] {
+                0 => Placement::Fresh,
+                1 => Placement::Waiting,
+                _ => Placement::QueueFull,
+            },
+        })
+        .collect()
+}

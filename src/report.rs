@@ -1,0 +1,81 @@
+//! What the dispatcher tells Kubernetes: status, Events, what it has loaded.
+//!
+//! Reads the [`board`], writes through a budget; never on the way of an event. Invariant: writes are bounded whatever the
+//! event rate, and nothing secret, large or receiver-controlled is in them.
+
+pub mod board;
+pub mod loaded;
+pub mod metrics;
+pub mod plan;
+pub mod view;
+pub mod writer;
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatcher::watch::Loaded;
+use crate::dispatcher::watch::objects::Objects;
+use crate::kubernetes::events::Reporter;
+use board::Board;
+use metrics::Metrics;
+use writer::{Tools, Writer};
+
+/// Who reports in Events.
+const REPORTING_CONTROLLER: &str = "tidings.dev/dispatcher";
+
+/// What report needs.
+pub struct ReportConfig {
+    pub client: Client,
+    pub board: Arc<Board>,
+    /// Of the watches: what status is compared with.
+    pub objects: Arc<Objects>,
+    /// Of the watches: what the Lease says.
+    pub loaded: watch::Receiver<Loaded>,
+    /// Where the Lease lies: the dispatcher's own namespace.
+    pub namespace: String,
+    /// Unique to this process: the pod's name.
+    pub identity: String,
+    pub metrics: Metrics,
+}
+
+/// The running writers.
+#[derive(Debug)]
+pub struct ReportHandle {
+    status: JoinHandle<()>,
+    lease: JoinHandle<()>,
+}
+
+/// Starts the status writer and the Lease; they run until `shutdown`.
+pub fn start(config: ReportConfig, shutdown: CancellationToken) -> ReportHandle {
+    let writer = Writer::new(Tools {
+        client: config.client.clone(),
+        board: config.board,
+        objects: config.objects,
+        reporter: Reporter {
+            controller: REPORTING_CONTROLLER,
+            instance: config.identity.clone(),
+        },
+        metrics: config.metrics,
+    });
+    let status = tokio::spawn(writer.run(shutdown.clone()));
+    let (client, loaded) = (config.client, config.loaded);
+    let lease = tokio::spawn(async move {
+        loaded::keep(client, &config.namespace, &config.identity, loaded, shutdown).await;
+    });
+    ReportHandle { status, lease }
+}
+
+impl ReportHandle {
+    /// Waits for the end after `shutdown`: writes under way are finished, the Lease is vacated.
+    pub async fn join(self) {
+        for task in [self.status, self.lease] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "report ended unexpectedly");
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Which status is written now. Pure: time and budget are arguments.
+//!
+//! Transitions go first, those of the longest silent object before those of one that flaps; the rest waits its interval.
+//! Invariant: the writes of a plan never exceed the budget, whatever is dirty.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ids::{EndpointId, SubscriptionId};
+use crate::kubernetes::budget::Bucket;
+
+/// Writes a second, status and Events together, over all replicas.
+pub const RATE: u32 = 10;
+/// Writes at once.
+pub const BURST: u32 = 20;
+/// The least time between two routine writes of one object.
+pub const INTERVAL: Duration = Duration::from_secs(30);
+/// The least time between two transitions of one object: a flapping one is coalesced, a real one still shows in a second.
+pub const TRANSITION_GAP: Duration = Duration::from_millis(500);
+/// How long the first routine write of an object waits for more to tell.
+const COALESCE: Duration = Duration::from_secs(1);
+
+/// An object with a status of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Id {
+    Endpoint(EndpointId),
+    Subscription(SubscriptionId),
+}
+
+/// Why an object is to be written, and when it was last.
+#[derive(Clone, Copy, Debug)]
+pub struct Dirty {
+    /// Since when its status is outdated.
+    pub since: Instant,
+    /// Since when a transition waits to be shown.
+    pub urgent: Option<Instant>,
+    pub last_write: Option<Instant>,
+    /// Not before: a write failed.
+    pub not_before: Option<Instant>,
+}
+
+/// What may be spent.
+#[derive(Debug)]
+pub struct Allowance {
+    all: Bucket,
+    /// Routine writes leave half of the burst to transitions.
+    routine: Bucket,
+}
+
+impl Allowance {
+    /// The whole budget, full.
+    pub fn new(now: Instant) -> Allowance {
+        Allowance {
+            all: Bucket::new(RATE, BURST, now),
+            routine: Bucket::new(RATE / 2, BURST / 2, now),
+        }
+    }
+
+    /// One more write, an Event for instance, if the budget has it.
+    pub fn take(&mut self, now: Instant) -> bool {
+        self.all.take(now).is_ok()
+    }
+}
+
+/// What to write now, and when to look again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub writes: Vec<Id>,
+    pub next: Option<Instant>,
+}
+
+/// Plans: spends from `allowance` for every write returned.
+pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance) -> Plan {
+    let interval = INTERVAL.max(Duration::from_secs(dirty.len() as u64 / u64::from(RATE)));
+    let mut plan = Plan::default();
+    let mut transitions = Vec::new();
+    let mut routine = Vec::new();
+    for (id, state) in dirty {
+        let at = state.eligible(interval);
+        if at > now {
+            plan.look_at(at);
+        } else if let Some(urgent) = state.urgent {
+            transitions.push((state.last_write, urgent, *id));
+        } else {
+            routine.push((state.last_write, state.since, *id));
+        }
+    }
+    transitions.sort();
+    routine.sort();
+    for (_, _, id) in transitions {
+        match allowance.all.take(now) {
+            Ok(()) => plan.writes.push(id),
+            Err(wait) => {
+                plan.look_at(now + wait);
+                return plan;
+            }
+        }
+    }
+    for (_, _, id) in routine {
+        let taken = allowance.routine.take(now).and_then(|()| allowance.all.take(now));
+        match taken {
+            Ok(()) => plan.writes.push(id),
+            Err(wait) => {
+                plan.look_at(now + wait);
+                break;
+            }
+        }
+    }
+    plan
+}
+
+impl Dirty {
+    fn eligible(&self, interval: Duration) -> Instant {
+        let at = match (self.urgent, self.last_write) {
+            (Some(urgent), None) => urgent,
+            (Some(urgent), Some(last)) => urgent.max(last + TRANSITION_GAP),
+            (None, None) => self.since + COALESCE,
+            (None, Some(last)) => self.since.max(last + interval),
+        };
+        self.not_before.map_or(at, |not_before| at.max(not_before))
+    }
+}
+
+impl Plan {
+    fn look_at(&mut self, at: Instant) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(50);
+
+    fn id(n: u32) -> Id {
+        Id::Endpoint(EndpointId(n))
+    }
+
+    fn urgent(now: Instant) -> Dirty {
+        Dirty {
+            since: now,
+            urgent: Some(now),
+            last_write: None,
+            not_before: None,
+        }
+    }
+
+    /// Runs `seconds` with these endpoints changing their reason at every step; counts writes by endpoint.
+    fn flap(endpoints: u32, seconds: u32) -> BTreeMap<Id, u32> {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        let mut written: BTreeMap<Id, (Option<Instant>, u32)> = (0..endpoints).map(|n| (id(n), (None, 0))).collect();
+        let mut dirty = BTreeMap::new();
+        for step in 0..seconds * 20 {
+            let now = start + STEP * step;
+            for (id, (last_write, _)) in &written {
+                dirty.entry(*id).or_insert(Dirty {
+                    last_write: *last_write,
+                    ..urgent(now)
+                });
+            }
+            for id in plan(&dirty, now, &mut allowance).writes {
+                dirty.remove(&id);
+                let entry = written.entry(id).or_default();
+                *entry = (Some(now), entry.1 + 1);
+            }
+        }
+        written.into_iter().map(|(id, (_, count))| (id, count)).collect()
+    }
+
+    #[test]
+    fn fifty_flapping_endpoints_write_no_more_than_the_budget_and_each_gets_its_turn() {
+        let seconds = 60;
+        let writes = flap(50, seconds);
+        let all: u32 = writes.values().sum();
+        assert!(all <= RATE * seconds + BURST, "{all} writes");
+        assert!(all >= RATE * seconds, "the budget is used: {all} writes");
+        let (least, most) = (writes.values().min(), writes.values().max());
+        assert!(
+            most.zip(least).is_some_and(|(most, least)| most - least <= 1),
+            "{writes:?}"
+        );
+    }
+
+    #[test]
+    fn one_endpoint_alone_shows_its_transition_at_once_and_a_second_one_within_a_second() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        let mut dirty = BTreeMap::from([(id(1), urgent(now))]);
+        assert_eq!(plan(&dirty, now, &mut allowance).writes, [id(1)]);
+        let again = now + STEP;
+        dirty.insert(
+            id(1),
+            Dirty {
+                last_write: Some(now),
+                ..urgent(again)
+            },
+        );
+        let planned = plan(&dirty, again, &mut allowance);
+        assert_eq!(planned.writes, []);
+        let at = planned.next.expect("to be looked at again");
+        assert!(at.duration_since(again) < Duration::from_secs(1));
+        assert_eq!(plan(&dirty, at, &mut allowance).writes, [id(1)]);
+    }
+
+    #[test]
+    fn a_quiet_endpoint_goes_before_those_that_flap() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        while allowance.take(now) {}
+        let later = now + Duration::from_millis(600);
+        let mut dirty: BTreeMap<Id, Dirty> = (0..50)
+            .map(|n| {
+                (
+                    id(n),
+                    Dirty {
+                        last_write: Some(now),
+                        ..urgent(now)
+                    },
+                )
+            })
+            .collect();
+        dirty.insert(id(99), urgent(later));
+        assert_eq!(plan(&dirty, later, &mut allowance).writes.first(), Some(&id(99)));
+    }
+
+    #[test]
+    fn nothing_dirty_writes_nothing_and_asks_for_no_second_look() {
+        let now = Instant::now();
+        assert_eq!(plan(&BTreeMap::new(), now, &mut Allowance::new(now)), Plan::default());
+    }
+
+    #[test]
+    fn routine_writes_keep_their_interval_and_leave_room_for_transitions() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let mut allowance = Allowance::new(now);
+        let routine = |last_write| Dirty {
+            since: now - COALESCE,
+            urgent: None,
+            last_write,
+            not_before: None,
+        };
+        let mut dirty: BTreeMap<Id, Dirty> = (0..100).map(|n| (id(n), routine(None))).collect();
+        dirty.insert(id(200), routine(Some(now - Duration::from_secs(29))));
+        let planned = plan(&dirty, now, &mut allowance);
+        assert_eq!(planned.writes.len(), (BURST / 2) as usize);
+        assert!(!planned.writes.contains(&id(200)));
+        let transition = BTreeMap::from([(id(300), urgent(now))]);
+        assert_eq!(plan(&transition, now, &mut allowance).writes, [id(300)]);
+    }
+
+    #[test]
+    fn many_dirty_objects_stretch_the_interval() {
+        let now = Instant::now() + Duration::from_secs(600);
+        let written = |ago| Dirty {
+            since: now,
+            urgent: None,
+            last_write: Some(now - Duration::from_secs(ago)),
+            not_before: None,
+        };
+        let dirty: BTreeMap<Id, Dirty> = (0..1000).map(|n| (id(n), written(99))).collect();
+        assert_eq!(
+            plan(&dirty, now, &mut Allowance::new(now)).writes,
+            [],
+            "1,000 objects at 10 a second: 100 s each"
+        );
+    }
+}

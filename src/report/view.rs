@@ -1,0 +1,219 @@
+//! From what the engine sees to the status fields the dispatcher owns. Pure.
+//!
+//! Invariant: bounded, and no field that changes by itself; nothing here comes from a response body, a header value or a
+//! Secret.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::board::{Delivering, EndpointView, Failure, SubscriptionView};
+use crate::api::conditions::DELIVERING;
+use crate::api::status::RECENT_FAILURES;
+use crate::ids::UnixMillis;
+use crate::kubernetes::events::{Happening, Kind};
+use crate::kubernetes::status::{NewCondition, condition};
+
+/// The fields of status, beside the condition, that the dispatcher owns.
+pub const OWN_FIELDS: [&str; 1] = ["delivery"];
+/// A condition's message is a sentence: longer ones are cut.
+const MESSAGE_LIMIT: usize = 1024;
+
+/// Whether the dispatcher owns a condition of this type.
+pub fn is_own_condition(type_: &str) -> bool {
+    type_ == DELIVERING
+}
+
+/// An endpoint's own part of status.
+pub fn endpoint(view: &EndpointView, previous: &[Condition], generation: i64, now: UnixMillis) -> Value {
+    let delivering = condition(
+        previous,
+        timestamp(now),
+        NewCondition {
+            type_: DELIVERING,
+            status: view.delivering.status(),
+            reason: view.delivering.reason(),
+            message: cut(&view.message),
+            generation: view.generation.unwrap_or(generation),
+        },
+    );
+    json!({
+        "conditions": [delivering],
+        "delivery": {
+            "observedGeneration": view.generation,
+            "observedTime": time(now),
+            "signing": view.signing.as_ref().map(|(id, since)| json!({"keyID": id, "since": time(*since)})),
+            "pending": view.pending,
+            "oldestPendingTime": view.oldest_pending.map(time),
+            "deadLettered": view.dead_lettered,
+            "consecutiveFailures": view.consecutive_failures,
+            "failingSince": view.failing_since.map(time),
+            "lastStatusCode": view.last_status,
+            "lastSuccess": view.last_success.map(|at| json!({"time": time(at)})),
+            "lastFailure": view.last_failure.as_ref().map(|failure| json!({
+                "time": time(failure.at), "statusCode": failure.status, "reason": failure.reason,
+            })),
+            "retry": view.retry.map(|(attempt, at)| json!({"attempt": attempt, "nextAttemptTime": time(at)})),
+            "recentFailures": view.recent_failures.iter().filter_map(recent).take(RECENT_FAILURES).collect::<Vec<_>>(),
+            "handledEnableRequest": view.handled_enable_request,
+        },
+    })
+}
+
+/// A subscription's own part of status.
+pub fn subscription(view: &SubscriptionView) -> Value {
+    json!({
+        "delivery": {
+            "pending": view.pending,
+            "deadLettered": view.dead_lettered,
+            "lastDeadLetter": view.last_dead_letter.map(|(at, reason)| json!({"time": time(at), "reason": reason})),
+        },
+    })
+}
+
+/// The Event that tells of a transition from `before` (what status said) to now; none where there is no news: a first
+/// success, or nothing tried yet.
+pub fn happening(before: Option<&str>, view: &EndpointView) -> Option<Happening> {
+    let is_news = before != Some(view.delivering.reason());
+    let had_trouble = before
+        .is_some_and(|reason| reason != Delivering::Succeeding.reason() && reason != Delivering::NoAttempts.reason());
+    let kind = match view.delivering {
+        Delivering::NoAttempts => return None,
+        Delivering::Succeeding if !had_trouble => return None,
+        Delivering::Succeeding | Delivering::Suspended => Kind::Normal,
+        _ => Kind::Warning,
+    };
+    is_news.then(|| Happening {
+        kind,
+        reason: view.delivering.reason().to_owned(),
+        action: "Deliver",
+        note: cut(if view.message.is_empty() {
+            view.delivering.reason()
+        } else {
+            &view.message
+        }),
+    })
+}
+
+/// One failed attempt; none for a failure of the endpoint alone, since every entry names its message.
+fn recent(failure: &Failure) -> Option<Value> {
+    let message = failure.message?.to_string();
+    Some(json!({
+        "time": time(failure.at), "messageID": message, "statusCode": failure.status, "reason": failure.reason,
+    }))
+}
+
+fn timestamp(at: UnixMillis) -> Timestamp {
+    Timestamp::from_second(at.0.div_euclid(1000)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Whole seconds, as Kubernetes keeps times.
+fn time(at: UnixMillis) -> String {
+    timestamp(at).to_string()
+}
+
+fn cut(message: &str) -> String {
+    let mut end = message.len().min(MESSAGE_LIMIT);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MessageId;
+    use crate::kubernetes::status::{is_unchanged, own_part};
+
+    fn view(delivering: Delivering) -> EndpointView {
+        EndpointView {
+            generation: Some(3),
+            delivering,
+            message: "the last attempt failed: 503".into(),
+            signing: Some(("k1".into(), UnixMillis(1_000))),
+            pending: 2,
+            oldest_pending: Some(UnixMillis(2_000)),
+            dead_lettered: 1,
+            consecutive_failures: 4,
+            failing_since: Some(UnixMillis(3_000)),
+            last_status: Some(503),
+            last_success: None,
+            last_failure: Some(failure(4_000)),
+            retry: Some((2, UnixMillis(1_795_000_000_500))),
+            recent_failures: (0..9).map(|n| failure(n * 1_000)).collect(),
+            handled_enable_request: None,
+        }
+    }
+
+    fn failure(at: i64) -> Failure {
+        Failure {
+            at: UnixMillis(at),
+            message: Some(MessageId(1)),
+            status: Some(503),
+            reason: "Status",
+        }
+    }
+
+    #[test]
+    fn times_are_whole_seconds_and_failures_are_five() {
+        let status = endpoint(&view(Delivering::Backoff), &[], 3, UnixMillis(5_999));
+        let delivery = &status["delivery"];
+        assert_eq!(delivery["observedTime"], "1970-01-01T00:00:05Z");
+        assert_eq!(
+            delivery["retry"],
+            json!({"attempt": 2, "nextAttemptTime": "2026-11-18T11:06:40Z"})
+        );
+        assert_eq!(
+            delivery["recentFailures"].as_array().map(Vec::len),
+            Some(RECENT_FAILURES)
+        );
+        assert_eq!(delivery["recentFailures"][0]["messageID"], "msg_0000000000001");
+        assert_eq!(status["conditions"][0]["status"], "False");
+        assert_eq!(status["conditions"][0]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn the_same_view_later_is_no_change_against_what_the_server_keeps() {
+        let first = endpoint(&view(Delivering::Backoff), &[], 3, UnixMillis(5_000));
+        let kept: Vec<Condition> = serde_json::from_value(first["conditions"].clone()).expect("conditions");
+        let current = own_part(&first, &OWN_FIELDS, is_own_condition);
+        let later = endpoint(&view(Delivering::Backoff), &kept, 3, UnixMillis(90_000));
+        assert!(is_unchanged(&current, &later));
+        let changed = endpoint(&view(Delivering::CircuitOpen), &kept, 3, UnixMillis(90_000));
+        assert!(!is_unchanged(&current, &changed));
+    }
+
+    #[test]
+    fn events_tell_transitions_only() {
+        let table = [
+            (None, Delivering::NoAttempts, None),
+            (None, Delivering::Succeeding, None),
+            (Some("NoAttempts"), Delivering::Succeeding, None),
+            (Some("Succeeding"), Delivering::Succeeding, None),
+            (Some("Backoff"), Delivering::Succeeding, Some(Kind::Normal)),
+            (Some("Succeeding"), Delivering::Backoff, Some(Kind::Warning)),
+            (Some("Backoff"), Delivering::Backoff, None),
+            (Some("Backoff"), Delivering::CircuitOpen, Some(Kind::Warning)),
+            (Some("Succeeding"), Delivering::Suspended, Some(Kind::Normal)),
+            (None, Delivering::Disabled, Some(Kind::Warning)),
+        ];
+        for (before, now, expected) in table {
+            let told = happening(before, &view(now));
+            assert_eq!(told.map(|h| h.kind), expected, "{before:?} to {now:?}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_shows_its_dead_letters() {
+        let view = SubscriptionView {
+            pending: 0,
+            dead_lettered: 1,
+            last_dead_letter: Some((UnixMillis(1_000), "Exhausted")),
+        };
+        assert_eq!(
+            subscription(&view)["delivery"]["lastDeadLetter"],
+            json!({"time": "1970-01-01T00:00:01Z", "reason": "Exhausted"})
+        );
+    }
+}

@@ -1,0 +1,354 @@
+//! The status writer: takes views from the board, compares them with the watched objects, and writes what the plan allows.
+//!
+//! One task; writes run beside it, at most one an object. Invariant: every write was planned, so the budget holds; what is
+//! unchanged is not written, also after a restart.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::board::{Board, EndpointView, Posted, SubscriptionView};
+use super::metrics::Metrics;
+use super::plan::{Allowance, Dirty, Id, plan};
+use super::view;
+use crate::api::names::DISPATCHER;
+use crate::api::{EventSubscription, WebhookEndpoint};
+use crate::dispatcher::watch::objects::Objects;
+use crate::dispatcher::watch::versions::number;
+use crate::ids::UnixMillis;
+use crate::kubernetes::events::{Happening, Reporter, publish};
+use crate::kubernetes::status::{Written, apply, is_unchanged, own_part};
+
+/// The pause after a write that failed or met a newer object.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the writer works with.
+pub struct Tools {
+    pub client: Client,
+    pub board: Arc<Board>,
+    pub objects: Arc<Objects>,
+    pub reporter: Reporter,
+    pub metrics: Metrics,
+}
+
+/// The writer.
+pub struct Writer {
+    tools: Arc<Tools>,
+    views: HashMap<Id, View>,
+    dirty: BTreeMap<Id, Dirty>,
+    last_write: HashMap<Id, Instant>,
+    /// What a write gave back, until the watch has caught up with it.
+    written: HashMap<Id, Object>,
+    running: BTreeSet<Id>,
+    allowance: Allowance,
+}
+
+#[derive(Clone, Debug)]
+enum View {
+    Endpoint(Box<EndpointView>),
+    Subscription(SubscriptionView),
+}
+
+/// An object of either kind.
+#[derive(Clone, Debug)]
+enum Object {
+    Endpoint(Arc<WebhookEndpoint>),
+    Subscription(Arc<EventSubscription>),
+}
+
+/// What to write for one object.
+struct Wanted {
+    object: Object,
+    own: Value,
+    /// It is to be shown at once.
+    is_transition: bool,
+    happening: Option<Happening>,
+}
+
+/// What a write came to.
+struct Done {
+    id: Id,
+    urgent: Option<Instant>,
+    /// None: try again.
+    object: Option<Object>,
+}
+
+impl Writer {
+    pub fn new(tools: Tools) -> Writer {
+        Writer {
+            tools: Arc::new(tools),
+            views: HashMap::new(),
+            dirty: BTreeMap::new(),
+            last_write: HashMap::new(),
+            written: HashMap::new(),
+            running: BTreeSet::new(),
+            allowance: Allowance::new(Instant::now()),
+        }
+    }
+
+    /// Runs until `shutdown`; writes under way are finished.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut writes = JoinSet::new();
+        let mut next = None;
+        let tools = self.tools.clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                posted = tools.board.take() => self.note(posted),
+                Some(done) = writes.join_next() => self.finish(done),
+                () = until(next) => {}
+            }
+            next = self.start_writes(&mut writes);
+            self.tools
+                .metrics
+                .dirty
+                .set(i64::try_from(self.dirty.len()).unwrap_or(i64::MAX));
+        }
+        while writes.join_next().await.is_some() {}
+    }
+
+    fn note(&mut self, posted: Posted) {
+        for (id, (view, urgent)) in posted.endpoints {
+            self.views.insert(Id::Endpoint(id), View::Endpoint(Box::new(view)));
+            self.mark(Id::Endpoint(id), urgent);
+        }
+        for (id, (view, urgent)) in posted.subscriptions {
+            self.views.insert(Id::Subscription(id), View::Subscription(view));
+            self.mark(Id::Subscription(id), urgent);
+        }
+    }
+
+    /// Dirty when what is wanted differs from what the object says.
+    fn mark(&mut self, id: Id, urgent: bool) {
+        let Some(wanted) = self.wanted(id) else {
+            self.dirty.remove(&id);
+            return;
+        };
+        let now = Instant::now();
+        let dirty = self.dirty.entry(id).or_insert(Dirty {
+            since: now,
+            urgent: None,
+            last_write: self.last_write.get(&id).copied(),
+            not_before: None,
+        });
+        if urgent || wanted.is_transition {
+            dirty.urgent.get_or_insert(now);
+        }
+    }
+
+    /// What is to be written; none when the object is gone or says it already.
+    fn wanted(&mut self, id: Id) -> Option<Wanted> {
+        let Some(object) = self.current(id) else {
+            self.forget(id);
+            return None;
+        };
+        let now = UnixMillis::now();
+        let wanted = match (self.views.get(&id)?, &object) {
+            (View::Endpoint(view), Object::Endpoint(endpoint)) => wanted_endpoint(view, endpoint, now),
+            (View::Subscription(view), Object::Subscription(subscription)) => Some((
+                view::subscription(view),
+                own_part(&subscription.status, &view::OWN_FIELDS, |_| false),
+                false,
+                None,
+            ))
+            .filter(|(own, current, ..)| !is_unchanged(current, own))
+            .map(|(own, _, is_transition, happening)| (own, is_transition, happening)),
+            _ => None,
+        };
+        let (own, is_transition, happening) = wanted?;
+        Some(Wanted {
+            object,
+            own,
+            is_transition,
+            happening,
+        })
+    }
+
+    /// The newest form known: the watched one, or what our last write gave back.
+    fn current(&mut self, id: Id) -> Option<Object> {
+        let watched = match id {
+            Id::Endpoint(id) => Object::Endpoint(self.tools.objects.endpoint(id)?),
+            Id::Subscription(id) => Object::Subscription(self.tools.objects.subscription(id)?),
+        };
+        match self.written.get(&id) {
+            Some(written) if written.is_later_form_of(&watched) => Some(written.clone()),
+            _ => {
+                self.written.remove(&id);
+                Some(watched)
+            }
+        }
+    }
+
+    fn forget(&mut self, id: Id) {
+        self.views.remove(&id);
+        self.written.remove(&id);
+        self.last_write.remove(&id);
+    }
+
+    /// Starts what the plan allows; says when to look again.
+    fn start_writes(&mut self, writes: &mut JoinSet<Done>) -> Option<Instant> {
+        let now = Instant::now();
+        let free: BTreeMap<Id, Dirty> = self
+            .dirty
+            .iter()
+            .filter(|(id, _)| !self.running.contains(*id))
+            .map(|(id, dirty)| (*id, *dirty))
+            .collect();
+        let planned = plan(&free, now, &mut self.allowance);
+        for id in planned.writes {
+            let Some(dirty) = self.dirty.remove(&id) else { continue };
+            let Some(mut wanted) = self.wanted(id) else { continue };
+            if wanted.happening.is_some() && !self.allowance.take(now) {
+                wanted.happening = None;
+                self.tools.metrics.dropped_events.inc();
+            }
+            self.last_write.insert(id, now);
+            self.running.insert(id);
+            writes.spawn(write(self.tools.clone(), id, dirty.urgent, wanted));
+        }
+        planned.next
+    }
+
+    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // Which one is unknown: none is held back for ever.
+                self.running.clear();
+                return tracing::error!(%error, "a status write ended unexpectedly");
+            }
+        };
+        self.running.remove(&done.id);
+        let now = Instant::now();
+        match done.object {
+            Some(object) => {
+                if let Some(urgent) = done.urgent {
+                    self.tools.metrics.lag.observe(now.duration_since(urgent).as_secs_f64());
+                }
+                self.written.insert(done.id, object);
+                if let Some(dirty) = self.dirty.get_mut(&done.id) {
+                    dirty.last_write = self.last_write.get(&done.id).copied();
+                }
+            }
+            None => {
+                let dirty = self.dirty.entry(done.id).or_insert(Dirty {
+                    since: now,
+                    urgent: None,
+                    last_write: None,
+                    not_before: None,
+                });
+                dirty.urgent = [dirty.urgent, done.urgent].into_iter().flatten().min();
+                dirty.not_before = Some(now + AGAIN);
+                // It was not shown: its interval does not count from this try.
+                dirty.last_write = None;
+            }
+        }
+    }
+}
+
+type WantedEndpoint = (Value, bool, Option<Happening>);
+
+fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMillis) -> Option<WantedEndpoint> {
+    let status = endpoint.status.as_ref();
+    let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let generation = endpoint.metadata.generation.unwrap_or(0);
+    let own = view::endpoint(view, conditions, generation, now);
+    let current = own_part(&endpoint.status, &view::OWN_FIELDS, view::is_own_condition);
+    if is_unchanged(&current, &own) {
+        return None;
+    }
+    let before = conditions
+        .iter()
+        .find(|c| view::is_own_condition(&c.type_))
+        .map(|c| c.reason.as_str());
+    let delivery = status.and_then(|s| s.delivery.as_ref());
+    let shown_key = delivery.and_then(|d| d.signing.as_ref()).map(|s| s.key_id.as_str());
+    let shown_enable = delivery.and_then(|d| d.handled_enable_request.as_deref());
+    // The controller waits for the key (a rotation) as people wait for the reason.
+    let is_transition = before != Some(view.delivering.reason())
+        || shown_key != view.signing.as_ref().map(|(id, _)| id.as_str())
+        || shown_enable != view.handled_enable_request.as_deref();
+    Some((own, is_transition, view::happening(before, view)))
+}
+
+impl Object {
+    fn meta(&self) -> (Option<&str>, u64) {
+        let meta = match self {
+            Object::Endpoint(object) => &object.metadata,
+            Object::Subscription(object) => &object.metadata,
+        };
+        (meta.uid.as_deref(), number(meta.resource_version.as_deref()))
+    }
+
+    fn is_later_form_of(&self, watched: &Object) -> bool {
+        let ((uid, version), (watched_uid, watched_version)) = (self.meta(), watched.meta());
+        uid == watched_uid && version > watched_version
+    }
+}
+
+async fn write(tools: Arc<Tools>, id: Id, urgent: Option<Instant>, wanted: Wanted) -> Done {
+    let object = match &wanted.object {
+        Object::Endpoint(endpoint) => {
+            let written = put(&tools, endpoint.as_ref(), &wanted.own)
+                .await
+                .map(|o| Object::Endpoint(Arc::new(o)));
+            if let (Some(_), Some(happening)) = (&written, &wanted.happening) {
+                tell(&tools, endpoint, happening).await;
+            }
+            written
+        }
+        Object::Subscription(subscription) => put(&tools, subscription.as_ref(), &wanted.own)
+            .await
+            .map(|o| Object::Subscription(Arc::new(o))),
+    };
+    Done { id, urgent, object }
+}
+
+async fn put<K>(tools: &Tools, object: &K, own: &Value) -> Option<K>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + serde::de::DeserializeOwned
+        + Clone
+        + std::fmt::Debug,
+{
+    let namespace = object.namespace()?;
+    let api: Api<K> = Api::namespaced(tools.client.clone(), &namespace);
+    match apply(&api, DISPATCHER, object, own).await {
+        Ok(Written::Applied(object)) => {
+            tools.metrics.wrote("Status", "Applied");
+            Some(*object)
+        }
+        Ok(Written::Outdated) => {
+            tools.metrics.wrote("Status", "Outdated");
+            None
+        }
+        Err(error) => {
+            tools.metrics.wrote("Status", "Failed");
+            tracing::warn!(namespace, name = object.name_any(), %error, "failed to write status");
+            None
+        }
+    }
+}
+
+async fn tell(tools: &Tools, endpoint: &WebhookEndpoint, happening: &Happening) {
+    match publish(&tools.client, &tools.reporter, endpoint.object_ref(&()), happening).await {
+        Ok(()) => tools.metrics.wrote("Event", "Applied"),
+        Err(error) => {
+            tools.metrics.wrote("Event", "Failed");
+            tracing::warn!(name = endpoint.name_any(), %error, "failed to create an Event");
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

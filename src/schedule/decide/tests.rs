@@ -1,0 +1,285 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::EventId;
+use crate::schedule::breaker::PROBE_FIRST;
+use crate::schedule::health::Gate;
+
+const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+fn policy() -> RetryPolicy {
+    RetryPolicy {
+        schedule: [1, 10, 60, 300].map(Duration::from_secs).to_vec(),
+        jitter_percent: 10,
+        retry_after_max: Duration::from_secs(3600),
+    }
+}
+
+fn attempt(consumed: u16) -> Attempt {
+    Attempt {
+        message: MessageId::new(EventId::next(EventId(0), 1_800_000_000), 0),
+        consumed,
+        started: NOW,
+        probe: false,
+        saturated: true,
+    }
+}
+
+fn result(outcome: Outcome) -> AttemptResult {
+    AttemptResult {
+        took: Duration::from_millis(5),
+        outcome,
+    }
+}
+
+fn status(code: u16) -> Outcome {
+    Outcome::Status {
+        code,
+        retry_after: None,
+        excerpt: None,
+    }
+}
+
+fn asks(code: u16, seconds: u64) -> Outcome {
+    Outcome::Status {
+        code,
+        retry_after: Some(Duration::from_secs(seconds)),
+        excerpt: None,
+    }
+}
+
+fn run(health: &mut Health, attempt: &Attempt, outcome: Outcome, now: UnixMillis) -> Decision {
+    decide(health, attempt, &result(outcome), &policy(), now, 0.0)
+}
+
+fn wait(seconds: u64, attempts: u16) -> Verdict {
+    Verdict::Wait {
+        due: NOW.plus(Duration::from_secs(seconds)),
+        attempts,
+    }
+}
+
+#[test]
+fn every_row_of_the_table_has_its_verdict_on_a_first_attempt() {
+    let address = std::net::IpAddr::from([127, 0, 0, 1]);
+    let rows: Vec<(Outcome, Verdict, &str)> = vec![
+        (status(200), Verdict::Delivered, ""),
+        (status(204), Verdict::Delivered, ""),
+        (status(299), Verdict::Delivered, ""),
+        (status(410), wait(0, 0), "Gone"),
+        (asks(429, 120), wait(120, 1), "Throttled"),
+        (asks(503, 120), wait(120, 1), "ServerError"),
+        (asks(503, 0), wait(1, 1), "ServerError"),
+        (asks(429, u64::MAX), wait(3600, 1), "Throttled"),
+        (asks(500, 120), wait(1, 1), "ServerError"),
+        (status(408), wait(1, 1), "Throttled"),
+        (status(425), wait(1, 1), "Throttled"),
+        (status(429), wait(1, 1), "Throttled"),
+        (status(502), wait(1, 1), "ServerError"),
+        (status(504), wait(1, 1), "ServerError"),
+        (status(301), wait(1, 1), "Redirect"),
+        (status(304), wait(1, 1), "Redirect"),
+        (status(101), wait(1, 1), "UnexpectedStatus"),
+        (status(400), wait(1, 1), "ClientError"),
+        (status(401), wait(1, 1), "Unauthorized"),
+        (status(500), wait(1, 1), "ServerError"),
+        (Outcome::Fault(Fault::Protocol), wait(1, 1), "Protocol"),
+        (Outcome::Fault(Fault::Dns), wait(1, 1), "Dns"),
+        (Outcome::Fault(Fault::Refused), wait(1, 1), "Refused"),
+        (Outcome::Fault(Fault::Unreachable), wait(1, 1), "Unreachable"),
+        (Outcome::Fault(Fault::Tls), wait(1, 1), "Tls"),
+        (Outcome::Fault(Fault::Certificate), wait(1, 1), "Certificate"),
+        (Outcome::Fault(Fault::Timeout), wait(1, 1), "Timeout"),
+        (Outcome::Fault(Fault::Reset), wait(1, 1), "Reset"),
+        (Outcome::Blocked { address }, wait(300, 0), "Blocked"),
+        (
+            Outcome::Ours(OurFault::NoFileDescriptors),
+            wait(1, 0),
+            "NoFileDescriptors",
+        ),
+        (Outcome::Ours(OurFault::NoPorts), wait(1, 0), "NoPorts"),
+        (Outcome::Ours(OurFault::DnsDown), wait(1, 0), "DnsDown"),
+        (Outcome::Ours(OurFault::NoSecret), wait(1, 0), "NoSecret"),
+    ];
+    for (outcome, verdict, failure) in rows {
+        let decision = run(&mut Health::default(), &attempt(0), outcome.clone(), NOW);
+        assert_eq!(decision.verdict, verdict, "{outcome:?}");
+        assert_eq!(decision.failure.unwrap_or(""), failure, "{outcome:?}");
+        let made = !matches!(outcome, Outcome::Blocked { .. } | Outcome::Ours(_));
+        assert_eq!(decision.record.is_some(), made, "{outcome:?}");
+    }
+}
+
+#[test]
+fn one_message_answered_500_five_times_is_a_dead_letter() {
+    let mut health = Health::default();
+    let mut at = NOW;
+    for (consumed, seconds) in [1, 10, 60, 300].into_iter().enumerate() {
+        let consumed = consumed as u16;
+        at = at.plus(Duration::from_secs(seconds));
+        let decision = run(&mut health, &attempt(consumed), status(500), at);
+        assert!(matches!(decision.verdict, Verdict::Wait { attempts, .. } if attempts == consumed + 1));
+        assert_eq!(decision.transition, None);
+    }
+    let decision = run(&mut health, &attempt(4), status(500), at);
+    let reason = DeadReason::Exhausted;
+    assert_eq!(decision.verdict, Verdict::Dead { reason });
+    assert_eq!(
+        decision.transition,
+        Some(Transition::BreakerOpened),
+        "five faults in a row"
+    );
+}
+
+#[test]
+fn a_receiver_that_refuses_never_spends_the_last_attempt() {
+    for outcome in [
+        Outcome::Fault(Fault::Refused),
+        Outcome::Fault(Fault::Timeout),
+        status(401),
+        status(403),
+        status(407),
+        status(408),
+        status(429),
+        status(502),
+        status(503),
+        status(504),
+    ] {
+        let mut health = Health::default();
+        let decision = run(&mut health, &attempt(4), outcome.clone(), NOW);
+        assert_eq!(decision.verdict, wait(PROBE_FIRST.as_secs(), 4), "{outcome:?}");
+        assert_eq!(decision.transition, Some(Transition::BreakerOpened), "{outcome:?}");
+    }
+    for code in [404, 400, 425, 500, 501, 302] {
+        let decision = run(&mut Health::default(), &attempt(4), status(code), NOW);
+        assert!(matches!(decision.verdict, Verdict::Dead { .. }), "{code}");
+    }
+}
+
+#[test]
+fn a_probe_consumes_nothing_and_an_answer_about_the_message_closes_the_breaker() {
+    let mut health = Health::default();
+    health.breaker.open(NOW, 0.0);
+    let at = NOW.plus(PROBE_FIRST);
+    assert_eq!(health.gate(at), Gate::Probe);
+    let probe = Attempt {
+        probe: true,
+        ..attempt(4)
+    };
+    let failed = run(&mut health, &probe, status(500), at);
+    let due = at.plus(PROBE_FIRST * 2);
+    assert_eq!(failed.verdict, Verdict::Wait { due, attempts: 4 });
+    assert_eq!(health.gate(at), Gate::Until(due));
+    let answered = run(&mut health, &probe, status(400), due);
+    assert!(matches!(answered.verdict, Verdict::Wait { attempts: 4, .. }));
+    assert_eq!(answered.transition, Some(Transition::BreakerClosed));
+    assert_eq!(health.gate(due), Gate::Go { limit: 1 });
+}
+
+#[test]
+fn attempts_under_way_when_the_breaker_opened_consume_nothing() {
+    let mut health = Health::default();
+    for _ in 0..5 {
+        run(&mut health, &attempt(0), status(500), NOW);
+    }
+    let late = run(&mut health, &attempt(0), status(500), NOW);
+    assert_eq!(late.verdict, wait(PROBE_FIRST.as_secs(), 0));
+}
+
+#[test]
+fn retry_after_pauses_the_whole_endpoint() {
+    let mut health = Health::default();
+    run(&mut health, &attempt(0), asks(429, 120), NOW);
+    let until = NOW.plus(Duration::from_secs(120));
+    assert_eq!(health.gate(NOW), Gate::Until(until));
+    assert_eq!(health.gate(until), Gate::Go { limit: 1 });
+}
+
+#[test]
+fn gone_disables_and_keeps_the_message() {
+    let mut health = Health::default();
+    let decision = run(&mut health, &attempt(3), status(410), NOW);
+    assert_eq!(decision.verdict, wait(0, 3));
+    assert_eq!(decision.transition, Some(Transition::Disabled));
+    assert_eq!(health.gate(NOW), Gate::Disabled);
+}
+
+#[test]
+fn the_limit_ramps_from_one_after_a_breaker_closed() {
+    let mut health = Health::default();
+    for _ in 0..30 {
+        run(&mut health, &attempt(0), status(200), NOW);
+    }
+    assert_eq!(health.limit.value(), 32);
+    health.breaker.open(NOW, 0.0);
+    let probe = Attempt {
+        probe: true,
+        ..attempt(0)
+    };
+    let decision = run(&mut health, &probe, status(200), NOW);
+    assert_eq!(decision.transition, Some(Transition::BreakerClosed));
+    assert_eq!(health.limit.value(), 1);
+    run(&mut health, &attempt(0), status(200), NOW);
+    assert_eq!(health.limit.value(), 2);
+}
+
+#[test]
+fn a_message_is_expired_after_three_days() {
+    let message = attempt(0).message;
+    assert!(!expired(
+        message,
+        accepted_at(message).plus(MAX_AGE - Duration::from_millis(1))
+    ));
+    assert!(expired(message, accepted_at(message).plus(MAX_AGE)));
+}
+
+fn outcomes() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        (100u16..600, proptest::option::of(any::<u64>())).prop_map(|(code, after)| Outcome::Status {
+            code,
+            retry_after: after.map(Duration::from_secs),
+            excerpt: None
+        }),
+        Just(Outcome::Fault(Fault::Refused)),
+        Just(Outcome::Fault(Fault::Timeout)),
+        Just(Outcome::Blocked {
+            address: std::net::IpAddr::from([10, 0, 0, 1])
+        }),
+        Just(Outcome::Ours(OurFault::DnsDown)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_an_outage_ends_no_message(
+        steps in proptest::collection::vec((outcomes(), 0u64..1_000_000, 0.0f64..1.0), 1..60),
+    ) {
+        let mut health = Health::default();
+        let mut now = NOW;
+        let mut consumed = 0;
+        for (outcome, later, random) in steps {
+            now = now.plus(Duration::from_millis(later));
+            let was_open = health.breaker.is_open();
+            let this = Attempt { probe: health.gate(now) == Gate::Probe, started: now, ..attempt(consumed) };
+            let decision = decide(&mut health, &this, &result(outcome.clone()), &policy(), now, random);
+            prop_assert!((1..=64).contains(&health.limit.value()));
+            match decision.verdict {
+                Verdict::Wait { due, attempts } => {
+                    prop_assert!(due >= now);
+                    prop_assert!(attempts == consumed || attempts == consumed + 1);
+                    prop_assert!(attempts <= 4);
+                    if was_open && is_endpoint_fault(&outcome) {
+                        prop_assert_eq!(attempts, consumed);
+                    }
+                    consumed = attempts;
+                }
+                Verdict::Dead { .. } => {
+                    prop_assert!(can_be_about_the_message(&outcome));
+                    prop_assert_eq!(consumed, 4);
+                    consumed = 0;
+                }
+                Verdict::Delivered | Verdict::Discard => consumed = 0,
+            }
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! What one endpoint's history amounts to: breaker, limit, hold, failing since, disabled. Owns the state that outlives a
+//! process and its stored form; knows nothing of queues or sockets.
+//!
+//! Invariant: the stored form never holds a response, a header value or a key; one that cannot be read counts as new.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::DISABLE_AFTER;
+use super::breaker::Breaker;
+use super::limit::{self, Limit};
+use crate::ids::{MessageId, UnixMillis};
+
+/// Failures kept for status: enough to see a pattern.
+pub const RECENT_FAILURES: usize = 5;
+
+/// Without an attempt for this long an endpoint was not failing but idle: probes come every 10 minutes and a Retry-After
+/// pauses for an hour at most, so a longer gap means that nothing waited.
+pub const SILENCE: Duration = Duration::from_secs(2 * 3600);
+
+/// Why nothing goes out until a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldReason {
+    /// The receiver asked for it.
+    RetryAfter,
+    /// A resolved address is forbidden.
+    Blocked { address: IpAddr },
+    /// Our own fault.
+    Ours,
+}
+
+/// A hold: nothing goes out before `until`. A blocked or own fault is then tried by one attempt alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub reason: HoldReason,
+    pub until: UnixMillis,
+}
+
+/// Why an endpoint was disabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DisabledBy {
+    /// 410.
+    Gone,
+    /// No success for [`DISABLE_AFTER`].
+    Failing,
+}
+
+/// Disabled until a newer generation or a new `tidings.dev/enable-requested-at`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disabled {
+    pub by: DisabledBy,
+    pub at: i64,
+    pub generation: i64,
+}
+
+/// One failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureNote {
+    pub at: UnixMillis,
+    pub message: MessageId,
+    pub status: Option<u16>,
+    pub reason: &'static str,
+}
+
+/// What may go out now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Ordinary attempts, up to `limit` in flight.
+    Go { limit: u32 },
+    /// One probe, with nothing else in flight.
+    Probe,
+    /// Nothing before this time.
+    Until(UnixMillis),
+    /// Nothing until somebody enables it.
+    Disabled,
+}
+
+/// One endpoint's state.
+#[derive(Clone, Debug)]
+pub struct Health {
+    pub breaker: Breaker,
+    pub limit: Limit,
+    pub hold: Option<Hold>,
+    pub ours_streak: u32,
+    pub disabled: Option<Disabled>,
+    pub handled_enable: Option<String>,
+    /// The newest generation seen.
+    pub generation: Option<i64>,
+    pub failing_since: Option<UnixMillis>,
+    pub consecutive_failures: u32,
+    pub last_status: Option<u16>,
+    pub last_success: Option<UnixMillis>,
+    /// Newest first.
+    pub recent: VecDeque<FailureNote>,
+    /// The attempt that ended last failed.
+    pub last_failed: bool,
+    /// The current signing key's id, and since when it is in use.
+    pub signing: Option<(String, UnixMillis)>,
+}
+
+impl Default for Health {
+    /// A new endpoint's.
+    fn default() -> Self {
+        Health {
+            breaker: Breaker::default(),
+            limit: Limit::starting_at(limit::START),
+            hold: None,
+            ours_streak: 0,
+            disabled: None,
+            handled_enable: None,
+            generation: None,
+            failing_since: None,
+            consecutive_failures: 0,
+            last_status: None,
+            last_success: None,
+            recent: VecDeque::new(),
+            last_failed: false,
+            signing: None,
+        }
+    }
+}
+
+/// What a new spec changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// A newer generation: older due times no longer count.
+    pub changed: bool,
+    /// It was disabled and is not any more.
+    pub enabled: bool,
+    /// Something durable changed.
+    pub durable: bool,
+}
+
+impl Health {
+    /// What may go out at `now`.
+    pub fn gate(&self, now: UnixMillis) -> Gate {
+        if self.disabled.is_some() {
+            return Gate::Disabled;
+        }
+        let held = self.hold.filter(|hold| hold.until > now).map(|hold| hold.until);
+        match (self.breaker.probe_at(), held) {
+            (Some(probe), held) if probe > now || held.is_some() => Gate::Until(held.map_or(probe, |h| h.max(probe))),
+            (Some(_), _) => Gate::Probe,
+            (None, Some(until)) => Gate::Until(until),
+            (None, None) => Gate::Go {
+                limit: self.limit.value(),
+            },
+        }
+    }
+
+    /// A spec was loaded. The same one again changes nothing, also after a restart.
+    pub fn observe_spec(&mut self, generation: i64, enable_request: Option<&str>, now: UnixMillis) -> Observed {
+        let mut observed = Observed {
+            changed: self.generation.is_some_and(|before| generation > before),
+            ..Observed::default()
+        };
+        if self.generation != Some(generation) {
+            self.generation = Some(generation);
+            observed.durable = true;
+        }
+        let asked = enable_request.is_some() && enable_request != self.handled_enable.as_deref();
+        if asked {
+            // Also while enabled: a request left in Git must not undo every later disabling.
+            self.handled_enable = enable_request.map(str::to_owned);
+            observed.durable = true;
+        }
+        if self
+            .disabled
+            .is_some_and(|disabled| asked || generation > disabled.generation)
+        {
+            self.disabled = None;
+            self.failing_since = None;
+            self.breaker.close();
+            self.limit.ramp();
+            observed.enabled = true;
+            observed.durable = true;
+        }
+        if observed.changed || observed.enabled {
+            self.hold = None;
+            self.breaker.probe_now(now);
+        }
+        observed
+    }
+
+    /// The key in use; true when it is another than before.
+    pub fn observe_signing(&mut self, key: &str, now: UnixMillis) -> bool {
+        if self.signing.as_ref().is_some_and(|(id, _)| id == key) {
+            return false;
+        }
+        self.signing = Some((key.to_owned(), now));
+        true
+    }
+
+    /// Notes a success; true when it closed the breaker.
+    pub(super) fn succeeded(&mut self, status: u16, saturated: bool, now: UnixMillis) -> bool {
+        self.answered();
+        self.failing_since = None;
+        self.consecutive_failures = 0;
+        self.last_failed = false;
+        self.last_status = Some(status);
+        self.last_success = Some(now);
+        let closed = self.breaker.close();
+        match closed {
+            true => self.limit.ramp(),
+            false => self.limit.grow(saturated),
+        }
+        closed
+    }
+
+    /// Notes a failure; true when it has now failed for too long.
+    pub(super) fn failed(&mut self, note: FailureNote, now: UnixMillis) -> bool {
+        self.answered();
+        let idle = self.recent.front().is_none_or(|last| now.since(last.at) > SILENCE);
+        if idle || self.failing_since.is_none() {
+            self.failing_since = Some(now);
+        }
+        self.consecutive_failures = self.consecutive_failures.saturating_add(1);
+        self.last_failed = true;
+        if note.status.is_some() {
+            self.last_status = note.status;
+        }
+        self.recent.push_front(note);
+        self.recent.truncate(RECENT_FAILURES);
+        self.failing_since
+            .is_some_and(|since| now.since(since) >= DISABLE_AFTER)
+    }
+
+    /// Disables the endpoint, as of the generation in use.
+    pub(super) fn disable(&mut self, by: DisabledBy, now: UnixMillis) {
+        self.disabled = Some(Disabled {
+            by,
+            at: now.0,
+            generation: self.generation.unwrap_or(0),
+        });
+    }
+
+    /// An attempt was made, so no block and no fault of ours stood in its way.
+    fn answered(&mut self) {
+        self.ours_streak = 0;
+        if self.hold.is_some_and(|hold| hold.reason != HoldReason::RetryAfter) {
+            self.hold = None;
+        }
+    }
+
+    /// The form that the store keeps.
+    pub fn store(&self) -> Bytes {
+        let failure = |note: &FailureNote| StoredFailure {
+            at: note.at.0,
+            message: note.message.0,
+            status: note.status,
+            reason: note.reason.to_owned(),
+        };
+        let stored = Stored {
+            breaker: self.breaker,
+            pause: self
+                .hold
+                .filter(|hold| hold.reason == HoldReason::RetryAfter)
+                .map(|hold| hold.until.0),
+            disabled: self.disabled,
+            handled_enable: self.handled_enable.clone(),
+            generation: self.generation,
+            failing_since: self.failing_since.map(|at| at.0),
+            consecutive_failures: self.consecutive_failures,
+            last_status: self.last_status,
+            last_success: self.last_success.map(|at| at.0),
+            recent: self.recent.iter().map(failure).collect(),
+            last_failed: self.last_failed,
+            signing: self.signing.as_ref().map(|(id, at)| (id.clone(), at.0)),
+        };
+        // Plain numbers and strings: cannot fail; an empty form would read as new.
+        Bytes::from(serde_json::to_vec(&stored).unwrap_or_default())
+    }
+
+    /// The state after a restart: the limit is 1, whatever it was.
+    pub fn restore(bytes: &[u8]) -> Health {
+        let Ok(stored) = serde_json::from_slice::<Stored>(bytes) else {
+            return Health {
+                limit: Limit::starting_at(limit::RAMP),
+                ..Health::default()
+            };
+        };
+        let failure = |stored: StoredFailure| FailureNote {
+            at: UnixMillis(stored.at),
+            message: MessageId(stored.message),
+            status: stored.status,
+            reason: super::decide::known_reason(&stored.reason),
+        };
+        Health {
+            breaker: stored.breaker,
+            limit: Limit::starting_at(limit::RAMP),
+            hold: stored.pause.map(|until| Hold {
+                reason: HoldReason::RetryAfter,
+                until: UnixMillis(until),
+            }),
+            ours_streak: 0,
+            disabled: stored.disabled,
+            handled_enable: stored.handled_enable,
+            generation: stored.generation,
+            failing_since: stored.failing_since.map(UnixMillis),
+            consecutive_failures: stored.consecutive_failures,
+            last_status: stored.last_status,
+            last_success: stored.last_success.map(UnixMillis),
+            recent: stored.recent.into_iter().take(RECENT_FAILURES).map(failure).collect(),
+            last_failed: stored.last_failed,
+            signing: stored.signing.map(|(id, at)| (id, UnixMillis(at))),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    breaker: Breaker,
+    pause: Option<i64>,
+    disabled: Option<Disabled>,
+    handled_enable: Option<String>,
+    generation: Option<i64>,
+    failing_since: Option<i64>,
+    consecutive_failures: u32,
+    last_status: Option<u16>,
+    last_success: Option<i64>,
+    recent: Vec<StoredFailure>,
+    last_failed: bool,
+    signing: Option<(String, i64)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredFailure {
+    at: i64,
+    message: i64,
+    status: Option<u16>,
+    reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn note(at: UnixMillis) -> FailureNote {
+        FailureNote {
+            at,
+            message: MessageId(7),
+            status: Some(500),
+            reason: "ServerError",
+        }
+    }
+
+    #[test]
+    fn a_restart_keeps_everything_but_the_limit() {
+        let mut health = Health::default();
+        for _ in 0..10 {
+            health.succeeded(200, true, NOW);
+        }
+        health.failed(note(NOW), NOW);
+        health.observe_spec(4, Some("a"), NOW);
+        health.observe_signing("k1", NOW);
+        health.breaker.open(NOW, 0.5);
+        health.disable(DisabledBy::Gone, NOW);
+        let after = Health::restore(&health.store());
+        assert_eq!(after.limit.value(), 1);
+        assert_eq!(after.breaker, health.breaker);
+        assert_eq!(after.disabled, health.disabled);
+        assert_eq!(after.recent, health.recent);
+        assert_eq!(after.handled_enable, health.handled_enable);
+        assert_eq!(after.failing_since, health.failing_since);
+        assert_eq!(after.signing, health.signing);
+        assert_eq!(after.store(), health.store());
+        assert_eq!(Health::restore(b"{").limit.value(), 1);
+    }
+
+    #[test]
+    fn the_same_request_enables_once_and_one_made_while_enabled_is_spent() {
+        let mut health = Health::default();
+        health.observe_spec(1, Some("monday"), NOW);
+        health.disable(DisabledBy::Gone, NOW);
+        assert!(!health.observe_spec(1, Some("monday"), NOW).enabled);
+        assert_eq!(health.gate(NOW), Gate::Disabled);
+        assert!(health.observe_spec(1, Some("tuesday"), NOW).enabled);
+        assert_eq!(health.gate(NOW), Gate::Go { limit: 1 });
+        health.disable(DisabledBy::Gone, NOW);
+        assert!(!health.observe_spec(1, Some("tuesday"), NOW).enabled);
+        assert!(
+            health.observe_spec(2, Some("tuesday"), NOW).enabled,
+            "a newer generation"
+        );
+    }
+
+    #[test]
+    fn five_days_of_failing_disable_and_five_days_of_silence_do_not() {
+        let mut failing = Health::default();
+        let mut at = NOW;
+        while at.since(NOW) < DISABLE_AFTER {
+            assert!(!failing.failed(note(at), at));
+            at = at.plus(Duration::from_secs(600));
+        }
+        assert!(failing.failed(note(at), at));
+
+        let mut idle = Health::default();
+        assert!(!idle.failed(note(NOW), NOW));
+        let later = NOW.plus(DISABLE_AFTER);
+        assert!(!idle.failed(note(later), later));
+    }
+
+    #[test]
+    fn a_newer_generation_is_probed_at_once() {
+        let mut health = Health::default();
+        health.observe_spec(1, None, NOW);
+        health.breaker.open(NOW, 0.0);
+        assert!(matches!(health.gate(NOW), Gate::Until(_)));
+        assert!(health.observe_spec(2, None, NOW).changed);
+        assert_eq!(health.gate(NOW), Gate::Probe);
+    }
+}

@@ -1,0 +1,183 @@
+//! Symmetric keys and their text form, `whsec_` and standard base64 of 24 to 64 bytes.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+/// What a symmetric key begins with (Standard Webhooks 1.0.0, "Signature scheme").
+const PREFIX: &str = "whsec_";
+/// The specification's bounds of a key, in bytes.
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// The most keys one endpoint signs with: each adds 48 bytes to every request's signature header.
+pub const MAX_KEYS: usize = 8;
+
+/// One symmetric key of 24 to 64 bytes, written `whsec_` and base64.
+#[derive(Clone)]
+pub struct SigningKey {
+    bytes: Vec<u8>,
+    /// The MAC with the key already taken in: signing clones this instead of hashing the key again.
+    mac: Hmac<Sha256>,
+}
+
+impl SigningKey {
+    /// Reads one key; one trailing newline is dropped, since people make Secrets with `echo`.
+    pub fn parse(text: &str) -> Result<SigningKey, KeyError> {
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        let encoded = text.strip_prefix(PREFIX).ok_or(KeyError::Prefix)?;
+        let bytes = STANDARD.decode(encoded).map_err(|_| KeyError::Base64)?;
+        SigningKey::from_bytes(bytes)
+    }
+
+    /// The key made of 32 random bytes: as many as the MAC's output.
+    pub fn generate(random: [u8; 32]) -> SigningKey {
+        SigningKey {
+            mac: mac_of(&random),
+            bytes: random.to_vec(),
+        }
+    }
+
+    fn from_bytes(bytes: Vec<u8>) -> Result<SigningKey, KeyError> {
+        if !KEY_BYTES.contains(&bytes.len()) {
+            return Err(KeyError::Length { bytes: bytes.len() });
+        }
+        Ok(SigningKey {
+            mac: mac_of(&bytes),
+            bytes,
+        })
+    }
+
+    /// The text form, for a Secret: this is key material.
+    pub fn to_text(&self) -> String {
+        format!("{PREFIX}{}", STANDARD.encode(&self.bytes))
+    }
+
+    /// A short public name derived one way from the key, for keys that nobody gave an id: eight hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let mut mac = self.mac();
+        mac.update(b"tidings.dev/key-id");
+        let tag = mac.finalize().into_bytes();
+        tag.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A MAC that has taken in the key and nothing else.
+    pub(super) fn mac(&self) -> Hmac<Sha256> {
+        self.mac.clone()
+    }
+}
+
+fn mac_of(key: &[u8]) -> Hmac<Sha256> {
+    Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length")
+}
+
+impl PartialEq for SigningKey {
+    fn eq(&self, other: &SigningKey) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for SigningKey {}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey(redacted)")
+    }
+}
+
+/// The keys an endpoint signs with, current first. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigningKeys {
+    /// The public id of the current key (an annotation of the Secret), shown in status.
+    pub current_id: String,
+    pub keys: Vec<SigningKey>,
+}
+
+impl SigningKeys {
+    /// Reads keys separated by white space, current first; without an id the current key's fingerprint is its id.
+    pub fn parse(current_id: Option<&str>, text: &str) -> Result<SigningKeys, KeyError> {
+        let keys = text
+            .split_whitespace()
+            .map(SigningKey::parse)
+            .collect::<Result<Vec<_>, _>>()?;
+        SigningKeys::new(current_id, keys)
+    }
+
+    /// From keys read one by one, current first.
+    pub fn new(current_id: Option<&str>, keys: Vec<SigningKey>) -> Result<SigningKeys, KeyError> {
+        if keys.len() > MAX_KEYS {
+            return Err(KeyError::TooMany { keys: keys.len() });
+        }
+        let current = keys.first().ok_or(KeyError::None)?;
+        let current_id = current_id.map_or_else(|| current.fingerprint(), str::to_owned);
+        Ok(SigningKeys { current_id, keys })
+    }
+}
+
+/// Why a text is no key. Never holds any of the text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("there is no key: write whsec_ followed by the base64 of 24 to 64 random bytes")]
+    None,
+    #[error("a key must begin with whsec_")]
+    Prefix,
+    #[error("what follows whsec_ must be standard base64 with its padding")]
+    Base64,
+    #[error("a key must have 24 to 64 bytes, this one has {bytes}")]
+    Length { bytes: usize },
+    #[error("at most {MAX_KEYS} keys may be listed, there are {keys}")]
+    TooMany { keys: usize },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const B: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+    #[test]
+    fn a_key_reads_back_from_its_text_and_one_trailing_newline_is_dropped() {
+        let key = SigningKey::generate([7; 32]);
+        assert_eq!(SigningKey::parse(&key.to_text()), Ok(key.clone()));
+        assert_eq!(SigningKey::parse(&format!("{}\n", key.to_text())), Ok(key));
+        assert_eq!(SigningKey::parse(&format!("{A}\n\n")), Err(KeyError::Base64));
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_with_the_reason() {
+        let of_length = |n: usize| format!("whsec_{}", STANDARD.encode(vec![1u8; n]));
+        for (text, error) in [
+            ("", KeyError::Prefix),
+            ("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", KeyError::Prefix),
+            ("whsec_!!!!", KeyError::Base64),
+            ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa-_", KeyError::Base64),
+            (of_length(23).as_str(), KeyError::Length { bytes: 23 }),
+            (of_length(65).as_str(), KeyError::Length { bytes: 65 }),
+        ] {
+            assert_eq!(SigningKey::parse(text), Err(error), "{text:?}");
+        }
+        assert!(SigningKey::parse(&of_length(24)).is_ok());
+        assert!(SigningKey::parse(&of_length(64)).is_ok());
+    }
+
+    #[test]
+    fn several_keys_are_separated_by_white_space_with_the_current_one_first() {
+        let keys = SigningKeys::parse(None, &format!("{A}\n {B}\n")).unwrap();
+        assert_eq!(keys.keys.len(), 2);
+        assert_eq!(keys.current_id, SigningKey::parse(A).unwrap().fingerprint());
+        assert_eq!(SigningKeys::parse(Some("k1"), A).unwrap().current_id, "k1");
+        assert_eq!(SigningKeys::parse(None, " \n"), Err(KeyError::None));
+        let nine = [A; 9].join(" ");
+        assert_eq!(SigningKeys::parse(None, &nine), Err(KeyError::TooMany { keys: 9 }));
+    }
+
+    #[test]
+    fn debug_shows_no_key_material() {
+        let keys = SigningKeys::parse(None, A).unwrap();
+        let shown = format!("{keys:?}");
+        assert!(shown.contains("redacted") && !shown.contains("MfKQ"), "{shown}");
+    }
+}

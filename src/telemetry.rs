@@ -1,0 +1,12 @@
+//! Logs, metrics and health: what every process shows of itself.
+//!
+//! Owns how records are written and where `/metrics`, `/livez` and `/readyz` are served; knows nothing of what is measured.
+//! Invariant: label values come from closed sets, never from an event, a receiver or an object's name.
+
+pub mod health;
+pub mod logs;
+pub mod process;
+pub mod serve;
+
+pub use health::{Gate, Health};
+pub use serve::serve;

@@ -1,0 +1,169 @@
+//! The control plane's programs: from `KUBEBUILDER_ASSETS` where set, else built once from the Go modules pinned beside
+//! this crate, into a cache outside the clone.
+//!
+//! Invariant: a program in the cache is whole (it is built elsewhere and renamed), and belongs to exactly these pins.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::{self, say};
+
+const GO_MOD: &str = include_str!("../go.mod");
+const GO_SUM: &str = include_str!("../go.sum");
+
+/// What the pins pin; the servers must be told, or they call themselves v0.0.0.
+const KUBERNETES_VERSION: &str = "1.36.3";
+
+/// How often a long build says that it is still at work.
+const PROGRESS_EVERY: Duration = Duration::from_secs(20);
+
+/// Where each program is.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    pub etcd: PathBuf,
+    pub kube_apiserver: PathBuf,
+    pub kube_controller_manager: PathBuf,
+    pub kubectl: PathBuf,
+}
+
+/// A program, its Go package and the name `go build` gives it.
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    built_as: &'static str,
+}
+
+const PROGRAMS: [Program; 4] = [
+    Program {
+        name: "etcd",
+        package: "go.etcd.io/etcd/server/v3",
+        built_as: "server",
+    },
+    Program {
+        name: "kube-apiserver",
+        package: "k8s.io/kubernetes/cmd/kube-apiserver",
+        built_as: "kube-apiserver",
+    },
+    Program {
+        name: "kube-controller-manager",
+        package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+        built_as: "kube-controller-manager",
+    },
+    Program {
+        name: "kubectl",
+        package: "k8s.io/kubernetes/cmd/kubectl",
+        built_as: "kubectl",
+    },
+];
+
+impl Binaries {
+    /// Finds or builds all of them. The first build takes minutes and reports its progress on standard error.
+    pub fn ensure() -> Result<Binaries> {
+        let assets = env::var_os("KUBEBUILDER_ASSETS")
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from);
+        let target = cache::dir()?.join(format!(
+            "kubernetes-{KUBERNETES_VERSION}-{}",
+            cache::digest(&[GO_MOD, GO_SUM])
+        ));
+        let place = |name: &str| -> PathBuf {
+            assets
+                .as_ref()
+                .map(|dir| dir.join(name))
+                .filter(|path| path.is_file())
+                .unwrap_or_else(|| target.join(name))
+        };
+        let missing = || -> Vec<&'static Program> { PROGRAMS.iter().filter(|p| !place(p.name).is_file()).collect() };
+        if !missing().is_empty() {
+            fs::create_dir_all(&target).with_context(|| format!("failed to create {}", target.display()))?;
+            let _lock = cache::lock(&target.join(".lock"), "Kubernetes")?;
+            // Whoever held the lock before may have built them.
+            let missing = missing();
+            if !missing.is_empty() {
+                build(&target, &missing)?;
+            }
+        }
+        Ok(Binaries {
+            etcd: place("etcd"),
+            kube_apiserver: place("kube-apiserver"),
+            kube_controller_manager: place("kube-controller-manager"),
+            kubectl: place("kubectl"),
+        })
+    }
+}
+
+fn build(target: &Path, programs: &[&Program]) -> Result<()> {
+    let dir = tempfile::Builder::new()
+        .prefix(".build-")
+        .tempdir_in(target)
+        .context("failed to create a build directory")?;
+    fs::write(dir.path().join("go.mod"), GO_MOD).context("failed to write go.mod")?;
+    fs::write(dir.path().join("go.sum"), GO_SUM).context("failed to write go.sum")?;
+    let names: Vec<&str> = programs.iter().map(|p| p.name).collect();
+    say(&format!(
+        "building Kubernetes {KUBERNETES_VERSION} ({}) from its Go modules, about 6 minutes the first time ...",
+        names.join(", ")
+    ));
+
+    let log_path = dir.path().join("build.log");
+    let log = File::create(&log_path).context("failed to create the build log")?;
+    let version: Vec<&str> = KUBERNETES_VERSION.split('.').collect();
+    let ldflags = format!(
+        "-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES_VERSION} \
+         -X k8s.io/component-base/version.gitMajor={} -X k8s.io/component-base/version.gitMinor={}",
+        version[0], version[1]
+    );
+    let mut command = Command::new("go");
+    command
+        .args(["build", "-trimpath", "-ldflags", &ldflags, "-o", "bin/"])
+        .args(programs.iter().map(|p| p.package))
+        .current_dir(dir.path())
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("failed to share the build log")?)
+        .stderr(log);
+    let begun = Instant::now();
+    let mut child = crate::process::spawn(command, crate::process::Lifetime::WithParent).context(
+        "failed to run `go`: install Go 1.26, or point KUBEBUILDER_ASSETS at etcd, kube-apiserver and kubectl",
+    )?;
+    let mut said = begun;
+    let status = loop {
+        if let Some(status) = child.try_wait().context("failed to wait for `go build`")? {
+            break status;
+        }
+        if said.elapsed() >= PROGRESS_EVERY {
+            said = Instant::now();
+            let log = fs::read_to_string(&log_path).unwrap_or_default();
+            say(&format!(
+                "  still building after {} s{}",
+                begun.elapsed().as_secs(),
+                log.lines().last().map(|line| format!(" ({line})")).unwrap_or_default()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    if !status.success() {
+        let log = fs::read_to_string(&log_path).unwrap_or_default();
+        let from = log.len().saturating_sub(4_000);
+        bail!(
+            "failed to build Kubernetes ({status}):\n{}",
+            String::from_utf8_lossy(&log.as_bytes()[from..])
+        );
+    }
+    for program in programs {
+        fs::rename(dir.path().join("bin").join(program.built_as), target.join(program.name))
+            .with_context(|| format!("failed to move {} into the cache", program.name))?;
+    }
+    say(&format!(
+        "built in {} s, kept in {}",
+        begun.elapsed().as_secs(),
+        target.display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,364 @@
+//! The control plane: etcd, kube-apiserver and kube-controller-manager on loopback, in a directory of their own.
+//!
+//! Invariant: two clusters share nothing but the programs; what one leaves behind when its process was killed is removed
+//! by the next that starts.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::json;
+
+pub use crate::process::Lifetime;
+
+use crate::Binaries;
+use crate::certificates::{ServerCertificate, ThrowawayCa, signing_key};
+use crate::kubectl::{base64, eventually};
+use crate::process::{Process, Spec, free_port, write_private};
+
+/// Three seconds alone; far more when eight builds share two cores.
+const START_WITHIN: Duration = Duration::from_secs(120);
+/// A free port can be taken by somebody else before it is bound.
+const START_ATTEMPTS: u32 = 4;
+const DIR_PREFIX: &str = "tidings-cluster-";
+/// kube-controller-manager's controllers that the resources' life depends on; no pods here.
+const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
+                           root-ca-certificate-publisher-controller,clusterrole-aggregation-controller,\
+                           validatingadmissionpolicy-status-controller";
+
+/// A running control plane. Dropping it stops it and removes its directory (but not one started as a daemon).
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    lifetime: Lifetime,
+    binaries: Binaries,
+    server_url: String,
+    ca_pem: String,
+    etcd: Mutex<Process>,
+    api_server: Mutex<Process>,
+    controller_manager: Mutex<Process>,
+    /// Held as long as the directory is in use.
+    _lock: File,
+}
+
+static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
+
+impl Cluster {
+    /// Starts a cluster of one's own in a temporary directory, and waits until it is ready.
+    pub fn start() -> Result<Cluster> {
+        sweep();
+        let dir = tempfile::Builder::new()
+            .prefix(DIR_PREFIX)
+            .tempdir()
+            .context("failed to create the cluster's directory")?;
+        Cluster::start_in(dir.keep(), Lifetime::WithParent)
+    }
+
+    /// The cluster that all tests of this process share, started by the first that asks. Use a namespace of your own.
+    pub fn shared() -> Result<&'static Cluster> {
+        let started = SHARED.get_or_init(|| {
+            // SAFETY: registers a plain function; it runs once, at exit.
+            unsafe { libc::atexit(stop_shared) };
+            Cluster::start().map_err(|error| format!("{error:#}"))
+        });
+        started
+            .as_ref()
+            .map_err(|error| anyhow!("the shared cluster did not start: {error}"))
+    }
+
+    /// Starts a cluster in this (empty) directory.
+    pub fn start_in(dir: PathBuf, lifetime: Lifetime) -> Result<Cluster> {
+        let binaries = Binaries::ensure()?;
+        for name in ["etcd", "logs", "pki"] {
+            fs::create_dir_all(dir.join(name)).with_context(|| format!("failed to create {}", dir.display()))?;
+        }
+        let lock = lock(&dir)?;
+
+        let pki = Pki::create(&dir.join("pki"))?;
+        let mut attempt = 1;
+        let (ports, etcd, api_server) = loop {
+            match start_servers(&dir, &binaries, lifetime) {
+                Ok(started) => break started,
+                Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains("address already in use") => {
+                    attempt += 1;
+                    let _ = fs::remove_dir_all(dir.join("etcd"));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let server_url = format!("https://127.0.0.1:{}", ports.api);
+        let controller_manager = Spec {
+            name: "kube-controller-manager".into(),
+            program: binaries.kube_controller_manager.clone(),
+            args: controller_manager_args(&dir),
+            env: Vec::new(),
+            log: dir.join("logs/kube-controller-manager.log"),
+            lifetime,
+        };
+        let credentials = |certificate: &ServerCertificate| {
+            json!({
+                "client-certificate-data": base64(&certificate.certificate_pem),
+                "client-key-data": base64(&certificate.key_pem),
+            })
+        };
+        // kubeconfigs need the cluster's address, and the controller manager needs its kubeconfig: so it starts last.
+        let cluster = Cluster {
+            server_url,
+            ca_pem: pki.ca_pem.clone(),
+            etcd: Mutex::new(etcd),
+            api_server: Mutex::new(api_server),
+            controller_manager: Mutex::new(Process::stopped(controller_manager)),
+            binaries,
+            lifetime,
+            dir,
+            _lock: lock,
+        };
+        cluster.write_kubeconfig(&cluster.kubeconfig_path(), "admin", credentials(&pki.admin))?;
+        let manager_config = cluster.dir.join("pki/controller-manager.kubeconfig");
+        cluster.write_kubeconfig(
+            &manager_config,
+            "controller-manager",
+            credentials(&pki.controller_manager),
+        )?;
+        cluster.await_api_server()?;
+        held(&cluster.controller_manager).start_again()?;
+        eventually("the controller manager at work", START_WITHIN, || {
+            Ok(cluster.get("default", "serviceaccount", "default")?.is_some())
+        })?;
+        Ok(cluster)
+    }
+
+    /// The cluster's directory: kubeconfigs, logs, etcd's data.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where logs go, those of Tidings' processes too.
+    pub fn logs_dir(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// The administrator's kubeconfig (a client certificate of `system:masters`): for tests, never for Tidings.
+    pub fn kubeconfig_path(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// `https://127.0.0.1:port`; the same after the API server was stopped and started again.
+    pub fn server_url(&self) -> &str {
+        &self.server_url
+    }
+
+    /// The API server's CA.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// The programs it runs.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// How its processes end.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
+    }
+
+    /// The process ids of what runs now.
+    pub fn pids(&self) -> Vec<u32> {
+        [&self.etcd, &self.api_server, &self.controller_manager]
+            .iter()
+            .filter_map(|process| held(process).pid())
+            .collect()
+    }
+
+    /// Kills the API server; what watches it sees its connections break. etcd keeps everything.
+    pub fn stop_api_server(&self) {
+        held(&self.api_server).kill9();
+    }
+
+    /// Starts the API server again at the same address, and waits until it is ready.
+    pub fn start_api_server(&self) -> Result<()> {
+        held(&self.api_server).start_again()?;
+        self.await_api_server()?;
+        let mut manager = held(&self.controller_manager);
+        if !manager.is_running() {
+            manager.kill9();
+            manager.start_again()?;
+        }
+        Ok(())
+    }
+
+    /// Stops everything and removes the directory. Twice is no error.
+    pub fn stop(&self) {
+        for process in [&self.controller_manager, &self.api_server, &self.etcd] {
+            held(process).kill9();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    fn await_api_server(&self) -> Result<()> {
+        let mut api_server = held(&self.api_server);
+        api_server.wait_until("ready", START_WITHIN, || {
+            self.kubectl(&["get", "--raw", "/readyz", "--request-timeout=5s"])
+                .is_ok_and(|output| output.status.success())
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.lifetime == Lifetime::WithParent {
+            self.stop();
+        }
+    }
+}
+
+/// A static is never dropped; without this the shared cluster's directory would stay until the next run's sweep.
+extern "C" fn stop_shared() {
+    if let Some(Ok(cluster)) = SHARED.get() {
+        cluster.stop();
+    }
+}
+
+/// Takes the directory's lock before it is seen under its name, so that a sweep never finds it free.
+fn lock(dir: &Path) -> Result<File> {
+    let taking = dir.join(".lock-new");
+    let file = File::create(&taking).context("failed to create the cluster's lock")?;
+    file.try_lock().context("the cluster's directory is in use")?;
+    fs::rename(&taking, dir.join(".lock")).context("failed to name the cluster's lock")?;
+    Ok(file)
+}
+
+/// Removes directories of clusters whose process was killed: their lock is free.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(DIR_PREFIX) {
+            continue;
+        }
+        // Without a lock file it is one that starts at this moment.
+        if File::open(entry.path().join(".lock")).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A lock poisoned by a failed test still guards a process that must be stopped.
+fn held(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
+    process.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+struct Pki {
+    ca_pem: String,
+    admin: ServerCertificate,
+    controller_manager: ServerCertificate,
+}
+
+impl Pki {
+    fn create(dir: &Path) -> Result<Pki> {
+        let ca = ThrowawayCa::named("tidings test cluster")?;
+        let serving = ca.server_for(&["127.0.0.1", "::1", "localhost", "10.96.0.1", "kubernetes.default.svc"])?;
+        write_private(&dir.join("ca.crt"), ca.pem())?;
+        write_private(&dir.join("apiserver.crt"), &serving.certificate_pem)?;
+        write_private(&dir.join("apiserver.key"), &serving.key_pem)?;
+        let (private, public) = signing_key()?;
+        write_private(&dir.join("service-account.key"), &private)?;
+        write_private(&dir.join("service-account.pub"), &public)?;
+        Ok(Pki {
+            ca_pem: ca.pem().to_owned(),
+            admin: ca.client("tidings-admin", Some("system:masters"))?,
+            controller_manager: ca.client("system:kube-controller-manager", None)?,
+        })
+    }
+}
+
+struct Ports {
+    etcd: u16,
+    peer: u16,
+    api: u16,
+}
+
+/// etcd and the API server, up to the point where both have bound their ports.
+fn start_servers(dir: &Path, binaries: &Binaries, lifetime: Lifetime) -> Result<(Ports, Process, Process)> {
+    let ports = Ports {
+        etcd: free_port()?,
+        peer: free_port()?,
+        api: free_port()?,
+    };
+    let spec = |name: &str, program: &Path, args: Vec<String>| Spec {
+        name: name.into(),
+        program: program.to_owned(),
+        args: args.into_iter().map(Into::into).collect(),
+        env: Vec::new(),
+        log: dir.join(format!("logs/{name}.log")),
+        lifetime,
+    };
+    let client = format!("http://127.0.0.1:{}", ports.etcd);
+    let peer = format!("http://127.0.0.1:{}", ports.peer);
+    let etcd_args = vec![
+        format!("--data-dir={}", dir.join("etcd").display()),
+        "--unsafe-no-fsync".into(),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+        "--log-level=warn".into(),
+    ];
+    let pki = |file: &str| dir.join("pki").join(file).display().to_string();
+    let api_args = vec![
+        format!("--etcd-servers={client}"),
+        "--bind-address=127.0.0.1".into(),
+        format!("--secure-port={}", ports.api),
+        format!("--tls-cert-file={}", pki("apiserver.crt")),
+        format!("--tls-private-key-file={}", pki("apiserver.key")),
+        format!("--client-ca-file={}", pki("ca.crt")),
+        "--authorization-mode=RBAC".into(),
+        "--service-cluster-ip-range=10.96.0.0/16".into(),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--service-account-key-file={}", pki("service-account.pub")),
+        format!("--service-account-signing-key-file={}", pki("service-account.key")),
+        "--endpoint-reconciler-type=none".into(),
+        "--allow-privileged=true".into(),
+    ];
+    let mut etcd = Process::start(spec("etcd", &binaries.etcd, etcd_args))?;
+    let mut api_server = Process::start(spec("kube-apiserver", &binaries.kube_apiserver, api_args))?;
+    let listening = |process: &mut Process, port: u16| {
+        process.wait_until("listening", START_WITHIN, || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })
+    };
+    let mut started = listening(&mut etcd, ports.etcd).and_then(|()| listening(&mut api_server, ports.api));
+    if started.is_ok() && (etcd.exited().is_some() || api_server.exited().is_some()) {
+        started = Err(anyhow!("address already in use: another process answers at our port"));
+    }
+    if let Err(error) = started {
+        // A daemon is not stopped by Drop.
+        etcd.kill9();
+        api_server.kill9();
+        return Err(error);
+    }
+    Ok((ports, etcd, api_server))
+}
+
+fn controller_manager_args(dir: &Path) -> Vec<std::ffi::OsString> {
+    let pki = |file: &str| dir.join("pki").join(file).display().to_string();
+    [
+        format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
+        "--leader-elect=false".into(),
+        // Each controller under its own bootstrap role: the manager's own has too little for the garbage collector.
+        "--use-service-account-credentials=true".into(),
+        format!("--service-account-private-key-file={}", pki("service-account.key")),
+        format!("--root-ca-file={}", pki("ca.crt")),
+        format!("--controllers={CONTROLLERS}"),
+        // No port: nobody asks it.
+        "--secure-port=0".into(),
+    ]
+    .into_iter()
+    .map(Into::into)
+    .collect()
+}

@@ -1,0 +1,31 @@
+//! A real Kubernetes control plane on this machine, and Tidings in it: for the tests, the demo and the bench.
+//!
+//! [`Cluster`] is etcd, kube-apiserver and kube-controller-manager, built from their published Go modules (`go.mod` and
+//! `go.sum` beside this crate are the pins) and started in a few seconds. [`Tidings`] is the `tidings` binary's processes
+//! in it, each under its own ServiceAccount with exactly the RBAC of `deploy/`. No fake API server anywhere.
+//!
+//! Everything here blocks: call it from plain tests, or from `#[tokio::test(flavor = "multi_thread")]`, where a blocked
+//! worker does not stop the receiver that a test runs beside it.
+//!
+//! This crate must not know how Tidings works inside; it sees its command line and its files only. Invariant: no child
+//! process outlives the process that started it, however that one ends, unless it was started as a daemon by
+//! `tidings-local up`.
+
+mod binaries;
+mod cache;
+mod certificates;
+mod cluster;
+mod kubectl;
+pub mod process;
+mod tidings;
+mod verifiers;
+
+pub use binaries::Binaries;
+pub use certificates::{ServerCertificate, ThrowawayCa};
+pub use cluster::{Cluster, Lifetime};
+pub use kubectl::repository_root;
+pub use tidings::{
+    Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, SYSTEM_NAMESPACE,
+    Tidings,
+};
+pub use verifiers::Verifiers;

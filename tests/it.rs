@@ -1,0 +1,13 @@
+//! One binary for all that needs a real Kubernetes, processes or sockets, by promise, not by module. Tests share one
+//! cluster where they can (`Cluster::shared`) and use namespaces of their own; those that break things start their own.
+
+mod it {
+    mod dns;
+    mod ground;
+    mod guard;
+    mod inspect;
+    mod manifests;
+    mod misbehaving;
+    mod receiver;
+    mod signatures;
+}

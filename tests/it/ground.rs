@@ -1,0 +1,175 @@
+//! The ground itself: the cluster starts, RBAC is what it claims to be, nothing is left behind.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tidings_cluster::{Cluster, SYSTEM_NAMESPACE, Tidings, process};
+
+const DISPATCHER: &str = "system:serviceaccount:tidings-system:tidings-dispatcher";
+const CONTROLLER: &str = "system:serviceaccount:tidings-system:tidings-controller";
+
+#[test]
+fn nobody_lists_secrets_and_nobody_publishes_without_being_named() {
+    let cluster = Cluster::shared().unwrap();
+    Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let may = |user: &str, verb: &str, resource: &str| cluster.can_i(user, "default", verb, resource).unwrap();
+
+    for user in [DISPATCHER, CONTROLLER] {
+        for verb in ["list", "watch", "delete", "deletecollection"] {
+            assert!(!may(user, verb, "secrets"), "{user} may {verb} secrets");
+            assert!(!may(user, verb, "configmaps"), "{user} may {verb} configmaps");
+        }
+        assert!(may(user, "watch", "webhookendpoints.tidings.dev"));
+        assert!(
+            !may(user, "patch", "webhookendpoints.tidings.dev"),
+            "only status is written"
+        );
+    }
+    assert!(!may(DISPATCHER, "get", "secrets"));
+    assert!(!may(DISPATCHER, "get", "configmaps"));
+    assert!(may(DISPATCHER, "create", "subjectaccessreviews.authorization.k8s.io"));
+    assert!(may(CONTROLLER, "get", "secrets"));
+    assert!(may(CONTROLLER, "create", "roles/tidings-dispatcher-15"));
+    assert!(!may(CONTROLLER, "create", "roles/tidings-dispatcher-16"));
+    assert!(!may(CONTROLLER, "create", "roles/another"));
+}
+
+#[test]
+fn edit_writes_the_kinds_and_reads_messages_and_view_only_looks() {
+    let cluster = Cluster::shared().unwrap();
+    Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    cluster.create_namespace("roles", &[]).unwrap();
+    for role in ["view", "edit", "admin"] {
+        let (clusterrole, user) = (format!("--clusterrole={role}"), format!("--user={role}-user"));
+        let args = ["create", "rolebinding", role, "-n", "roles", &clusterrole, &user];
+        cluster.kubectl_ok(&args).unwrap();
+    }
+    // The aggregation controller fills the built-in roles a moment after ours are applied.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !cluster
+        .can_i("admin-user", "roles", "create", "webhookendpoints.tidings.dev")
+        .unwrap()
+    {
+        assert!(Instant::now() < deadline, "the roles were not aggregated");
+    }
+    let may = |user: &str, verb: &str, resource: &str| cluster.can_i(user, "roles", verb, resource).unwrap();
+    for resource in [
+        "webhookendpoints.tidings.dev",
+        "eventsubscriptions.tidings.dev",
+        "eventtypes.tidings.dev",
+    ] {
+        assert!(may("view-user", "list", resource));
+        assert!(!may("view-user", "create", resource));
+        for user in ["edit-user", "admin-user"] {
+            assert!(may(user, "patch", resource) && may(user, "delete", resource));
+        }
+    }
+    for user in ["view-user", "edit-user", "admin-user"] {
+        assert!(!may(user, "publish", "eventtypes.tidings.dev/lead.qualified"), "{user}");
+    }
+}
+
+#[test]
+fn a_producers_grant_is_a_role_that_kubectl_understands() {
+    let cluster = Cluster::shared().unwrap();
+    Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    cluster.create_namespace("granted", &[]).unwrap();
+    cluster
+        .create_producer("granted", "agent", &["lead.qualified"])
+        .unwrap();
+    let agent = "system:serviceaccount:granted:agent";
+    let may = |resource: &str| cluster.can_i(agent, "granted", "publish", resource).unwrap();
+    assert!(may("eventtypes.tidings.dev/lead.qualified"));
+    assert!(!may("eventtypes.tidings.dev/lead.lost"));
+    assert_eq!(
+        cluster
+            .token("granted", "agent", Some("tidings"))
+            .unwrap()
+            .split('.')
+            .count(),
+        3
+    );
+}
+
+#[test]
+fn a_real_token_reaches_the_api_server_as_its_service_account() {
+    let cluster = Cluster::shared().unwrap();
+    Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let kubeconfig = cluster.kubeconfig_for(SYSTEM_NAMESPACE, "tidings-dispatcher").unwrap();
+    let as_dispatcher = |args: &[&str]| {
+        let mut command = cluster.kubectl_command();
+        command.env("KUBECONFIG", &kubeconfig).args(args).output().unwrap()
+    };
+    assert!(as_dispatcher(&["get", "whe", "-A"]).status.success());
+    let refused = as_dispatcher(&["get", "secrets", "-A"]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains(DISPATCHER), "{why}");
+}
+
+#[test]
+fn the_api_server_comes_back_with_what_it_knew() {
+    let cluster = Cluster::start().unwrap();
+    cluster.create_namespace("kept", &[]).unwrap();
+    cluster.stop_api_server();
+    assert!(
+        !cluster
+            .kubectl(&["get", "ns", "kept", "--request-timeout=2s"])
+            .unwrap()
+            .status
+            .success()
+    );
+    cluster.start_api_server().unwrap();
+    assert!(cluster.get("default", "namespace", "kept").unwrap().is_some());
+    let (dir, pids) = (cluster.dir().to_path_buf(), cluster.pids());
+    assert_eq!(pids.len(), 3);
+    drop(cluster);
+    assert!(!dir.exists() && !pids.into_iter().any(process::exists));
+}
+
+/// Not a test of its own: what the next one kills.
+#[test]
+#[ignore = "started by killing_the_test_process_leaves_no_child_behind"]
+fn start_a_cluster_and_wait_to_be_killed() {
+    if std::env::var_os("TIDINGS_TEST_TO_BE_KILLED").is_none() {
+        return;
+    }
+    // In a thread that ends at once: a child must live as long as the process, not as long as who asked for it.
+    let cluster = std::thread::spawn(|| Cluster::start().unwrap()).join().unwrap();
+    let pids: Vec<String> = cluster.pids().iter().map(u32::to_string).collect();
+    println!("\npids {}", pids.join(" "));
+    std::thread::sleep(Duration::from_secs(300));
+}
+
+#[test]
+fn killing_the_test_process_leaves_no_child_behind() {
+    for signal in [libc::SIGKILL, libc::SIGINT] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "it::ground::start_a_cluster_and_wait_to_be_killed",
+            ])
+            .env("TIDINGS_TEST_TO_BE_KILLED", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let line = output
+            .lines()
+            .map(Result::unwrap)
+            .find(|line| line.starts_with("pids "))
+            .unwrap();
+        let pids: Vec<u32> = line.split(' ').skip(1).map(|pid| pid.parse().unwrap()).collect();
+        assert_eq!(pids.len(), 3);
+        assert!(pids.iter().all(|pid| process::exists(*pid)), "all run before the kill");
+        process::signal(child.id(), signal);
+        child.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while pids.iter().any(|pid| process::exists(*pid)) {
+            assert!(Instant::now() < deadline, "a child outlived signal {signal}");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What the API server takes and what it refuses, and with which sentence; what people see of the resources.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tidings_cluster::Cluster;
+
+/// kubectl processes at once.
+const APPLIES_AT_ONCE: usize = 4;
+
+const BAD: [&str; 3] = [
+    include_str!("../manifests/bad-endpoints.yaml"),
+    include_str!("../manifests/bad-subscriptions.yaml"),
+    include_str!("../manifests/bad-types.yaml"),
+];
+const GOOD: &str = include_str!("../manifests/good.yaml");
+
+/// The shared cluster with the definitions and an empty namespace.
+fn cluster(namespace: &str) -> &'static Cluster {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let cluster = Cluster::shared().unwrap();
+    let mut installed = INSTALLED.lock().unwrap_or_else(|e| e.into_inner());
+    if !*installed {
+        // Server-side, as `deploy/` does.
+        let definitions = tidings::api::crd::yaml();
+        let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+        let applied = cluster.kubectl_with_input(&args, &definitions).unwrap();
+        assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+        let kinds = ["webhookendpoints", "eventsubscriptions", "eventtypes"];
+        for kind in kinds.map(|plural| format!("crd/{plural}.tidings.dev")) {
+            cluster
+                .kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", &kind])
+                .unwrap();
+        }
+        *installed = true;
+    }
+    cluster.create_namespace(namespace, &[]).unwrap();
+    cluster
+}
+
+/// The documents of a file, with their comments.
+fn documents(text: &str) -> impl Iterator<Item = &str> {
+    text.split("---\n").filter(|document| document.contains("kind:"))
+}
+
+/// What kubectl says about a manifest; `Err` when it is refused.
+fn apply(cluster: &Cluster, namespace: &str, manifest: &str) -> Result<String, String> {
+    let output = cluster
+        .kubectl_with_input(&["apply", "-n", namespace, "-f", "-"], manifest)
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout) + &text(&output.stderr))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+#[test]
+fn every_bad_manifest_is_refused_with_its_sentence() {
+    let cluster = cluster("bad-manifests");
+    let all: Vec<&str> = BAD.iter().flat_map(|file| documents(file)).collect();
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..APPLIES_AT_ONCE {
+            scope.spawn(|| {
+                while let Some(manifest) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let sentence = manifest.lines().find_map(|line| line.strip_prefix("# refused: "));
+                    let sentence = sentence.expect("a bad manifest says why it is refused");
+                    match apply(cluster, "bad-manifests", manifest) {
+                        Err(refusal) if refusal.contains(sentence) => {}
+                        other => failures.lock().unwrap().push(format!("{manifest}{other:?}")),
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(all.len() > 70, "the tables are read whole");
+}
+
+#[test]
+fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_current() {
+    let cluster = cluster("good-manifests");
+    let applied = apply(cluster, "good-manifests", GOOD).unwrap();
+    assert!(!applied.contains("Warning"), "{applied}");
+    let count = documents(GOOD).count();
+    assert_eq!(applied.lines().filter(|line| line.ends_with(" created")).count(), count);
+
+    let endpoint = cluster.get("good-manifests", "whe", "minimal").unwrap().unwrap();
+    assert_eq!(endpoint["status"], serde_json::json!({ "observedGeneration": -1 }));
+    assert_eq!(
+        endpoint["spec"]["retry"]["schedule"],
+        serde_json::json!(["1s", "10s", "60s", "300s"])
+    );
+    for kind in ["evsub", "evtype"] {
+        let object = cluster.get("good-manifests", kind, "minimal").unwrap().unwrap();
+        assert_eq!(object["status"]["observedGeneration"], -1, "{kind}");
+    }
+    // Applied once more nothing changes: defaults are the schema's, and no controller writes into a spec.
+    let again = apply(cluster, "good-manifests", GOOD).unwrap();
+    assert_eq!(
+        again.lines().filter(|line| line.ends_with(" unchanged")).count(),
+        count,
+        "{again}"
+    );
+}
+
+#[test]
+fn what_may_not_change_is_refused_with_its_sentence() {
+    let cluster = cluster("immutable");
+    apply(cluster, "immutable", GOOD).unwrap();
+    for (object, patch, sentence) in [
+        (
+            "evsub/minimal",
+            r#"{"spec":{"endpointRef":{"name":"other"}}}"#,
+            "endpointRef cannot be changed: create another EventSubscription for the other endpoint",
+        ),
+        (
+            "evtype/minimal",
+            r#"{"spec":{"type":"lead.lost"}}"#,
+            "type cannot be changed: create another EventType for the other type",
+        ),
+    ] {
+        let args = ["patch", "-n", "immutable", object, "--type=merge", "-p", patch];
+        let output = cluster.kubectl(&args).unwrap();
+        let refusal = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && refusal.contains(sentence),
+            "{object}: {refusal}"
+        );
+    }
+    let change = r#"{"spec":{"url":"https://other.example.com/"}}"#;
+    let args = ["patch", "-n", "immutable", "whe/minimal", "--type=merge", "-p", change];
+    cluster.kubectl_ok(&args).unwrap();
+}
+
+#[test]
+fn kubectl_shows_the_columns_and_explains_every_field() {
+    let cluster = cluster("shown");
+    apply(cluster, "shown", GOOD).unwrap();
+    let header = |kind: &str, more: &[&str]| -> Vec<String> {
+        let args = [&["get", "-n", "shown", kind], more].concat();
+        let table = cluster.kubectl_ok(&args).unwrap();
+        table
+            .lines()
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let narrow = [
+        "NAME",
+        "TARGET",
+        "READY",
+        "STATE",
+        "LAST-CODE",
+        "PENDING",
+        "NEXT-RETRY",
+        "AGE",
+    ];
+    assert_eq!(header("whe", &[]), narrow);
+    let wide = ["DEAD", "FAILS", "OLDEST", "LAST-SUCCESS", "SECRET"];
+    assert_eq!(header("whe", &["-o", "wide"]), [&narrow[..], &wide[..]].concat());
+    assert_eq!(
+        header("evsub", &[]),
+        ["NAME", "ENDPOINT", "TYPES", "READY", "REASON", "PENDING", "DEAD", "AGE"]
+    );
+    assert_eq!(
+        header("evtype", &[]),
+        ["NAME", "TYPE", "VALIDATION", "READY", "REASON", "AGE"]
+    );
+
+    let by_endpoint = "--field-selector=spec.endpointRef.name=everything";
+    let found = cluster
+        .kubectl_ok(&["get", "evsub", "-n", "shown", by_endpoint, "-o", "name"])
+        .unwrap();
+    assert_eq!(found.trim(), "eventsubscription.tidings.dev/everything");
+    let category = cluster
+        .kubectl_ok(&["get", "tidings", "-n", "shown", "-o", "name"])
+        .unwrap();
+    assert_eq!(category.lines().count(), documents(GOOD).count());
+
+    for kind in ["webhookendpoints", "eventsubscriptions", "eventtypes"] {
+        let text = cluster
+            .kubectl_ok(&["explain", &format!("{kind}.spec"), "--recursive"])
+            .unwrap();
+        assert!(!text.contains("<no description>"), "{text}");
+    }
+    let overlap = cluster
+        .kubectl_ok(&["explain", "whe.spec.signing.rotation.overlap"])
+        .unwrap();
+    assert!(overlap.contains("signed with both keys"), "{overlap}");
+}
+
+#[test]
+fn a_status_time_in_the_future_is_shown_as_it_is() {
+    let cluster = cluster("columns");
+    apply(cluster, "columns", GOOD).unwrap();
+    let status = serde_json::json!({"status": {
+        "target": "https://hooks.example.com",
+        "conditions": [
+            {"type": "Ready", "status": "True", "reason": "Resolved", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            {"type": "Delivering", "status": "False", "reason": "Backoff", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        ],
+        "delivery": {"pending": 3, "lastStatusCode": 503, "retry": {"attempt": 2, "nextAttemptTime": "2099-01-01T00:00:00Z"}},
+    }});
+    let args = [
+        "patch",
+        "-n",
+        "columns",
+        "whe/minimal",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+    ];
+    cluster
+        .kubectl_ok(&[&args[..], &[&status.to_string()]].concat())
+        .unwrap();
+    let row = cluster
+        .kubectl_ok(&["get", "whe", "minimal", "-n", "columns", "--no-headers"])
+        .unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(
+        cells[..7],
+        [
+            "minimal",
+            "https://hooks.example.com",
+            "True",
+            "Backoff",
+            "503",
+            "3",
+            "2099-01-01T00:00:00Z"
+        ]
+    );
+}
