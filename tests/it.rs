@@ -10,4 +10,6 @@ mod it {
     mod misbehaving;
     mod receiver;
     mod signatures;
+    mod team;
+    mod way;
 }

@@ -363,6 +363,15 @@ impl World {
         .await;
     }
 
+    /// Waits until the endpoints' states are handed to the store, which is done a few times a second.
+    async fn kept(&self) {
+        self.until("states are kept", |world| {
+            let state = world.engine.as_ref().unwrap().core.lock();
+            state.endpoints.values().all(|endpoint| !endpoint.health_dirty)
+        })
+        .await;
+    }
+
     /// Moves time on, and lets what is due happen.
     async fn pass(&self, seconds: u64) {
         self.settled().await;

@@ -130,6 +130,7 @@ async fn a_restart_neither_resets_counts_nor_sends_everything_at_once() {
         .until("each was tried twice", |w| w.script.count("crm") == 80)
         .await;
     world.settled().await;
+    world.kept().await;
     world.script.forget();
 
     let world = world.restart(dir.path(), false).await;

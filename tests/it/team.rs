@@ -1,0 +1,327 @@
+//! A team's namespace in a real cluster: its producer, its manifests, its receivers.
+//!
+//! What a team does is done as a team does it: kubectl for manifests, a ServiceAccount token and HTTP for events.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tidings_cluster::{
+    Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, OPEN_LOOPBACK_LABEL, Tidings,
+};
+
+use super::receiver::{Receiver, Seen, TRUSTED};
+
+/// How long what must come may take on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The types that a team's producer may publish.
+pub const TYPES: [&str; 2] = ["lead.qualified", "lead.lost"];
+
+/// Controller and dispatcher in the shared cluster, for tests that break neither.
+pub struct Shared {
+    pub cluster: &'static Cluster,
+    pub controller: Controller,
+    pub dispatcher: Dispatcher,
+}
+
+impl Shared {
+    /// The one of this test run.
+    pub fn get() -> &'static Shared {
+        static SHARED: OnceLock<Shared> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let cluster = Cluster::shared().unwrap();
+            let tidings = Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+            Shared {
+                cluster,
+                controller: tidings.start_controller(&ControllerOptions::default()).unwrap(),
+                dispatcher: tidings.start_dispatcher(&DispatcherOptions::default()).unwrap(),
+            }
+        })
+    }
+}
+
+/// A namespace with a producer `agent` and the receivers' CA in the ConfigMap `receiver-ca`.
+pub struct Team<'a> {
+    pub cluster: &'a Cluster,
+    pub namespace: String,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl<'a> Team<'a> {
+    /// One that may send to loopback.
+    pub fn open(cluster: &'a Cluster, namespace: &str) -> Team<'a> {
+        Team::with_labels(cluster, namespace, &[OPEN_LOOPBACK_LABEL])
+    }
+
+    /// One with these labels.
+    pub fn with_labels(cluster: &'a Cluster, namespace: &str, labels: &[(&str, &str)]) -> Team<'a> {
+        cluster.create_namespace(namespace, labels).unwrap();
+        cluster.create_producer(namespace, "agent", &TYPES).unwrap();
+        let team = Team {
+            cluster,
+            namespace: namespace.to_owned(),
+            token: cluster.token(namespace, "agent", Some("tidings")).unwrap(),
+            http: reqwest::Client::new(),
+        };
+        team.apply(
+            &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "receiver-ca"},
+            "data": {"ca.crt": TRUSTED.ca_pem}}),
+        );
+        team
+    }
+
+    /// `kubectl apply` of one manifest, in this namespace.
+    pub fn apply(&self, manifest: &Value) {
+        let mut manifest = manifest.clone();
+        manifest["metadata"]["namespace"] = json!(self.namespace);
+        self.cluster.apply(&manifest.to_string()).unwrap();
+    }
+
+    /// Applies an endpoint that trusts the receivers' CA; `more` goes over its spec.
+    pub fn endpoint(&self, name: &str, url: &str, more: Value) {
+        let mut spec =
+            json!({"url": url, "tls": {"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}}});
+        merge(&mut spec, more);
+        self.apply(&json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
+            "metadata": {"name": name}, "spec": spec}));
+    }
+
+    /// Applies a subscription of all the team's types.
+    pub fn subscription(&self, name: &str, endpoint: &str) {
+        self.apply(
+            &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+            "metadata": {"name": name}, "spec": {"endpointRef": {"name": endpoint}, "eventTypes": ["lead.*"]}}),
+        );
+    }
+
+    /// Applies an endpoint and a subscription of its name, and waits until both are Ready.
+    pub fn deliver_to(&self, name: &str, url: &str, more: Value) {
+        self.endpoint(name, url, more);
+        self.subscription(name, name);
+        self.ready(&format!("whe/{name}"));
+        self.ready(&format!("evsub/{name}"));
+    }
+
+    /// `kubectl wait --for=condition=Ready`.
+    pub fn ready(&self, object: &str) {
+        let waited = self
+            .cluster
+            .wait_for(&self.namespace, object, "condition=Ready", PATIENCE);
+        waited.unwrap_or_else(|error| {
+            let shown = self
+                .cluster
+                .kubectl_ok(&["get", object, "-n", &self.namespace, "-o", "yaml"]);
+            panic!("{error:#}\n{}", shown.unwrap_or_default())
+        });
+    }
+
+    /// An object of ours as JSON.
+    pub fn get(&self, kind: &str, name: &str) -> Value {
+        let found = self.cluster.get(&self.namespace, kind, name).unwrap();
+        found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
+    }
+
+    /// Status and reason of a condition.
+    pub fn condition(&self, kind: &str, name: &str, condition: &str) -> Option<(String, String)> {
+        let object = self.get(kind, name);
+        let conditions = object["status"]["conditions"].as_array()?.clone();
+        let found = conditions.into_iter().find(|c| c["type"] == condition)?;
+        Some((
+            found["status"].as_str()?.to_owned(),
+            found["reason"].as_str()?.to_owned(),
+        ))
+    }
+
+    /// Waits until an object's JSON is as it must be.
+    pub fn until(&self, what: &str, kind: &str, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let object = self.get(kind, name);
+            if holds(&object) {
+                return object;
+            }
+            assert!(Instant::now() < deadline, "{kind}/{name} was never {what}: {object:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for a condition's reason.
+    pub fn until_reason(&self, kind: &str, name: &str, condition: &str, reason: &str) {
+        self.until(reason, kind, name, |object| {
+            let conditions = object["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(|c| c["type"] == condition && c["reason"] == reason))
+        });
+    }
+
+    /// Posts one event with this id: a structured CloudEvent, with the producer's token.
+    pub async fn post(&self, dispatcher: &Dispatcher, id: &str, event_type: &str) -> Answer {
+        self.try_post(dispatcher, id, event_type)
+            .await
+            .unwrap_or_else(|error| panic!("ingest gave no answer: {error}"))
+    }
+
+    /// The same, where the dispatcher may be gone.
+    pub async fn try_post(&self, dispatcher: &Dispatcher, id: &str, event_type: &str) -> reqwest::Result<Answer> {
+        let event = json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type,
+            "data": {"lead": id}});
+        let request = self
+            .http
+            .post(dispatcher.events_url(&self.namespace))
+            .bearer_auth(&self.token)
+            .header("content-type", "application/cloudevents+json")
+            .body(event.to_string());
+        let response = request.send().await?;
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|v| v.to_str().ok()?.parse().ok());
+        let body = response.text().await?;
+        Ok(Answer {
+            status,
+            retry_after,
+            body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
+        })
+    }
+
+    /// Posts an event that must make a message.
+    pub async fn send(&self, dispatcher: &Dispatcher, id: &str) {
+        let answer = self.post(dispatcher, id, TYPES[0]).await;
+        assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(1)), "{answer:?}");
+    }
+
+    /// The producer's token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+/// What ingest said.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Seconds.
+    pub retry_after: Option<u64>,
+    pub body: Value,
+}
+
+/// RFC 7396, enough of it for specs.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// An arrived webhook.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    pub at: Instant,
+    /// `webhook-id`.
+    pub message: String,
+    /// `data.lead` of the body: the id of the event that [`Team::post`] sent.
+    pub event: String,
+    /// What was answered.
+    pub status: u16,
+}
+
+/// A receiver that answers each request with a status, chosen by the event's id and how often it came before.
+pub struct Webhooks {
+    receiver: Receiver,
+    arrived: Arc<Mutex<Vec<Arrived>>>,
+}
+
+impl Webhooks {
+    /// One that is well.
+    pub async fn start() -> Webhooks {
+        Webhooks::answering(|_, _| 200).await
+    }
+
+    /// One that answers as told: the event's id, and how many requests for it came before.
+    pub async fn answering(answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
+        Webhooks::answering_at(0, answer).await
+    }
+
+    /// The same, at a port of 127.0.0.1.
+    pub async fn answering_at(port: u16, answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
+        let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
+        let (log, answer) = (arrived.clone(), Arc::new(answer));
+        let receiver = Receiver::with(
+            &TRUSTED,
+            (Ipv4Addr::LOCALHOST, port).into(),
+            move |mut connection, _| {
+                let (log, answer) = (log.clone(), answer.clone());
+                async move {
+                    while let Some(request) = connection.request().await {
+                        let status = note(&log, &request, &*answer);
+                        if !connection
+                            .write(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n"))
+                            .await
+                        {
+                            return;
+                        }
+                    }
+                }
+            },
+        )
+        .await;
+        Webhooks { receiver, arrived }
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}/hooks", self.port())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.receiver.address.port()
+    }
+
+    /// Everything so far, in order of arrival.
+    pub fn arrived(&self) -> Vec<Arrived> {
+        self.arrived.lock().unwrap().clone()
+    }
+
+    /// How often an event came.
+    pub fn times(&self, event: &str) -> usize {
+        self.arrived.lock().unwrap().iter().filter(|a| a.event == event).count()
+    }
+
+    /// Waits until what arrived is as it must be.
+    pub async fn until(&self, what: &str, holds: impl Fn(&[Arrived]) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(&self.arrived.lock().unwrap()) {
+            if Instant::now() >= deadline {
+                let arrived = self.arrived();
+                panic!(
+                    "it never came to {what}; {} arrived, the last: {:?}",
+                    arrived.len(),
+                    arrived.last()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn note(log: &Mutex<Vec<Arrived>>, request: &Seen, answer: &dyn Fn(&str, usize) -> u16) -> u16 {
+    let body: Value = serde_json::from_slice(&request.body).unwrap();
+    let event = body["data"]["lead"].as_str().unwrap().to_owned();
+    let mut log = log.lock().unwrap();
+    let earlier = log.iter().filter(|arrived| arrived.event == event).count();
+    let status = answer(&event, earlier);
+    log.push(Arrived {
+        at: Instant::now(),
+        message: request.headers["webhook-id"].to_str().unwrap().to_owned(),
+        event,
+        status,
+    });
+    status
+}
