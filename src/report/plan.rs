@@ -19,6 +19,9 @@ pub const BURST: u32 = 20;
 pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The least time between two transitions of one object: a flapping one is coalesced, a real one still shows in a second.
 pub const TRANSITION_GAP: Duration = Duration::from_millis(500);
+/// The least time between two writes of an object whose status names a next attempt that is over: whoever looks at it
+/// would be misled. Such writes are routine ones for the budget.
+pub const OVERTAKEN_GAP: Duration = Duration::from_secs(2);
 /// How long the first routine write of an object waits for more to tell.
 const COALESCE: Duration = Duration::from_secs(1);
 
@@ -36,6 +39,8 @@ pub struct Dirty {
     pub since: Instant,
     /// Since when a transition waits to be shown.
     pub urgent: Option<Instant>,
+    /// The next attempt that is shown is over, and another one is known.
+    pub overtaken: bool,
     pub last_write: Option<Instant>,
     /// Not before: a write failed.
     pub not_before: Option<Instant>,
@@ -117,6 +122,7 @@ impl Dirty {
             (Some(urgent), None) => urgent,
             (Some(urgent), Some(last)) => urgent.max(last + TRANSITION_GAP),
             (None, None) => self.since + COALESCE,
+            (None, Some(last)) if self.overtaken => self.since.max(last + OVERTAKEN_GAP),
             (None, Some(last)) => self.since.max(last + interval),
         };
         self.not_before.map_or(at, |not_before| at.max(not_before))
@@ -143,6 +149,7 @@ mod tests {
         Dirty {
             since: now,
             urgent: Some(now),
+            overtaken: false,
             last_write: None,
             not_before: None,
         }
@@ -240,6 +247,7 @@ mod tests {
         let routine = |last_write| Dirty {
             since: now - COALESCE,
             urgent: None,
+            overtaken: false,
             last_write,
             not_before: None,
         };
@@ -253,11 +261,36 @@ mod tests {
     }
 
     #[test]
+    fn a_next_attempt_that_is_over_is_corrected_within_seconds_out_of_the_routine_budget() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let written = |id, ago, overtaken| {
+            let dirty = Dirty {
+                since: now - Duration::from_secs(1),
+                urgent: None,
+                overtaken,
+                last_write: Some(now - ago),
+                not_before: None,
+            };
+            (id, dirty)
+        };
+        let dirty = BTreeMap::from([
+            written(id(1), OVERTAKEN_GAP, true),
+            written(id(2), OVERTAKEN_GAP / 2, true),
+            written(id(3), OVERTAKEN_GAP, false),
+        ]);
+        assert_eq!(plan(&dirty, now, &mut Allowance::new(now)).writes, [id(1)]);
+        let many: BTreeMap<Id, Dirty> = (0..100).map(|n| written(id(n), OVERTAKEN_GAP, true)).collect();
+        let planned = plan(&many, now, &mut Allowance::new(now));
+        assert_eq!(planned.writes.len(), (BURST / 2) as usize);
+    }
+
+    #[test]
     fn many_dirty_objects_stretch_the_interval() {
         let now = Instant::now() + Duration::from_secs(600);
         let written = |ago| Dirty {
             since: now,
             urgent: None,
+            overtaken: false,
             last_write: Some(now - Duration::from_secs(ago)),
             not_before: None,
         };

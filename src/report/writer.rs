@@ -65,10 +65,28 @@ enum Object {
 /// What to write for one object.
 struct Wanted {
     object: Object,
+    change: Change,
+}
+
+/// A status that differs from what is shown.
+struct Change {
     own: Value,
     /// It is to be shown at once.
     is_transition: bool,
+    /// What is shown names a next attempt that is over.
+    is_overtaken: bool,
     happening: Option<Happening>,
+}
+
+impl Change {
+    fn routine(own: Value) -> Change {
+        Change {
+            own,
+            is_transition: false,
+            is_overtaken: false,
+            happening: None,
+        }
+    }
 }
 
 /// What a write came to.
@@ -134,10 +152,12 @@ impl Writer {
         let dirty = self.dirty.entry(id).or_insert(Dirty {
             since: now,
             urgent: None,
+            overtaken: false,
             last_write: self.last_write.get(&id).copied(),
             not_before: None,
         });
-        if urgent || wanted.is_transition {
+        dirty.overtaken = wanted.change.is_overtaken;
+        if urgent || wanted.change.is_transition {
             dirty.urgent.get_or_insert(now);
         }
     }
@@ -154,20 +174,12 @@ impl Writer {
             (View::Subscription(view), Object::Subscription(subscription)) => Some((
                 view::subscription(view),
                 own_part(&subscription.status, &view::OWN_FIELDS, |_| false),
-                false,
-                None,
             ))
-            .filter(|(own, current, ..)| !is_unchanged(current, own))
-            .map(|(own, _, is_transition, happening)| (own, is_transition, happening)),
+            .filter(|(own, current)| !is_unchanged(current, own))
+            .map(|(own, _)| Change::routine(own)),
             _ => None,
         };
-        let (own, is_transition, happening) = wanted?;
-        Some(Wanted {
-            object,
-            own,
-            is_transition,
-            happening,
-        })
+        wanted.map(|change| Wanted { object, change })
     }
 
     /// The newest form known: the watched one, or what our last write gave back.
@@ -204,8 +216,8 @@ impl Writer {
         for id in planned.writes {
             let Some(dirty) = self.dirty.remove(&id) else { continue };
             let Some(mut wanted) = self.wanted(id) else { continue };
-            if wanted.happening.is_some() && !self.allowance.take(now) {
-                wanted.happening = None;
+            if wanted.change.happening.is_some() && !self.allowance.take(now) {
+                wanted.change.happening = None;
                 self.tools.metrics.dropped_events.inc();
             }
             self.last_write.insert(id, now);
@@ -240,6 +252,7 @@ impl Writer {
                 let dirty = self.dirty.entry(done.id).or_insert(Dirty {
                     since: now,
                     urgent: None,
+                    overtaken: false,
                     last_write: None,
                     not_before: None,
                 });
@@ -252,9 +265,7 @@ impl Writer {
     }
 }
 
-type WantedEndpoint = (Value, bool, Option<Happening>);
-
-fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMillis) -> Option<WantedEndpoint> {
+fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMillis) -> Option<Change> {
     let status = endpoint.status.as_ref();
     let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let generation = endpoint.metadata.generation.unwrap_or(0);
@@ -274,7 +285,14 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
     let is_transition = before != Some(view.delivering.reason())
         || shown_key != view.signing.as_ref().map(|(id, _)| id.as_str())
         || shown_enable != view.handled_enable_request.as_deref();
-    Some((own, is_transition, view::happening(before, view)))
+    let shown_retry = delivery.and_then(|d| d.retry.as_ref());
+    let shown_next = shown_retry.map(|retry| retry.next_attempt_time.0.as_millisecond());
+    Some(Change {
+        own,
+        is_transition,
+        is_overtaken: shown_next.is_some_and(|next| next <= now.0),
+        happening: view::happening(before, view),
+    })
 }
 
 impl Object {
@@ -295,15 +313,15 @@ impl Object {
 async fn write(tools: Arc<Tools>, id: Id, urgent: Option<Instant>, wanted: Wanted) -> Done {
     let object = match &wanted.object {
         Object::Endpoint(endpoint) => {
-            let written = put(&tools, endpoint.as_ref(), &wanted.own)
+            let written = put(&tools, endpoint.as_ref(), &wanted.change.own)
                 .await
                 .map(|o| Object::Endpoint(Arc::new(o)));
-            if let (Some(_), Some(happening)) = (&written, &wanted.happening) {
+            if let (Some(_), Some(happening)) = (&written, &wanted.change.happening) {
                 tell(&tools, endpoint, happening).await;
             }
             written
         }
-        Object::Subscription(subscription) => put(&tools, subscription.as_ref(), &wanted.own)
+        Object::Subscription(subscription) => put(&tools, subscription.as_ref(), &wanted.change.own)
             .await
             .map(|o| Object::Subscription(Arc::new(o))),
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::metrics::Reason;
-use super::state::{Job, Outcome, State};
+use super::state::{Job, State, unmade};
 use super::view::delivering;
 use crate::delivery::AttemptResult;
 use crate::dispatcher::registry::{EndpointEntry, SubscriptionEntry};
@@ -43,8 +43,8 @@ impl State {
             End::Answered(result) => self.answered(job, &result, saturated, now, random),
             End::Unrenderable => {
                 let reason = DeadReason::Unrenderable;
-                let mut outcome = Outcome::unmade(job.pending, Verdict::Dead { reason });
-                outcome.settlement.record = Some(AttemptRecord {
+                let mut outcome = unmade(job.pending, Verdict::Dead { reason });
+                outcome.record = Some(AttemptRecord {
                     at: now,
                     took: Duration::ZERO,
                     status: None,
@@ -58,7 +58,7 @@ impl State {
                     due: now.plus(UNREAD_WAIT),
                     attempts: job.pending.attempts,
                 };
-                self.outbox.push(Outcome::unmade(job.pending, verdict));
+                self.outbox.push(unmade(job.pending, verdict));
             }
         }
         self.evaluate(id, now);
@@ -86,8 +86,12 @@ impl State {
             Some(reason) => {
                 endpoint.health_dirty = true;
                 self.metrics.failed.get_or_create(&Reason { reason }).inc();
-                if endpoint.overridden && matches!(decision.verdict, Verdict::Wait { .. }) {
-                    endpoint.retried.insert(job.pending.message);
+                if let Verdict::Wait { due, attempts } = decision.verdict {
+                    // Before it is recorded: who looks at the failure wants to see when it is tried again.
+                    endpoint.note_retry(due, job.pending.message, attempts);
+                    if endpoint.overridden {
+                        endpoint.retried.insert(job.pending.message);
+                    }
                 }
             }
         }
@@ -99,17 +103,13 @@ impl State {
             Some(Transition::BreakerClosed) => endpoint.override_due_times(),
             Some(Transition::Disabled) | None => {}
         }
-        let failed = decision.failure.is_some();
-        self.outbox.push(Outcome {
-            settlement: Settlement {
-                message: job.pending.message,
-                endpoint: job.pending.endpoint,
-                subscription: job.pending.subscription,
-                attempts: job.pending.attempts,
-                record: decision.record,
-                verdict: decision.verdict,
-            },
-            failed,
+        self.outbox.push(Settlement {
+            message: job.pending.message,
+            endpoint: job.pending.endpoint,
+            subscription: job.pending.subscription,
+            attempts: job.pending.attempts,
+            record: decision.record,
+            verdict: decision.verdict,
         });
         self.note_change(job.pending.endpoint);
     }
@@ -125,7 +125,7 @@ impl State {
     }
 
     /// The store has recorded outcomes.
-    pub fn recorded(&mut self, outcomes: &[Outcome], answers: &[Settled], now: UnixMillis) {
+    pub fn recorded(&mut self, outcomes: &[Settlement], answers: &[Settled], now: UnixMillis) {
         let mut touched: Vec<EndpointId> = Vec::with_capacity(4);
         for (outcome, answer) in outcomes.iter().zip(answers) {
             let Settlement {
@@ -134,7 +134,7 @@ impl State {
                 subscription,
                 ref verdict,
                 ..
-            } = outcome.settlement;
+            } = *outcome;
             if touched.last() != Some(&id) {
                 touched.push(id);
             }
@@ -145,6 +145,9 @@ impl State {
             endpoint.release(message);
             if *answer == Settled::Stale {
                 // Buried or settled meanwhile: whoever did it has counted it.
+                if let Verdict::Wait { due, .. } = *verdict {
+                    endpoint.forget_retry(due, message);
+                }
                 tracing::debug!(%message, "an outcome came too late for its message");
                 continue;
             }
@@ -153,15 +156,12 @@ impl State {
             };
             known.view_dirty = true;
             match *verdict {
-                Verdict::Wait { due, attempts } => {
+                Verdict::Wait { due, .. } => {
                     if paging {
                         // The page may show it as it was.
                         endpoint.left.insert(message);
                     }
                     known.note_due(due, paging);
-                    if outcome.failed {
-                        endpoint.note_retry(due, message, attempts);
-                    }
                     continue;
                 }
                 Verdict::Dead { reason } => {

@@ -5,7 +5,7 @@
 //! while an earlier page was read has an earlier due time than that page's last.
 
 use super::endpoint::{Access, Held};
-use super::state::{Outcome, State};
+use super::state::{State, unmade};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{DeadReason, Fence, Pending, Queue, QueueError, Verdict, Window};
 use crate::schedule::decide::{accepted_at, expired};
@@ -120,7 +120,7 @@ impl State {
             if expired(row.message, now) {
                 endpoint.held.insert(row.message);
                 let reason = DeadReason::Expired;
-                outcomes.push(Outcome::unmade(row, Verdict::Dead { reason }));
+                outcomes.push(unmade(row, Verdict::Dead { reason }));
             } else if sends && room > 0 && (due || overridden) {
                 room -= 1;
                 endpoint.held.insert(row.message);

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Core;
-use super::state::Outcome;
-use crate::queue::QueueError;
+use crate::queue::{QueueError, Settlement};
 
 /// Outcomes of one call: about what commits together.
 const BATCH: usize = 1_024;
@@ -20,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Records outcomes as they come. One call at a time: while it commits, the next batch gathers by itself.
 pub(super) async fn settle(core: Arc<Core>) {
     loop {
-        let batch: Vec<Outcome> = {
+        let batch: Vec<Settlement> = {
             let mut state = core.lock();
             let take = state.outbox.len().min(BATCH);
             state.settling = take;
@@ -32,8 +31,7 @@ pub(super) async fn settle(core: Arc<Core>) {
             core.settler.notified().await;
             continue;
         }
-        let settlements: Vec<_> = batch.iter().map(|outcome| outcome.settlement.clone()).collect();
-        match core.queue.settle(core.fence, settlements).await {
+        match core.queue.settle(core.fence, batch.clone()).await {
             Ok(answers) => {
                 let now = core.clock.now();
                 core.step(|state| {

@@ -68,14 +68,6 @@ pub(super) struct Job {
     pub reserved: usize,
 }
 
-/// An outcome on its way to the store.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    pub settlement: Settlement,
-    /// An attempt failed: its due time is shown.
-    pub failed: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct State {
     pub registry: Arc<Registry>,
@@ -94,7 +86,7 @@ pub(super) struct State {
     pub timer_set: Option<UnixMillis>,
     /// Which endpoints hold messages of a subscription: one, and after a recreation for another endpoint more.
     pub homes: HashMap<SubscriptionId, Vec<EndpointId>>,
-    pub outbox: Vec<Outcome>,
+    pub outbox: Vec<Settlement>,
     /// Handed to the store, not answered.
     pub settling: usize,
     pub to_page: VecDeque<EndpointId>,
@@ -326,7 +318,7 @@ impl State {
                     due: pending.due,
                     attempts: pending.attempts,
                 };
-                self.outbox.push(Outcome::unmade(pending, verdict));
+                self.outbox.push(unmade(pending, verdict));
             } else {
                 endpoint.release(pending.message);
                 // Whatever page is being read was asked for before, and no longer says that it is held here.
@@ -431,7 +423,7 @@ impl State {
         }
         if expired(pending.message, now) {
             let reason = DeadReason::Expired;
-            self.outbox.push(Outcome::unmade(pending, Verdict::Dead { reason }));
+            self.outbox.push(unmade(pending, Verdict::Dead { reason }));
             return None;
         }
         let Some(format) = endpoint
@@ -445,7 +437,7 @@ impl State {
                 due: pending.due,
                 attempts: pending.attempts,
             };
-            self.outbox.push(Outcome::unmade(pending, verdict));
+            self.outbox.push(unmade(pending, verdict));
             return None;
         };
         self.metrics.start_lag.observe(now.since(pending.due).as_secs_f64());
@@ -527,20 +519,15 @@ impl State {
     }
 }
 
-impl Outcome {
-    /// What became of a message without an attempt.
-    pub fn unmade(pending: Pending, verdict: Verdict) -> Outcome {
-        Outcome {
-            settlement: Settlement {
-                message: pending.message,
-                endpoint: pending.endpoint,
-                subscription: pending.subscription,
-                attempts: pending.attempts,
-                record: None,
-                verdict,
-            },
-            failed: false,
-        }
+/// What became of a message without an attempt.
+pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
+    Settlement {
+        message: pending.message,
+        endpoint: pending.endpoint,
+        subscription: pending.subscription,
+        attempts: pending.attempts,
+        record: None,
+        verdict,
     }
 }
 

@@ -49,6 +49,11 @@ async fn one_message_answered_500_five_times_is_a_dead_letter() {
         world
             .until("the attempt was made", |w| w.script.count("crm") == made)
             .await;
+        let first = world.until_delivering(id, Delivering::Backoff).await;
+        assert!(
+            first.retry.is_some(),
+            "the transition itself says when it is tried again"
+        );
         world.settled().await;
         let view = world
             .until_view(id, "a retry", |view| {
