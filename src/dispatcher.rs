@@ -39,6 +39,8 @@ use watch::WatchConfig;
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
 const CHANGES: usize = 1024;
+/// How long the last status writes may take after the shutdown began: the next process writes what is missing.
+const LAST_REPORT: Duration = Duration::from_secs(2);
 /// How often readiness looks whether everything is loaded.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often the store is asked how it stands.
@@ -168,7 +170,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         tracing::warn!("some outcomes were not recorded: those messages are sent again after the restart");
     }
     reporting.cancel();
-    report.join().await;
+    if tokio::time::timeout(LAST_REPORT, report.join()).await.is_err() {
+        tracing::warn!("the last status writes did not end in time");
+    }
     watching.cancel();
     watches.join().await;
     queue.close().await;

@@ -6,6 +6,7 @@ mod it {
     mod ground;
     mod guard;
     mod inspect;
+    mod isolation;
     mod manifests;
     mod misbehaving;
     mod receiver;

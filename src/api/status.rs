@@ -215,7 +215,7 @@ pub struct SubscriptionStatus {
     /// The generation of the spec that the controller looked at last; -1 before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (valid and loaded), Reconciling and Stalled.
+    /// Ready (valid and loaded) and Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -258,7 +258,7 @@ pub struct EventTypeStatus {
     /// The generation of the spec that the controller looked at last; -1 before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (compiled and loaded), Reconciling and Stalled.
+    /// Ready (compiled and loaded) and Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -13,7 +13,8 @@ use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
 use crate::telemetry::Health;
 
-/// How long attempts may go on after SIGTERM: with the last outcomes and the store's closing within a pod's usual 30 s.
+/// How long attempts may go on after SIGTERM: with what ingest has in hand (5 s), the last outcomes (5 s) and the last
+/// status (2 s) within a pod's usual 30 s.
 const DRAIN_SECONDS: u64 = 15;
 
 #[derive(Debug, clap::Args)]

@@ -47,10 +47,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers everything under `delivery_...`.
+    /// Registers everything under `tidings_delivery_...`.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
-        let registry = registry.sub_registry_with_prefix("delivery");
+        let registry = registry.sub_registry_with_prefix("tidings_delivery");
         registry.register("attempts", "Requests to receivers by outcome", metrics.attempts.clone());
         let help = "Seconds from the start of an attempt to the complete head of its answer, or its failure";
         registry.register("attempt_duration_seconds", help, metrics.duration.clone());

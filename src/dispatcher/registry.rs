@@ -37,6 +37,7 @@ pub enum EndpointState {
         reason: &'static str,
         message: String,
         generation: i64,
+        suspend: bool,
     },
     /// Subscriptions name it, but it does not exist (yet): messages wait.
     Missing,

@@ -27,8 +27,9 @@ const HEAD: usize = 64 * 1024;
 const FIELDS: usize = 128;
 /// How long a request's head may take, and how long a connection may idle before it.
 const IDLE: Duration = Duration::from_secs(120);
-/// How long requests in flight have to end after the shutdown began.
-const GRACE: Duration = Duration::from_secs(20);
+/// How long requests in flight have to end after the shutdown began: an accept takes milliseconds, and a producer that is
+/// cut off sends again. Part of the 30 s that a pod has.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown`, then finishes the requests in flight.
 pub async fn serve(listener: TcpListener, ingest: Arc<Ingest>, shutdown: CancellationToken) {

@@ -1,12 +1,9 @@
 //! What is sent verifies with the published Standard Webhooks libraries, in receivers of their own languages that speak
 //! HTTPS. Each also refuses what another key signed, so that a receiver that accepts anything would fail the test.
 //!
-//! The libraries come from `TIDINGS_TEST_PYTHON` (a Python that has the package) and `TIDINGS_TEST_NODE_MODULES`; where
-//! these are unset, from pip and npm, once, into `${TIDINGS_CACHE_DIR:-~/.cache/tidings}`.
+//! The libraries of Python and JavaScript are installed once, outside the clone (`tidings_cluster::Verifiers`).
 
-use std::ffi::OsString;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +11,12 @@ use std::time::Duration;
 use tidings::api::resolve::Host;
 use tidings::delivery::Sender;
 use tidings::signing::SigningKeys;
+use tidings_cluster::Verifiers;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::receiver::{NEXT_SECRET, Receiver, SECRET, TRUSTED, endpoint, request, sender, status};
 
-const PYTHON_PACKAGE: &str = "standardwebhooks==1.1.0";
-const NODE_PACKAGE: &str = "standardwebhooks@1.1.1";
 const STARTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Bodies in which whitespace, escapes, order or encoding would show if anything re-rendered them.
@@ -78,9 +74,8 @@ async fn the_rust_library_verifies() {
 
 #[tokio::test]
 async fn the_python_library_verifies() {
-    let (python, path) = python().await;
-    let mut command = Command::new(python);
-    command.env("PYTHONPATH", path).arg("-c").arg(PYTHON_RECEIVER);
+    let mut command = Command::new(verifiers().await.python);
+    command.arg("-c").arg(PYTHON_RECEIVER);
     let receiver = Foreign::start(command).await;
     verified_by(receiver.port).await;
 }
@@ -89,7 +84,7 @@ async fn the_python_library_verifies() {
 async fn the_javascript_library_verifies() {
     let mut command = Command::new("node");
     command
-        .env("NODE_PATH", node_modules().await)
+        .env("NODE_PATH", verifiers().await.node_dir.join("node_modules"))
         .arg("-e")
         .arg(NODE_RECEIVER);
     let receiver = Foreign::start(command).await;
@@ -129,69 +124,10 @@ impl Foreign {
     }
 }
 
-/// A Python and the path on which it finds the package (empty: its own).
-async fn python() -> (OsString, PathBuf) {
-    if let Some(python) = std::env::var_os("TIDINGS_TEST_PYTHON") {
-        return (python, PathBuf::new());
-    }
-    let path = installed(PYTHON_PACKAGE, |into| {
-        let mut command = Command::new("python3");
-        command.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--target",
-        ]);
-        command.arg(into).arg(PYTHON_PACKAGE);
-        command
-    });
-    ("python3".into(), path.await)
-}
-
-async fn node_modules() -> PathBuf {
-    if let Some(path) = std::env::var_os("TIDINGS_TEST_NODE_MODULES") {
-        return path.into();
-    }
-    let prefix = installed(NODE_PACKAGE, |into| {
-        let mut command = Command::new("npm");
-        command
-            .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
-            .arg(into)
-            .arg(NODE_PACKAGE);
-        command
-    });
-    prefix.await.join("node_modules")
-}
-
-/// The folder with a package, filled by `install` when it is not there; never half of it, also when two runs race.
-async fn installed(package: &str, install: impl FnOnce(&Path) -> Command) -> PathBuf {
-    let cache = match (std::env::var_os("TIDINGS_CACHE_DIR"), std::env::var_os("HOME")) {
-        (Some(cache), _) => PathBuf::from(cache),
-        (None, Some(home)) => Path::new(&home).join(".cache/tidings"),
-        (None, None) => panic!("set TIDINGS_CACHE_DIR or HOME: {package} is installed under it"),
-    };
-    let kind = if package.contains("==") { "python" } else { "node" };
-    let place = cache.join(kind).join(package);
-    if place.exists() {
-        return place;
-    }
-    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
-    let fresh = tempfile::tempdir_in(place.parent().unwrap()).unwrap();
-    let mut command = install(fresh.path());
-    let what = command.as_std().get_program().to_string_lossy().into_owned();
-    let output = command.output().await.unwrap_or_else(|error| {
-        panic!("{package} is needed to verify signatures, and {what} cannot be started to install it: {error}")
-    });
-    let why = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{what} failed to install {package}: {why}");
-    let fresh = fresh.keep();
-    if std::fs::rename(&fresh, &place).is_err() {
-        assert!(place.exists(), "failed to move {package} to {}", place.display());
-        std::fs::remove_dir_all(fresh).unwrap();
-    }
-    place
+/// The libraries, installed once into the cache.
+async fn verifiers() -> Verifiers {
+    let installed = tokio::task::spawn_blocking(Verifiers::ensure).await;
+    installed.unwrap().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 const PYTHON_RECEIVER: &str = r#"

@@ -21,6 +21,7 @@ pub(super) fn delivering(endpoint: &Endpoint) -> Delivering {
     }
     match endpoint.entry.as_ref().map(|entry| &entry.state) {
         Some(EndpointState::Usable(resolved)) if resolved.suspend => return Delivering::Suspended,
+        Some(EndpointState::Unusable { suspend: true, .. }) => return Delivering::Suspended,
         Some(EndpointState::Unusable { reason, .. }) => {
             return match *reason {
                 "PolicyDenied" => Delivering::Blocked,

@@ -325,3 +325,24 @@ async fn a_deleted_endpoint_is_buried_after_five_minutes_unless_it_comes_back() 
     assert_eq!(world.script.count("back"), 5);
     assert_eq!(world.script.count("gone"), 0);
 }
+
+#[tokio::test]
+async fn a_suspended_endpoint_says_so_also_when_it_could_not_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    let key = ResourceKey {
+        namespace_uid: "uid".into(),
+        name: "crm".into(),
+    };
+    for (suspend, shown) in [(false, Delivering::SecretUnavailable), (true, Delivering::Suspended)] {
+        let state = EndpointState::Unusable {
+            reason: "SecretNotFound",
+            message: "the Secret is missing".into(),
+            generation: 2,
+            suspend,
+        };
+        world.put_endpoint(id, key.clone(), state).await;
+        world.until_delivering(id, shown).await;
+    }
+}

@@ -109,6 +109,7 @@ impl Endpoint {
                 reason: unresolved.reason,
                 message: unresolved.message.clone(),
                 generation: self.object.metadata.generation.unwrap_or(0),
+                suspend: self.object.spec.suspend,
             },
         }
     }
