@@ -2,6 +2,7 @@
 //! cluster where they can (`Cluster::shared`) and use namespaces of their own; those that break things start their own.
 
 mod it {
+    mod admin;
     mod dns;
     mod ground;
     mod guard;
@@ -9,6 +10,7 @@ mod it {
     mod isolation;
     mod manifests;
     mod misbehaving;
+    mod ready;
     mod receiver;
     mod signatures;
     mod team;

@@ -167,24 +167,35 @@ impl<'a> Team<'a> {
     pub async fn try_post(&self, dispatcher: &Dispatcher, id: &str, event_type: &str) -> reqwest::Result<Answer> {
         let event = json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type,
             "data": {"lead": id}});
+        self.posting(dispatcher, &event).await
+    }
+
+    /// Posts one structured CloudEvent, in a task of its own if need be.
+    pub fn posting(
+        &self,
+        dispatcher: &Dispatcher,
+        event: &Value,
+    ) -> impl Future<Output = reqwest::Result<Answer>> + Send + use<> {
         let request = self
             .http
             .post(dispatcher.events_url(&self.namespace))
             .bearer_auth(&self.token)
             .header("content-type", "application/cloudevents+json")
             .body(event.to_string());
-        let response = request.send().await?;
-        let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get("retry-after")
-            .and_then(|v| v.to_str().ok()?.parse().ok());
-        let body = response.text().await?;
-        Ok(Answer {
-            status,
-            retry_after,
-            body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
-        })
+        async move {
+            let response = request.send().await?;
+            let status = response.status().as_u16();
+            let retry_after = response
+                .headers()
+                .get("retry-after")
+                .and_then(|v| v.to_str().ok()?.parse().ok());
+            let body = response.text().await?;
+            Ok(Answer {
+                status,
+                retry_after,
+                body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
+            })
+        }
     }
 
     /// Posts an event that must make a message.
