@@ -62,7 +62,7 @@ pub struct Judgement {
 /// One request, as shown.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
-    /// RFC 3339, UTC.
+    /// RFC 3339, UTC, to the millisecond.
     pub time: String,
     pub method: String,
     /// Path and query.

@@ -86,7 +86,7 @@ impl Service {
             }
         };
         let mut record = Record {
-            time: jiff::Timestamp::now().to_string(),
+            time: format!("{:.3}", jiff::Timestamp::now()),
             method: head.method.to_string(),
             path: shown_path(head.uri.path_and_query().map_or("", |path| path.as_str())),
             id: id.map(shown_path),
