@@ -8,11 +8,16 @@ mod it {
     mod guard;
     mod inspect;
     mod isolation;
+    mod keys;
+    mod leader;
     mod manifests;
     mod misbehaving;
     mod ready;
     mod receiver;
+    mod rotation;
     mod signatures;
+    mod signing_secret;
     mod team;
     mod way;
+    mod writes;
 }

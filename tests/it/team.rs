@@ -3,6 +3,7 @@
 //! What a team does is done as a team does it: kubectl for manifests, a ServiceAccount token and HTTP for events.
 
 use std::net::Ipv4Addr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,62 @@ impl<'a> Team<'a> {
         }
     }
 
+    /// Asks something of an endpoint anew: `reconcile`, `rotate`, `revoke-previous` or `enable`.
+    pub fn ask(&self, endpoint: &str, what: &str) {
+        let request = format!("tidings.dev/{what}-requested-at={:x}", rand::random::<u64>());
+        let args = [
+            "annotate",
+            "whe",
+            endpoint,
+            "-n",
+            &self.namespace,
+            "--overwrite",
+            &request,
+        ];
+        self.cluster.kubectl_ok(&args).unwrap();
+    }
+
+    /// `kubectl delete`, and waits until it is gone.
+    pub fn delete(&self, kind: &str, name: &str) {
+        let args = ["delete", kind, name, "-n", &self.namespace];
+        self.cluster.kubectl_ok(&args).unwrap();
+    }
+
+    /// Waits until somebody else has deleted an object.
+    pub fn until_gone(&self, kind: &str, name: &str) {
+        let object = format!("{kind}/{name}");
+        self.cluster
+            .wait_for(&self.namespace, &object, "delete", PATIENCE)
+            .unwrap();
+    }
+
+    /// The Kubernetes Events of a reason.
+    pub fn all_events(&self, reason: &str) -> Vec<Value> {
+        let args = ["get", "events.events.k8s.io", "-n", &self.namespace, "-o", "json"];
+        let list: Value = serde_json::from_str(&self.cluster.kubectl_ok(&args).unwrap()).unwrap();
+        let all = list["items"].as_array().unwrap().clone();
+        all.into_iter().filter(|event| event["reason"] == reason).collect()
+    }
+
+    /// Those that regard an object of this name.
+    pub fn events(&self, name: &str, reason: &str) -> Vec<Value> {
+        let mut events = self.all_events(reason);
+        events.retain(|event| event["regarding"]["name"] == name);
+        events
+    }
+
+    /// Waits for such an Event.
+    pub fn until_event(&self, name: &str, reason: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(event) = self.events(name, reason).pop() {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "there is no Event {reason} of {name}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits for a condition's reason.
     pub fn until_reason(&self, kind: &str, name: &str, condition: &str, reason: &str) {
         self.until(reason, kind, name, |object| {
@@ -176,25 +233,23 @@ impl<'a> Team<'a> {
         dispatcher: &Dispatcher,
         event: &Value,
     ) -> impl Future<Output = reqwest::Result<Answer>> + Send + use<> {
-        let request = self
-            .http
-            .post(dispatcher.events_url(&self.namespace))
-            .bearer_auth(&self.token)
-            .header("content-type", "application/cloudevents+json")
-            .body(event.to_string());
-        async move {
-            let response = request.send().await?;
-            let status = response.status().as_u16();
-            let retry_after = response
-                .headers()
-                .get("retry-after")
-                .and_then(|v| v.to_str().ok()?.parse().ok());
-            let body = response.text().await?;
-            Ok(Answer {
-                status,
-                retry_after,
-                body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
-            })
+        self.poster(dispatcher)(event)
+    }
+
+    /// The same for many events, without holding on to the team.
+    pub fn poster(&self, dispatcher: &Dispatcher) -> impl Fn(&Value) -> Post + Send + Sync + use<> {
+        let (http, url, token) = (
+            self.http.clone(),
+            dispatcher.events_url(&self.namespace),
+            self.token.clone(),
+        );
+        move |event| {
+            let request = http
+                .post(&url)
+                .bearer_auth(&token)
+                .header("content-type", "application/cloudevents+json")
+                .body(event.to_string());
+            Box::pin(async move { Answer::of(request.send().await?).await })
         }
     }
 
@@ -210,6 +265,9 @@ impl<'a> Team<'a> {
     }
 }
 
+/// A post under way.
+pub type Post = Pin<Box<dyn Future<Output = reqwest::Result<Answer>> + Send>>;
+
 /// What ingest said.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -217,6 +275,22 @@ pub struct Answer {
     /// Seconds.
     pub retry_after: Option<u64>,
     pub body: Value,
+}
+
+impl Answer {
+    async fn of(response: reqwest::Response) -> reqwest::Result<Answer> {
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|v| v.to_str().ok()?.parse().ok());
+        let body = response.text().await?;
+        Ok(Answer {
+            status,
+            retry_after,
+            body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
+        })
+    }
 }
 
 /// RFC 7396, enough of it for specs.

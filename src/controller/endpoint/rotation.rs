@@ -10,6 +10,9 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::secret::SigningSecret;
 
+/// What status cuts times to.
+const STATUS_PRECISION: Duration = Duration::from_secs(1);
+
 /// What the endpoint wants of its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
@@ -104,9 +107,10 @@ pub fn decide(situation: Situation<'_>) -> (State, Step) {
     }
     let state = match (secret.previous_expires, acknowledged) {
         (Some(until), _) => State::Overlap { until },
-        // A `since` of a clock ahead of ours must not stretch the overlap.
+        // Status cuts `since` to whole seconds: the key was loaded up to one later. A clock ahead of ours must not stretch
+        // the overlap.
         (None, Some((id, since))) if id == current_id => State::Overlap {
-            until: later(since.min(now), rotation.overlap),
+            until: later(later(since, STATUS_PRECISION).min(now), rotation.overlap),
         },
         (None, _) => State::Introduced,
     };
@@ -296,14 +300,18 @@ mod tests {
         let secret = both();
         let loaded = Situation {
             acknowledged: Some(("k2", at(12))),
-            ..situation(Some(&secret), 13)
+            ..situation(Some(&secret), 15)
         };
-        assert_eq!(decide(loaded).1, Step::Expire { at: at(72) });
+        assert_eq!(
+            decide(loaded).1,
+            Step::Expire { at: at(73) },
+            "it was loaded at 12.0 or at 12.9"
+        );
         let ahead = Situation {
             acknowledged: Some(("k2", at(9999))),
             ..loaded
         };
-        assert_eq!(decide(ahead).1, Step::Expire { at: at(73) }, "a clock ahead of ours");
+        assert_eq!(decide(ahead).1, Step::Expire { at: at(75) }, "a clock ahead of ours");
         let set = SigningSecret {
             previous_expires: Some(at(72)),
             ..both()
