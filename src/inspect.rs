@@ -47,7 +47,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// With it HTTPS, else plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Files of `whsec_` keys separated by white space; read again when they change, so that a rotation is seen.
+    /// Files of `whsec_` keys separated by white space, or folders of such files; read again when they change, so that a
+    /// rotation is seen.
     pub secret_files: Vec<PathBuf>,
     /// Keys given once, from the environment or the command line.
     pub secrets: Option<crate::signing::SigningKeys>,

@@ -24,8 +24,9 @@ pub(super) struct Args {
     /// The certificate's private key, PEM
     #[arg(long, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// A file of whsec_ keys separated by white space, read again when it changes; may be given several times
-    #[arg(long, value_name = "FILE")]
+    /// A file of whsec_ keys separated by white space, or a folder of such files (a mounted Secret), read again when it
+    /// changes; may be given several times
+    #[arg(long, value_name = "PATH")]
     secret_file: Vec<PathBuf>,
 }
 

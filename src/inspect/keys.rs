@@ -1,8 +1,11 @@
-//! The keys to verify with: given ones, and files that are read again when they change.
+//! The keys to verify with: given ones, and files (or folders of files, such as a mounted Secret) that are read again when
+//! they change.
 //!
-//! Invariant: a file that cannot be read or parsed keeps its last good keys, and no error shows what was in it.
+//! Invariant: a file that cannot be read or parsed keeps its last good keys, and no error shows what was in it. A key
+//! whose file has left its folder is no longer used.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -10,6 +13,8 @@ use crate::signing::{KeyError, SigningKey, SigningKeys};
 
 /// The largest key file: eight keys of 64 bytes are under 1 KiB.
 const MAX_FILE: u64 = 16 * 1024;
+/// Files of a folder that are read: each is looked at for every request.
+const MAX_FILES: usize = 256;
 
 /// Failed to read a file of keys.
 #[derive(Debug, thiserror::Error)]
@@ -37,52 +42,120 @@ struct File {
     keys: Vec<SigningKey>,
 }
 
+/// What was named on the command line: a file, or a folder and the files found in it so far, by name.
+#[derive(Debug)]
+struct Source {
+    named: File,
+    found: BTreeMap<PathBuf, File>,
+}
+
 /// All keys, in order: given ones first, then file by file.
 #[derive(Debug)]
 pub struct Keys {
     given: Vec<SigningKey>,
-    files: Mutex<Vec<File>>,
+    sources: Mutex<Vec<Source>>,
 }
 
 impl Keys {
-    /// Reads every file once; a missing one has no keys yet.
-    pub fn new(given: Option<SigningKeys>, files: Vec<PathBuf>) -> Result<Keys, SecretError> {
-        let mut read = Vec::with_capacity(files.len());
-        for path in files {
-            let mut file = File {
-                path,
-                stamp: None,
-                keys: Vec::new(),
-            };
-            file.refresh()?;
-            read.push(file);
+    /// Reads every file once; a missing one has no keys yet. Files in a folder whose names begin with a dot are not keys.
+    pub fn new(given: Option<SigningKeys>, paths: Vec<PathBuf>) -> Result<Keys, SecretError> {
+        let mut sources: Vec<Source> = paths.into_iter().map(Source::new).collect();
+        for source in &mut sources {
+            for read in source.refresh() {
+                read?;
+            }
         }
-        let given = given.map(|keys| keys.keys).unwrap_or_default();
         Ok(Keys {
-            given,
-            files: Mutex::new(read),
+            given: given.map(|keys| keys.keys).unwrap_or_default(),
+            sources: Mutex::new(sources),
         })
     }
 
     /// The keys as they are now. Looks at the files' metadata, and reads those that changed.
     pub fn current(&self) -> Vec<SigningKey> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keys = self.given.clone();
-        for file in files.iter_mut() {
-            match file.refresh() {
-                Ok(false) => {}
-                Ok(true) => tracing::info!(path = %file.path.display(), keys = file.keys.len(), "keys read again"),
-                Err(error) => tracing::warn!(%error, "the last good keys stay in use"),
+        for source in sources.iter_mut() {
+            for read in source.refresh() {
+                match read {
+                    Ok(path) => tracing::info!(path = %path.display(), "keys read again"),
+                    Err(error) => tracing::warn!(%error, "the last good keys stay in use"),
+                }
             }
-            keys.extend_from_slice(&file.keys);
+            keys.extend(source.files().flat_map(|file| file.keys.iter().cloned()));
         }
         keys
     }
 }
 
+impl Source {
+    fn new(path: PathBuf) -> Source {
+        Source {
+            named: File::new(path),
+            found: BTreeMap::new(),
+        }
+    }
+
+    fn files(&self) -> impl Iterator<Item = &File> {
+        std::iter::once(&self.named).chain(self.found.values())
+    }
+
+    /// Which files were read, and which could not be.
+    fn refresh(&mut self) -> Vec<Result<PathBuf, SecretError>> {
+        if !self.named.path.is_dir() {
+            return self.named.refresh().into_iter().collect();
+        }
+        match listed(&self.named.path) {
+            Ok(paths) => {
+                self.found.retain(|path, _| paths.contains(path));
+                for path in paths {
+                    self.found.entry(path.clone()).or_insert_with(|| File::new(path));
+                }
+                self.found.values_mut().filter_map(File::refresh).collect()
+            }
+            Err(source) => vec![Err(SecretError::Read {
+                path: self.named.path.clone(),
+                source,
+            })],
+        }
+    }
+}
+
+/// The files of a folder, by name. A mounted Secret's own machinery begins with a dot.
+fn listed(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if !hidden && entry.path().is_file() {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    paths.truncate(MAX_FILES);
+    Ok(paths)
+}
+
 impl File {
+    fn new(path: PathBuf) -> File {
+        File {
+            path,
+            stamp: None,
+            keys: Vec::new(),
+        }
+    }
+
+    /// Its path when it has changed and was read; none when there is nothing new.
+    fn refresh(&mut self) -> Option<Result<PathBuf, SecretError>> {
+        match self.read_if_changed() {
+            Ok(false) => None,
+            Ok(true) => Some(Ok(self.path.clone())),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// True when the keys were read.
-    fn refresh(&mut self) -> Result<bool, SecretError> {
+    fn read_if_changed(&mut self) -> Result<bool, SecretError> {
         let failed = |source| SecretError::Read {
             path: self.path.clone(),
             source,
@@ -148,5 +221,25 @@ mod tests {
         std::fs::write(folder.path().join("bad"), "whsec_short").unwrap();
         let error = Keys::new(None, vec![folder.path().join("bad")]).unwrap_err();
         assert!(!error.to_string().contains("whsec_short"));
+    }
+    #[test]
+    fn a_folder_is_as_good_as_its_files_are_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = folder.path().join("keys");
+        let keys = Keys::new(None, vec![mounted.clone()]).unwrap();
+        assert!(keys.current().is_empty(), "a folder that is yet to come");
+        std::fs::create_dir_all(mounted.join("..data")).unwrap();
+        let write = |name: &str, content: &str| std::fs::write(mounted.join(name), content).unwrap();
+        let texts = || keys.current().iter().map(SigningKey::to_text).collect::<Vec<_>>();
+        write("current", A);
+        write(".being-written", "nonsense");
+        assert_eq!(texts(), [A]);
+        write("current", B);
+        write("previous", A);
+        assert_eq!(texts(), [B, A], "a rotation");
+        std::fs::remove_file(mounted.join("previous")).unwrap();
+        assert_eq!(texts(), [B], "a key that has left is not used");
+        write("bad", "whsec_short");
+        assert!(Keys::new(None, vec![mounted.clone()]).is_err());
     }
 }
