@@ -19,6 +19,7 @@ const GO_SUM: &str = include_str!("../go.sum");
 /// What the pins pin; the servers must be told, or they call themselves v0.0.0.
 const KUBERNETES_VERSION: &str = "1.36.3";
 
+const BUILD_PREFIX: &str = ".build-";
 /// How often a long build says that it is still at work.
 const PROGRESS_EVERY: Duration = Duration::from_secs(20);
 
@@ -97,9 +98,15 @@ impl Binaries {
     }
 }
 
+/// Called under the lock, so a build directory that is there belongs to a process that was killed.
 fn build(target: &Path, programs: &[&Program]) -> Result<()> {
+    for entry in fs::read_dir(target).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(BUILD_PREFIX) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
     let dir = tempfile::Builder::new()
-        .prefix(".build-")
+        .prefix(BUILD_PREFIX)
         .tempdir_in(target)
         .context("failed to create a build directory")?;
     fs::write(dir.path().join("go.mod"), GO_MOD).context("failed to write go.mod")?;

@@ -48,12 +48,17 @@ static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
 impl Cluster {
     /// Starts a cluster of one's own in a temporary directory, and waits until it is ready.
     pub fn start() -> Result<Cluster> {
+        Cluster::start_in(Cluster::temporary_dir()?, Lifetime::WithParent)
+    }
+
+    /// A temporary directory for a cluster of one's own; those of clusters whose process was killed are removed.
+    pub fn temporary_dir() -> Result<PathBuf> {
         sweep();
         let dir = tempfile::Builder::new()
             .prefix(DIR_PREFIX)
             .tempdir()
             .context("failed to create the cluster's directory")?;
-        Cluster::start_in(dir.keep(), Lifetime::WithParent)
+        Ok(dir.keep())
     }
 
     /// The cluster that all tests of this process share, started by the first that asks. Use a namespace of your own.

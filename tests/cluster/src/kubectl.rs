@@ -187,7 +187,7 @@ impl Cluster {
 }
 
 /// Waits for a condition that a probe answers; the error names what was awaited.
-pub(crate) fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + within;
     loop {
         let last = holds();

@@ -16,6 +16,7 @@ mod cache;
 mod certificates;
 mod cluster;
 mod kubectl;
+pub mod pids;
 pub mod process;
 mod tidings;
 mod verifiers;
@@ -23,7 +24,7 @@ mod verifiers;
 pub use binaries::Binaries;
 pub use certificates::{ServerCertificate, ThrowawayCa};
 pub use cluster::{Cluster, Lifetime};
-pub use kubectl::repository_root;
+pub use kubectl::{eventually, repository_root};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, SYSTEM_NAMESPACE,
     Tidings,

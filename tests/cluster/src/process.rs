@@ -19,6 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::pids;
 
 /// How often a condition is looked at again while waiting for it.
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -26,7 +29,7 @@ const POLL_EVERY: Duration = Duration::from_millis(20);
 const LOG_TAIL: usize = 4_000;
 
 /// When a child ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lifetime {
     /// With this process, however it ends.
     WithParent,
@@ -50,6 +53,11 @@ static FORKER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(sender)
 });
 
+/// Spawns nothing any more, and nothing is being spawned when this returns: for who stops everything and then exits.
+pub fn spawn_no_more() {
+    std::mem::forget(FORKER.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+}
+
 /// Spawns `command` in a process group of its own.
 pub(crate) fn spawn(mut command: Command, lifetime: Lifetime) -> io::Result<Child> {
     match lifetime {
@@ -67,9 +75,8 @@ pub(crate) fn spawn(mut command: Command, lifetime: Lifetime) -> io::Result<Chil
         },
     }
     let (answer, child) = mpsc::channel();
-    FORKER
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    let forker = FORKER.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    forker
         .send((command, answer))
         .map_err(|_| io::Error::other("the forking thread has ended"))?;
     child
@@ -100,14 +107,14 @@ fn die_with_parent(command: &mut Command) {
 fn die_with_parent(_command: &mut Command) {}
 
 /// How to start a process, again and again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spec {
     /// For messages and the log's file name.
     pub name: String,
     pub program: PathBuf,
     pub args: Vec<OsString>,
     pub env: Vec<(String, OsString)>,
-    /// Standard output and error are appended here.
+    /// Standard output and error are appended here; its process id is in a file beside it.
     pub log: PathBuf,
     pub lifetime: Lifetime,
 }
@@ -153,6 +160,8 @@ impl Process {
                     .with_context(|| format!("failed to share the log of {name}"))?,
             )
             .stderr(log);
+        pids::record(&mut command, &self.spec.log)
+            .with_context(|| format!("failed to record the process id of {name}"))?;
         self.child = Some(
             spawn(command, self.spec.lifetime)
                 .with_context(|| format!("failed to start {name} ({})", self.spec.program.display()))?,
@@ -165,7 +174,12 @@ impl Process {
         &self.spec.name
     }
 
-    /// How it was started; a change counts from the next start.
+    /// How it was started.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The same; a change counts from the next start.
     pub fn spec_mut(&mut self) -> &mut Spec {
         &mut self.spec
     }
@@ -312,11 +326,16 @@ pub fn http_status(port: u16, path: &str) -> Option<u16> {
 
 /// Status and body of a plain-HTTP GET on loopback (metrics, readiness), if there was an answer within five seconds.
 pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let head = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
+    http_exchange(port, head.as_bytes())
+}
+
+/// Status and body of the answer to one request on a plain-HTTP connection of its own on loopback.
+pub fn http_exchange(port: u16, request: &[u8]) -> Option<(u16, String)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
+    stream.write_all(request).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
     let answer = String::from_utf8_lossy(&answer);
@@ -326,7 +345,7 @@ pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 /// Writes a file only its owner can read.
-pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
+pub fn write_private(path: &Path, content: &str) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file: File = OpenOptions::new()
         .write(true)

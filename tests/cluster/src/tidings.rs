@@ -181,28 +181,34 @@ impl<'a> Tidings<'a> {
     /// Starts `tidings inspect` with this certificate; `secrets` are the `whsec_` values it verifies with.
     pub fn start_inspect(&self, certificate: &ServerCertificate, secrets: &[&str]) -> Result<Inspect> {
         let name = self.unique_name("inspect", "0");
-        let dir = self.cluster.dir().join(&name);
+        let keys = self.cluster.dir().join(&name).join("keys");
+        fs::create_dir_all(&keys).with_context(|| format!("failed to create {}", keys.display()))?;
+        for (n, secret) in secrets.iter().enumerate() {
+            write_private(&keys.join(format!("secret-{n}")), secret)?;
+        }
+        self.inspect(&name, certificate, &keys)
+    }
+
+    /// The same with a folder of files of keys, read again whenever they change.
+    pub fn start_inspect_with(&self, certificate: &ServerCertificate, keys: &Path) -> Result<Inspect> {
+        self.inspect(&self.unique_name("inspect", "0"), certificate, keys)
+    }
+
+    fn inspect(&self, name: &str, certificate: &ServerCertificate, keys: &Path) -> Result<Inspect> {
+        let dir = self.cluster.dir().join(name);
         fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
         let (certificate_file, key_file) = (dir.join("tls.crt"), dir.join("tls.key"));
         write_private(&certificate_file, &certificate.certificate_pem)?;
         write_private(&key_file, &certificate.key_pem)?;
-        let mut secret_files = Vec::new();
-        for (n, secret) in secrets.iter().enumerate() {
-            let file = dir.join(format!("secret-{n}"));
-            write_private(&file, secret)?;
-            secret_files.push(file);
-        }
         with_free_ports(|| {
             let port = free_port()?;
             let mut args = arguments(&["inspect", "--listen", &format!("127.0.0.1:{port}"), "--tls-cert"]);
             args.push(certificate_file.clone().into());
             args.push("--tls-key".into());
             args.push(key_file.clone().into());
-            for file in &secret_files {
-                args.push("--secret-file".into());
-                args.push(file.clone().into());
-            }
-            let mut spec = self.spec(&name, args, Path::new("/nonexistent"), "info");
+            args.push("--secret-file".into());
+            args.push(keys.into());
+            let mut spec = self.spec(name, args, Path::new("/nonexistent"), "info");
             spec.env.retain(|(name, _)| name != "KUBECONFIG");
             let mut process = Process::start(spec)?;
             process.wait_until("listening", READY_WITHIN, || {
