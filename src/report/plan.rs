@@ -19,8 +19,8 @@ pub const BURST: u32 = 20;
 pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The least time between two transitions of one object: a flapping one is coalesced, a real one still shows in a second.
 pub const TRANSITION_GAP: Duration = Duration::from_millis(500);
-/// The least time between two writes of an object whose status names a next attempt that is over: whoever looks at it
-/// would be misled. Such writes are routine ones for the budget.
+/// The least time between two writes of an object whose status names a next attempt that is over, or messages that wait
+/// where none does: whoever looks at it would be misled. Such writes are routine ones for the budget.
 pub const OVERTAKEN_GAP: Duration = Duration::from_secs(2);
 /// How long the first routine write of an object waits for more to tell.
 const COALESCE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub struct Dirty {
     pub since: Instant,
     /// Since when a transition waits to be shown.
     pub urgent: Option<Instant>,
-    /// The next attempt that is shown is over, and another one is known.
+    /// The next attempt that is shown is over, or all that is shown as pending is settled.
     pub overtaken: bool,
     pub last_write: Option<Instant>,
     /// Not before: a write failed.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::board::{Delivering, EndpointView, Failure, SubscriptionView};
 use crate::api::conditions::DELIVERING;
-use crate::api::status::RECENT_FAILURES;
+use crate::api::status::{EndpointDelivery, RECENT_FAILURES};
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Kind};
 use crate::kubernetes::status::{NewCondition, condition};
@@ -18,6 +18,20 @@ use crate::kubernetes::status::{NewCondition, condition};
 pub const OWN_FIELDS: [&str; 1] = ["delivery"];
 /// A condition's message is a sentence: longer ones are cut.
 const MESSAGE_LIMIT: usize = 1024;
+
+/// Whether what is shown misleads: a next attempt that is over, or messages that wait where none does.
+pub fn is_overtaken(shown: &EndpointDelivery, view: &EndpointView, now: UnixMillis) -> bool {
+    let next = shown
+        .retry
+        .as_ref()
+        .map(|retry| retry.next_attempt_time.0.as_millisecond());
+    next.is_some_and(|next| next <= now.0) || shows_settled(shown.pending, view.pending)
+}
+
+/// Whether all that is shown as pending is settled.
+pub fn shows_settled(shown: Option<i64>, pending: u64) -> bool {
+    pending == 0 && shown.is_some_and(|shown| shown > 0)
+}
 
 /// Whether the dispatcher owns a condition of this type.
 pub fn is_own_condition(type_: &str) -> bool {
@@ -153,6 +167,29 @@ mod tests {
             status: Some(503),
             reason: "Status",
         }
+    }
+
+    #[test]
+    fn a_next_attempt_that_is_over_and_pending_messages_that_are_settled_mislead() {
+        let written = |view: &EndpointView| -> EndpointDelivery {
+            let status = endpoint(view, &[], 3, UnixMillis(0));
+            serde_json::from_value(status["delivery"].clone()).unwrap()
+        };
+        let backoff = view(Delivering::Backoff);
+        let (_, next) = backoff.retry.unwrap();
+        let shown = written(&backoff);
+        assert!(!is_overtaken(&shown, &backoff, UnixMillis(next.0 - 1_000)));
+        assert!(is_overtaken(&shown, &backoff, next));
+
+        let mut delivered = view(Delivering::Succeeding);
+        delivered.retry = None;
+        let shown = written(&delivered);
+        assert!(!is_overtaken(&shown, &delivered, next), "two of two wait");
+        delivered.pending = 1;
+        assert!(!is_overtaken(&shown, &delivered, next), "one still waits: no hurry");
+        delivered.pending = 0;
+        assert!(is_overtaken(&shown, &delivered, next));
+        assert!(!is_overtaken(&written(&delivered), &delivered, next));
     }
 
     #[test]

@@ -73,7 +73,7 @@ struct Change {
     own: Value,
     /// It is to be shown at once.
     is_transition: bool,
-    /// What is shown names a next attempt that is over.
+    /// What is shown names a next attempt that is over, or messages that are settled.
     is_overtaken: bool,
     happening: Option<Happening>,
 }
@@ -176,7 +176,10 @@ impl Writer {
                 own_part(&subscription.status, &view::OWN_FIELDS, |_| false),
             ))
             .filter(|(own, current)| !is_unchanged(current, own))
-            .map(|(own, _)| Change::routine(own)),
+            .map(|(own, _)| Change {
+                is_overtaken: view::shows_settled(shown_pending(subscription), view.pending),
+                ..Change::routine(own)
+            }),
             _ => None,
         };
         wanted.map(|change| Wanted { object, change })
@@ -285,14 +288,16 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
     let is_transition = before != Some(view.delivering.reason())
         || shown_key != view.signing.as_ref().map(|(id, _)| id.as_str())
         || shown_enable != view.handled_enable_request.as_deref();
-    let shown_retry = delivery.and_then(|d| d.retry.as_ref());
-    let shown_next = shown_retry.map(|retry| retry.next_attempt_time.0.as_millisecond());
     Some(Change {
         own,
         is_transition,
-        is_overtaken: shown_next.is_some_and(|next| next <= now.0),
+        is_overtaken: delivery.is_some_and(|shown| view::is_overtaken(shown, view, now)),
         happening: view::happening(before, view),
     })
+}
+
+fn shown_pending(subscription: &EventSubscription) -> Option<i64> {
+    subscription.status.as_ref()?.delivery.as_ref()?.pending
 }
 
 impl Object {
