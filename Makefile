@@ -1,7 +1,7 @@
 # What a person runs. `make help` lists it.
 
 CARGO ?= cargo
-LOCAL = $(CARGO) run --quiet --release --package tidings-cluster --bin tidings-local --
+LOCAL = $(or $(CARGO_TARGET_DIR),target)/release/tidings-local
 
 .PHONY: help test fmt clippy unit deny release demo up down bench crds
 
@@ -23,16 +23,16 @@ deny:
 	.ci/deny
 
 release:
-	$(CARGO) build --release --locked --package tidings --bin tidings
+	$(CARGO) build --release --locked --workspace --bin tidings --bin tidings-local
 
 demo: release ## A real Kubernetes, Tidings in it, and what it does, as it happens. Cleans up after itself.
-	$(LOCAL) demo
+	@$(LOCAL) demo
 
 up: release ## Leave a local Kubernetes, Tidings and an inspector running; prints how to use them.
-	$(LOCAL) up
+	@$(LOCAL) up
 
 down: ## Stop what `make up` started. Twice is no error.
-	$(LOCAL) down
+	@if test -x $(LOCAL); then $(LOCAL) down; else echo "Nothing was built: there is nothing to stop."; fi
 
 bench: ## Load against the release dispatcher; prints one table, and JSON under target/bench/.
 	$(CARGO) bench --locked --bench load

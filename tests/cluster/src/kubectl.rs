@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::Cluster;
-use crate::process::write_private;
+use crate::process::{die_with_parent, write_private};
 
 /// How long tokens in kubeconfigs live: longer than any test run, `make up` included for a working day.
 const TOKEN_LIFETIME: &str = "24h";
@@ -25,13 +25,14 @@ pub fn repository_root() -> PathBuf {
 }
 
 impl Cluster {
-    /// A kubectl command as administrator, to be completed and run.
+    /// A kubectl command as administrator, to be completed, run and waited for by this thread: it ends with it.
     pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new(&self.binaries().kubectl);
         command
             .env("KUBECONFIG", self.kubeconfig_path())
             .env("KUBECACHEDIR", self.dir().join("kubectl-cache"))
             .stdin(Stdio::null());
+        die_with_parent(&mut command);
         command
     }
 

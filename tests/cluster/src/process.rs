@@ -84,8 +84,9 @@ pub(crate) fn spawn(mut command: Command, lifetime: Lifetime) -> io::Result<Chil
         .map_err(|_| io::Error::other("the forking thread has ended"))?
 }
 
+/// The child is killed when the thread that spawns it ends: with the process, or before, so that thread must wait for it.
 #[cfg(target_os = "linux")]
-fn die_with_parent(command: &mut Command) {
+pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: prctl and getppid are async-signal-safe; nothing else runs between fork and exec.
     unsafe {
@@ -104,7 +105,7 @@ fn die_with_parent(command: &mut Command) {
 
 /// Elsewhere children are stopped by `Drop` only.
 #[cfg(not(target_os = "linux"))]
-fn die_with_parent(_command: &mut Command) {}
+pub(crate) fn die_with_parent(_command: &mut Command) {}
 
 /// How to start a process, again and again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
