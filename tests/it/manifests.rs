@@ -1,7 +1,9 @@
 //! What the API server takes and what it refuses, and with which sentence; what people see of the resources.
+//!
+//! In a cluster of their own: Tidings, which runs in the shared one, would write status.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use tidings_cluster::Cluster;
 
@@ -15,26 +17,31 @@ const BAD: [&str; 3] = [
 ];
 const GOOD: &str = include_str!("../manifests/good.yaml");
 
-/// The shared cluster with the definitions and an empty namespace.
-fn cluster(namespace: &str) -> &'static Cluster {
-    static INSTALLED: Mutex<bool> = Mutex::new(false);
-    let cluster = Cluster::shared().unwrap();
-    let mut installed = INSTALLED.lock().unwrap_or_else(|e| e.into_inner());
-    if !*installed {
-        // Server-side, as `deploy/` does.
-        let definitions = tidings::api::crd::yaml();
-        let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
-        let applied = cluster.kubectl_with_input(&args, &definitions).unwrap();
-        assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-        let kinds = ["webhookendpoints", "eventsubscriptions", "eventtypes"];
-        for kind in kinds.map(|plural| format!("crd/{plural}.tidings.dev")) {
-            cluster
-                .kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", &kind])
-                .unwrap();
-        }
-        *installed = true;
-    }
+/// A cluster with the definitions and nothing else, and an empty namespace in it. The tests of this file that run together
+/// share it, and the last one stops it.
+fn cluster(namespace: &str) -> Arc<Cluster> {
+    static RUNNING: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+    let mut running = RUNNING.lock().unwrap_or_else(|e| e.into_inner());
+    let cluster = running.upgrade().unwrap_or_else(|| Arc::new(installed()));
+    *running = Arc::downgrade(&cluster);
+    drop(running);
     cluster.create_namespace(namespace, &[]).unwrap();
+    cluster
+}
+
+fn installed() -> Cluster {
+    let cluster = Cluster::start().unwrap();
+    // Server-side, as `deploy/` does.
+    let definitions = tidings::api::crd::yaml();
+    let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+    let applied = cluster.kubectl_with_input(&args, &definitions).unwrap();
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let kinds = ["webhookendpoints", "eventsubscriptions", "eventtypes"];
+    for kind in kinds.map(|plural| format!("crd/{plural}.tidings.dev")) {
+        cluster
+            .kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", &kind])
+            .unwrap();
+    }
     cluster
 }
 
@@ -58,7 +65,7 @@ fn apply(cluster: &Cluster, namespace: &str, manifest: &str) -> Result<String, S
 
 #[test]
 fn every_bad_manifest_is_refused_with_its_sentence() {
-    let cluster = cluster("bad-manifests");
+    let cluster = &*cluster("bad-manifests");
     let all: Vec<&str> = BAD.iter().flat_map(|file| documents(file)).collect();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -82,7 +89,7 @@ fn every_bad_manifest_is_refused_with_its_sentence() {
 
 #[test]
 fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_current() {
-    let cluster = cluster("good-manifests");
+    let cluster = &*cluster("good-manifests");
     let applied = apply(cluster, "good-manifests", GOOD).unwrap();
     assert!(!applied.contains("Warning"), "{applied}");
     let count = documents(GOOD).count();
@@ -109,7 +116,7 @@ fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_curren
 
 #[test]
 fn what_may_not_change_is_refused_with_its_sentence() {
-    let cluster = cluster("immutable");
+    let cluster = &*cluster("immutable");
     apply(cluster, "immutable", GOOD).unwrap();
     for (object, patch, sentence) in [
         (
@@ -138,7 +145,7 @@ fn what_may_not_change_is_refused_with_its_sentence() {
 
 #[test]
 fn kubectl_shows_the_columns_and_explains_every_field() {
-    let cluster = cluster("shown");
+    let cluster = &*cluster("shown");
     apply(cluster, "shown", GOOD).unwrap();
     let header = |kind: &str, more: &[&str]| -> Vec<String> {
         let args = [&["get", "-n", "shown", kind], more].concat();
@@ -197,7 +204,7 @@ fn kubectl_shows_the_columns_and_explains_every_field() {
 
 #[test]
 fn a_status_time_in_the_future_is_shown_as_it_is() {
-    let cluster = cluster("columns");
+    let cluster = &*cluster("columns");
     apply(cluster, "columns", GOOD).unwrap();
     let status = serde_json::json!({"status": {
         "target": "https://hooks.example.com",
