@@ -9,9 +9,11 @@ pub mod crd;
 pub mod duration;
 pub mod endpoint;
 pub mod event_type;
+pub mod limits;
 pub mod names;
 pub mod policy;
 pub mod resolve;
+pub mod retry;
 pub mod status;
 pub mod subscription;
 

@@ -11,12 +11,10 @@ pub mod breaker;
 pub mod decide;
 pub mod health;
 pub mod limit;
+pub mod rate;
 
-/// A message older than this is a dead letter `Expired`: three days outlast a weekend.
+/// What counts for a message whose endpoint is not there to say it: the default of `retry.maxAge`.
 pub const MAX_AGE: Duration = Duration::from_secs(72 * 3600);
-
-/// An endpoint that failed this long without one success is disabled.
-pub const DISABLE_AFTER: Duration = Duration::from_secs(120 * 3600);
 
 /// A blocked address is looked at again this often: policies and DNS change by hand, in minutes.
 pub const BLOCKED_RELOOK: Duration = Duration::from_secs(5 * 60);

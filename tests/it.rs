@@ -10,6 +10,7 @@ mod it {
     mod isolation;
     mod keys;
     mod leader;
+    mod limits;
     mod local;
     mod manifests;
     mod misbehaving;

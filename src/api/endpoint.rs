@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{ConfigMapKeyReference, SecretKeyReference, is_false};
 use super::duration::ApiDuration;
+use super::limits::{CircuitBreaker, DisableAfter, RateLimit};
+use super::retry::Retry;
 use super::status::EndpointStatus;
 
 /// Where messages are sent, how they are signed, and when a failed one is tried again.
@@ -83,6 +85,26 @@ pub struct WebhookEndpointSpec {
     /// When a failed message is tried again.
     #[serde(default)]
     pub retry: Retry,
+
+    /// The most attempts under way at a time: 1 to 256. How many really are adapts to the receiver: it begins with few,
+    /// grows with successes and halves when the receiver is slow or throttles.
+    #[serde(default = "default_max_in_flight")]
+    #[schemars(range(min = 1, max = 256))]
+    pub max_in_flight: i32,
+
+    /// How many requests the receiver wants. Without it as many as it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+
+    /// When attempts stop because the receiver is broken, and how it is probed meanwhile.
+    #[serde(default)]
+    pub circuit_breaker: CircuitBreaker,
+
+    /// An endpoint that failed for this long without one success is disabled: 1h to 720h, or Never. It is enabled again by
+    /// a change of its spec or by the annotation tidings.dev/enable-requested-at. Its messages wait, until retry.maxAge.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == 'Never' || (duration(self) >= duration('1h') && duration(self) <= duration('720h'))").message("disableAfter must be from 1h to 720h, or Never"))]
+    pub disable_after: DisableAfter,
 
     /// While true nothing is sent: events still match, and their messages wait without using up attempts.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -211,40 +233,6 @@ pub struct Rotation {
     pub overlap: ApiDuration,
 }
 
-/// When a failed message is tried again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Retry {
-    /// Each entry is the wait after the attempt before it, from 100ms to 24h; there is one attempt more than waits. At most
-    /// 32 waits, 72h in all. An empty list means a single attempt.
-    #[serde(default = "default_schedule")]
-    #[schemars(length(max = 32))]
-    #[x_kube(
-        validation = Rule::new("self.all(wait, duration(wait) >= duration('100ms') && duration(wait) <= duration('24h'))").message("each wait in retry.schedule must be from 100ms to 24h"),
-        validation = Rule::new("self.map(wait, duration(wait)).sum() <= duration('72h')").message("the waits in retry.schedule must not add up to more than 72h, the age at which a message is given up"),
-        merge_strategy = ListMerge::Atomic
-    )]
-    pub schedule: Vec<ApiDuration>,
-    /// Adds up to this many percent to each wait, so that messages that failed together do not return together.
-    #[serde(default = "default_jitter")]
-    #[schemars(range(min = 0, max = 100))]
-    pub jitter: i32,
-    /// The longest wait that a receiver may ask for with Retry-After: 1s to 24h.
-    #[serde(default = "default_retry_after_max")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')").message("retry.retryAfterMax must be from 1s to 24h"))]
-    pub retry_after_max: ApiDuration,
-}
-
-impl Default for Retry {
-    fn default() -> Retry {
-        Retry {
-            schedule: default_schedule(),
-            jitter: default_jitter(),
-            retry_after_max: default_retry_after_max(),
-        }
-    }
-}
-
 impl Default for Rotation {
     fn default() -> Rotation {
         Rotation {
@@ -264,6 +252,10 @@ impl WebhookEndpointSpec {
             signing: Signing::default(),
             timeout: default_timeout(),
             retry: Retry::default(),
+            max_in_flight: default_max_in_flight(),
+            rate_limit: None,
+            circuit_breaker: CircuitBreaker::default(),
+            disable_after: DisableAfter::default(),
             suspend: false,
         }
     }
@@ -277,15 +269,6 @@ fn default_overlap() -> ApiDuration {
     ApiDuration::from("24h")
 }
 
-/// Five attempts within 6 minutes and 11 seconds.
-fn default_schedule() -> Vec<ApiDuration> {
-    ["1s", "10s", "60s", "300s"].map(ApiDuration::from).to_vec()
-}
-
-fn default_jitter() -> i32 {
-    10
-}
-
-fn default_retry_after_max() -> ApiDuration {
-    ApiDuration::from("1h")
+fn default_max_in_flight() -> i32 {
+    64
 }

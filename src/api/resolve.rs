@@ -12,6 +12,7 @@ use http::{HeaderName, HeaderValue};
 use crate::signing::SigningKeys;
 
 mod endpoint;
+mod limits;
 mod references;
 mod subscription;
 mod target;
@@ -19,6 +20,7 @@ mod target;
 mod tests;
 
 pub use endpoint::{references_of, resolve_endpoint, signing_reference};
+pub use limits::resolve_retry;
 pub use references::{Found, Lookup, Reference, References};
 pub use subscription::resolve_subscription;
 
@@ -73,6 +75,12 @@ pub struct ResolvedEndpoint {
     pub signing: Arc<SigningKeys>,
     pub timeout: Duration,
     pub retry: RetryPolicy,
+    /// The ceiling of the adaptive limit.
+    pub max_in_flight: u32,
+    pub rate: Option<Rate>,
+    pub breaker: BreakerPolicy,
+    /// Failing for so long without a success disables it; none: never.
+    pub disable_after: Option<Duration>,
     pub suspend: bool,
     pub egress: Arc<EgressRules>,
     /// The value of `tidings.dev/enable-requested-at`, if any.
@@ -115,6 +123,28 @@ pub struct RetryPolicy {
     pub jitter_percent: u8,
     /// The most that a Retry-After may ask for.
     pub retry_after_max: Duration,
+    /// Statuses that refuse the message for good.
+    pub never_retry: Vec<u16>,
+    /// An older message is not sent any more.
+    pub max_age: Duration,
+}
+
+/// How many requests the receiver wants: `requests` in each `per`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub requests: u32,
+    pub per: Duration,
+}
+
+/// When the breaker opens, and how the receiver is probed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerPolicy {
+    /// Endpoint faults in a row.
+    pub open_after: u32,
+    /// The wait before the first probe; it doubles with each that fails,
+    pub probe_after: Duration,
+    /// up to this.
+    pub probe_after_max: Duration,
 }
 
 /// What the administrator opened for a namespace.

@@ -22,6 +22,7 @@ use crate::queue::{Arrival, Fence, Queue, QueueError};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
 use crate::schedule::limit::{self, Limit};
+use crate::schedule::rate::Bucket;
 
 pub mod clock;
 mod endpoint;
@@ -253,7 +254,9 @@ async fn load(state: &mut State, queue: &dyn Queue, fence: Fence, clock: &Clock)
     }
     let backlogs = queue.backlog(fence).await?;
     for backlog in &backlogs {
-        state.endpoint(backlog.endpoint).health.limit = Limit::starting_at(limit::RAMP);
+        let health = &mut state.endpoint(backlog.endpoint).health;
+        health.limit = Limit::starting_at(limit::RAMP);
+        health.bucket = Bucket::empty();
     }
     state.counted(&backlogs, now);
     let mut after = MessageId(0);

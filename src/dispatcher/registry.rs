@@ -38,6 +38,8 @@ pub enum EndpointState {
         message: String,
         generation: i64,
         suspend: bool,
+        /// `retry.maxAge`: messages grow old meanwhile.
+        max_age: std::time::Duration,
     },
     /// Subscriptions name it, but it does not exist (yet): messages wait.
     Missing,

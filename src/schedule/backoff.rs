@@ -61,7 +61,7 @@ mod tests {
         RetryPolicy {
             schedule: seconds.iter().copied().map(Duration::from_secs).collect(),
             jitter_percent: jitter,
-            retry_after_max: Duration::from_secs(3600),
+            ..RetryPolicy::default()
         }
     }
 

@@ -7,14 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::backoff;
+use crate::api::resolve::BreakerPolicy;
 use crate::ids::UnixMillis;
 
-/// Endpoint faults in a row that open it.
-pub const OPEN_AFTER: u32 = 5;
-/// The first probe comes after this,
-pub const PROBE_FIRST: Duration = Duration::from_secs(30);
-/// later ones after twice the wait before, up to this.
-pub const PROBE_MAX: Duration = Duration::from_secs(600);
 /// Added to a probe's wait, so that endpoints of one host are not probed together.
 pub const PROBE_JITTER_PERCENT: u8 = 10;
 
@@ -47,30 +42,30 @@ impl Breaker {
         }
     }
 
-    /// An endpoint fault of an ordinary attempt: the fifth in a row opens it. True when it opened now.
-    pub fn fault(&mut self, now: UnixMillis, random: f64) -> bool {
+    /// An endpoint fault of an ordinary attempt: so many in a row open it. True when it opened now.
+    pub fn fault(&mut self, policy: &BreakerPolicy, now: UnixMillis, random: f64) -> bool {
         match self {
             Breaker::Closed { faults } => {
                 *faults = faults.saturating_add(1);
-                *faults >= OPEN_AFTER && self.open(now, random)
+                *faults >= policy.open_after && self.open(policy, now, random)
             }
             Breaker::Open { .. } => false,
         }
     }
 
     /// Opens it whatever was counted; true when it was closed.
-    pub fn open(&mut self, now: UnixMillis, random: f64) -> bool {
+    pub fn open(&mut self, policy: &BreakerPolicy, now: UnixMillis, random: f64) -> bool {
         if self.is_open() {
             return false;
         }
-        self.wait_from(now, PROBE_FIRST, random);
+        self.wait_from(now, policy.probe_after, random);
         true
     }
 
     /// The probe met an endpoint fault: look again after twice the time.
-    pub fn probe_failed(&mut self, now: UnixMillis, random: f64) {
+    pub fn probe_failed(&mut self, policy: &BreakerPolicy, now: UnixMillis, random: f64) {
         if let Breaker::Open { wait_ms, .. } = *self {
-            let wait = Duration::from_millis(wait_ms.saturating_mul(2)).min(PROBE_MAX);
+            let wait = Duration::from_millis(wait_ms.saturating_mul(2)).min(policy.probe_after_max);
             self.wait_from(now, wait, random);
         }
     }
@@ -110,29 +105,47 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_000_000);
 
+    fn policy() -> BreakerPolicy {
+        BreakerPolicy::default()
+    }
+
     #[test]
     fn the_fifth_fault_in_a_row_opens_it_and_an_answer_between_starts_the_count_anew() {
         let mut breaker = Breaker::default();
         for _ in 0..4 {
-            assert!(!breaker.fault(NOW, 0.0));
+            assert!(!breaker.fault(&policy(), NOW, 0.0));
         }
         breaker.close();
         for _ in 0..4 {
-            assert!(!breaker.fault(NOW, 0.0));
+            assert!(!breaker.fault(&policy(), NOW, 0.0));
         }
-        assert!(breaker.fault(NOW, 0.0));
-        assert_eq!(breaker.probe_at(), Some(NOW.plus(PROBE_FIRST)));
+        assert!(breaker.fault(&policy(), NOW, 0.0));
+        assert_eq!(breaker.probe_at(), Some(NOW.plus(Duration::from_secs(30))));
     }
 
     #[test]
     fn probes_double_from_thirty_seconds_to_ten_minutes() {
         let mut breaker = Breaker::default();
-        breaker.open(NOW, 0.0);
+        breaker.open(&policy(), NOW, 0.0);
         let mut waits = vec![];
         for _ in 0..7 {
             waits.push(breaker.probe_at().unwrap().since(NOW).as_secs());
-            breaker.probe_failed(NOW, 0.0);
+            breaker.probe_failed(&policy(), NOW, 0.0);
         }
         assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600]);
+    }
+
+    #[test]
+    fn a_policy_of_its_own_opens_sooner_and_probes_oftener() {
+        let policy = BreakerPolicy {
+            open_after: 1,
+            probe_after: Duration::from_secs(2),
+            probe_after_max: Duration::from_secs(3),
+        };
+        let mut breaker = Breaker::default();
+        assert!(breaker.fault(&policy, NOW, 0.0));
+        assert_eq!(breaker.probe_at(), Some(NOW.plus(Duration::from_secs(2))));
+        breaker.probe_failed(&policy, NOW, 0.0);
+        assert_eq!(breaker.probe_at(), Some(NOW.plus(Duration::from_secs(3))));
     }
 }

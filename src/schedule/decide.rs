@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
+use super::BLOCKED_RELOOK;
 use super::backoff;
 use super::health::{DisabledBy, FailureNote, Health, Hold, HoldReason};
-use super::{BLOCKED_RELOOK, MAX_AGE};
-use crate::api::resolve::RetryPolicy;
+use crate::api::resolve::{BreakerPolicy, RetryPolicy};
 use crate::delivery::{AttemptResult, Fault, OurFault, Outcome};
 use crate::ids::{MessageId, UnixMillis};
 use crate::queue::{AttemptRecord, DeadReason, Verdict};
@@ -24,6 +24,15 @@ pub struct Attempt {
     pub probe: bool,
     /// As many attempts were in flight as the limit allows.
     pub saturated: bool,
+}
+
+/// How failures are to be judged: the endpoint's, and for a message its subscription's.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    pub retry: &'a RetryPolicy,
+    pub breaker: &'a BreakerPolicy,
+    /// None: never.
+    pub disable_after: Option<Duration>,
 }
 
 /// What changed for the endpoint as a whole.
@@ -51,8 +60,8 @@ pub fn accepted_at(message: MessageId) -> UnixMillis {
 }
 
 /// Whether the message is too old to be sent.
-pub fn expired(message: MessageId, now: UnixMillis) -> bool {
-    now.since(accepted_at(message)) >= MAX_AGE
+pub fn expired(message: MessageId, max_age: Duration, now: UnixMillis) -> bool {
+    now.since(accepted_at(message)) >= max_age
 }
 
 /// Decides over one result, and notes it in `health`. `random` is in [0, 1).
@@ -60,7 +69,7 @@ pub fn decide(
     health: &mut Health,
     attempt: &Attempt,
     result: &AttemptResult,
-    policy: &RetryPolicy,
+    rules: &Rules<'_>,
     now: UnixMillis,
     random: f64,
 ) -> Decision {
@@ -111,13 +120,13 @@ pub fn decide(
         status,
         reason,
     };
-    let too_long = health.failed(note, now);
+    let too_long = health.failed(note, rules.disable_after, now);
     let (verdict, mut transition) = match status {
         Some(410) => {
             health.disable(DisabledBy::Gone, now);
             (keep(now), Some(Transition::Disabled))
         }
-        _ => retry(health, attempt, &result.outcome, retry_after, policy, now, random),
+        _ => retry(health, attempt, &result.outcome, retry_after, rules, now, random),
     };
     if too_long && health.disabled.is_none() {
         health.disable(DisabledBy::Failing, now);
@@ -137,10 +146,11 @@ fn retry(
     attempt: &Attempt,
     outcome: &Outcome,
     retry_after: Option<Duration>,
-    policy: &RetryPolicy,
+    rules: &Rules<'_>,
     now: UnixMillis,
     random: f64,
 ) -> (Verdict, Option<Transition>) {
+    let policy = rules.retry;
     if is_congestion(outcome) {
         health.limit.halve(attempt.started, now);
     }
@@ -160,14 +170,25 @@ fn retry(
     let after = |due: UnixMillis| pause.map_or(due, |until| until.max(due));
     let next = attempt.consumed.saturating_add(1);
     let scheduled = after(now.plus(backoff::wait(policy, next, random)));
+    // What refuses the message for good is about the message, whatever the status says elsewhere.
+    let refused = matches!(outcome, Outcome::Status { code, .. } if policy.never_retry.contains(code));
     let fault = is_endpoint_fault(outcome);
     let mut transition = None;
+
+    if refused {
+        if (attempt.probe || !health.breaker.is_open()) && health.breaker.close() {
+            health.limit.ramp();
+            transition = Some(Transition::BreakerClosed);
+        }
+        let reason = DeadReason::Refused;
+        return (Verdict::Dead { reason }, transition);
+    }
 
     if health.breaker.is_open() && (attempt.probe || fault) {
         // No attempt is consumed while it is open. An answer about the message means that the endpoint is there.
         let due = match (attempt.probe, fault) {
             (true, true) => {
-                health.breaker.probe_failed(now, random);
+                health.breaker.probe_failed(rules.breaker, now, random);
                 pause.into_iter().for_each(|until| health.breaker.not_before(until));
                 after(health.breaker.probe_at().unwrap_or(scheduled))
             }
@@ -188,7 +209,10 @@ fn retry(
 
     if !health.breaker.is_open() {
         match fault {
-            true => transition = health.breaker.fault(now, random).then_some(Transition::BreakerOpened),
+            true => {
+                let opened = health.breaker.fault(rules.breaker, now, random);
+                transition = opened.then_some(Transition::BreakerOpened);
+            }
             false => {
                 health.breaker.close();
             }
@@ -205,7 +229,7 @@ fn retry(
         let reason = DeadReason::Exhausted;
         return (Verdict::Dead { reason }, transition);
     }
-    if health.breaker.open(now, random) {
+    if health.breaker.open(rules.breaker, now, random) {
         transition = Some(Transition::BreakerOpened);
     }
     pause.into_iter().for_each(|until| health.breaker.not_before(until));

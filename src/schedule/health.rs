@@ -10,16 +10,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::DISABLE_AFTER;
 use super::breaker::Breaker;
 use super::limit::{self, Limit};
+use super::rate::Bucket;
 use crate::ids::{MessageId, UnixMillis};
 
 /// Failures kept for status: enough to see a pattern.
 pub const RECENT_FAILURES: usize = 5;
 
-/// Without an attempt for this long an endpoint was not failing but idle: probes come every 10 minutes and a Retry-After
-/// pauses for an hour at most, so a longer gap means that nothing waited.
+/// Without an attempt for this long an endpoint was not failing but idle: probes, turns of a rate limit and pauses are an
+/// hour apart at most, so a longer gap means that nothing waited.
 pub const SILENCE: Duration = Duration::from_secs(2 * 3600);
 
 /// Why nothing goes out until a time.
@@ -45,7 +45,7 @@ pub struct Hold {
 pub enum DisabledBy {
     /// 410.
     Gone,
-    /// No success for [`DISABLE_AFTER`].
+    /// No success for `disableAfter`.
     Failing,
 }
 
@@ -84,6 +84,7 @@ pub enum Gate {
 pub struct Health {
     pub breaker: Breaker,
     pub limit: Limit,
+    pub bucket: Bucket,
     pub hold: Option<Hold>,
     pub ours_streak: u32,
     pub disabled: Option<Disabled>,
@@ -108,6 +109,7 @@ impl Default for Health {
         Health {
             breaker: Breaker::default(),
             limit: Limit::starting_at(limit::START),
+            bucket: Bucket::full(),
             hold: None,
             ours_streak: 0,
             disabled: None,
@@ -212,7 +214,7 @@ impl Health {
     }
 
     /// Notes a failure; true when it has now failed for too long.
-    pub(super) fn failed(&mut self, note: FailureNote, now: UnixMillis) -> bool {
+    pub(super) fn failed(&mut self, note: FailureNote, disable_after: Option<Duration>, now: UnixMillis) -> bool {
         self.answered();
         let idle = self.recent.front().is_none_or(|last| now.since(last.at) > SILENCE);
         if idle || self.failing_since.is_none() {
@@ -226,7 +228,8 @@ impl Health {
         self.recent.push_front(note);
         self.recent.truncate(RECENT_FAILURES);
         self.failing_since
-            .is_some_and(|since| now.since(since) >= DISABLE_AFTER)
+            .zip(disable_after)
+            .is_some_and(|(since, after)| now.since(since) >= after)
     }
 
     /// Disables the endpoint, as of the generation in use.
@@ -275,11 +278,12 @@ impl Health {
         Bytes::from(serde_json::to_vec(&stored).unwrap_or_default())
     }
 
-    /// The state after a restart: the limit is 1, whatever it was.
+    /// The state after a restart: the limit is 1 and the bucket empty, whatever they were.
     pub fn restore(bytes: &[u8]) -> Health {
         let Ok(stored) = serde_json::from_slice::<Stored>(bytes) else {
             return Health {
                 limit: Limit::starting_at(limit::RAMP),
+                bucket: Bucket::empty(),
                 ..Health::default()
             };
         };
@@ -292,6 +296,7 @@ impl Health {
         Health {
             breaker: stored.breaker,
             limit: Limit::starting_at(limit::RAMP),
+            bucket: Bucket::empty(),
             hold: stored.pause.map(|until| Hold {
                 reason: HoldReason::RetryAfter,
                 until: UnixMillis(until),
@@ -338,8 +343,10 @@ struct StoredFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::resolve::BreakerPolicy;
 
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+    const DISABLE_AFTER: Duration = Duration::from_secs(120 * 3600);
 
     fn note(at: UnixMillis) -> FailureNote {
         FailureNote {
@@ -356,10 +363,10 @@ mod tests {
         for _ in 0..10 {
             health.succeeded(200, true, NOW);
         }
-        health.failed(note(NOW), NOW);
+        health.failed(note(NOW), Some(DISABLE_AFTER), NOW);
         health.observe_spec(4, Some("a"), NOW);
         health.observe_signing("k1", NOW);
-        health.breaker.open(NOW, 0.5);
+        health.breaker.open(&BreakerPolicy::default(), NOW, 0.5);
         health.disable(DisabledBy::Gone, NOW);
         let after = Health::restore(&health.store());
         assert_eq!(after.limit.value(), 1);
@@ -395,22 +402,25 @@ mod tests {
         let mut failing = Health::default();
         let mut at = NOW;
         while at.since(NOW) < DISABLE_AFTER {
-            assert!(!failing.failed(note(at), at));
+            assert!(!failing.failed(note(at), Some(DISABLE_AFTER), at));
             at = at.plus(Duration::from_secs(600));
         }
-        assert!(failing.failed(note(at), at));
+        assert!(failing.failed(note(at), Some(DISABLE_AFTER), at));
 
         let mut idle = Health::default();
-        assert!(!idle.failed(note(NOW), NOW));
+        assert!(!idle.failed(note(NOW), Some(DISABLE_AFTER), NOW));
         let later = NOW.plus(DISABLE_AFTER);
-        assert!(!idle.failed(note(later), later));
+        assert!(!idle.failed(note(later), Some(DISABLE_AFTER), later));
+
+        assert!(!failing.failed(note(at), None, at), "Never");
+        assert!(failing.failed(note(at), Some(Duration::from_secs(3600)), at));
     }
 
     #[test]
     fn a_newer_generation_is_probed_at_once() {
         let mut health = Health::default();
         health.observe_spec(1, None, NOW);
-        health.breaker.open(NOW, 0.0);
+        health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
         assert!(matches!(health.gate(NOW), Gate::Until(_)));
         assert!(health.observe_spec(2, None, NOW).changed);
         assert_eq!(health.gate(NOW), Gate::Probe);

@@ -1,6 +1,6 @@
 //! How many attempts of one endpoint may be in flight. Owns one number; knows nothing of why an attempt failed.
 //!
-//! Invariant: between 1 and [`CEILING`]. It grows only while it is what holds the endpoint back.
+//! Invariant: between 1 and the ceiling, `maxInFlight`. It grows only while it is what holds the endpoint back.
 
 use crate::ids::UnixMillis;
 
@@ -15,6 +15,7 @@ pub const CEILING: u32 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     value: u32,
+    ceiling: u32,
     halved: UnixMillis,
 }
 
@@ -23,6 +24,7 @@ impl Limit {
     pub fn starting_at(value: u32) -> Limit {
         Limit {
             value: value.clamp(1, CEILING),
+            ceiling: CEILING,
             halved: UnixMillis(i64::MIN),
         }
     }
@@ -32,10 +34,16 @@ impl Limit {
         self.value
     }
 
+    /// Takes another ceiling, at least 1.
+    pub fn set_ceiling(&mut self, ceiling: u32) {
+        self.ceiling = ceiling.max(1);
+        self.value = self.value.min(self.ceiling);
+    }
+
     /// A success; `saturated` when as many were in flight as may be.
     pub fn grow(&mut self, saturated: bool) {
         if saturated {
-            self.value = (self.value + 1).min(CEILING);
+            self.value = (self.value + 1).min(self.ceiling);
         }
     }
 
@@ -67,6 +75,19 @@ mod tests {
             limit.grow(true);
         }
         assert_eq!(limit.value(), CEILING);
+    }
+
+    #[test]
+    fn the_ceiling_is_the_endpoints_own() {
+        let mut limit = Limit::starting_at(START);
+        limit.set_ceiling(1);
+        limit.grow(true);
+        assert_eq!(limit.value(), 1);
+        limit.set_ceiling(100);
+        for _ in 0..200 {
+            limit.grow(true);
+        }
+        assert_eq!(limit.value(), 100);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::Digest;
-use tidings::api::resolve::{CaBundle, EgressRules, Host, ResolvedEndpoint, RetryPolicy, Target};
+use tidings::api::resolve::{BreakerPolicy, CaBundle, EgressRules, Host, ResolvedEndpoint, RetryPolicy, Target};
 use tidings::delivery::metrics::Metrics;
 use tidings::delivery::{AttemptResult, Config, HttpsSender, Outcome, Request, Sender};
 use tidings::ids::MessageId;
@@ -247,8 +247,12 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         retry: RetryPolicy {
             schedule: vec![Duration::from_secs(1)],
             jitter_percent: 0,
-            retry_after_max: Duration::from_secs(3600),
+            ..RetryPolicy::default()
         },
+        max_in_flight: 64,
+        rate: None,
+        breaker: BreakerPolicy::default(),
+        disable_after: None,
         suspend: false,
         egress: Arc::new(EgressRules {
             open_cidrs: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],

@@ -9,12 +9,12 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
+use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
 use super::references::without_newline;
 use super::target::target;
-use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, RetryPolicy, Unresolved};
+use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unresolved};
 use crate::api::conditions::reasons;
-use crate::api::duration::ApiDuration;
-use crate::api::endpoint::{CaBundleSource, Header, Retry};
+use crate::api::endpoint::{CaBundleSource, Header};
 use crate::api::{WebhookEndpoint, names};
 use crate::signing::{KeyError, SigningKey, SigningKeys};
 
@@ -82,7 +82,11 @@ pub fn resolve_endpoint(
     let spec = &endpoint.spec;
     let target = target(&spec.url, egress)?;
     let timeout = duration("timeout", &spec.timeout)?;
-    let retry = retry(&spec.retry)?;
+    let retry = resolve_retry(&spec.retry)?;
+    let max_in_flight = number("maxInFlight", spec.max_in_flight)?;
+    let rate = spec.rate_limit.as_ref().map(rate).transpose()?;
+    let breaker = breaker(&spec.circuit_breaker)?;
+    let disable_after = disable_after(&spec.disable_after)?;
     let names = header_names(&spec.headers)?;
     let signing = signing(endpoint, &namespace, references)?;
     let values = spec
@@ -108,30 +112,13 @@ pub fn resolve_endpoint(
         signing: Arc::new(signing),
         timeout,
         retry,
+        max_in_flight,
+        rate,
+        breaker,
+        disable_after,
         suspend: spec.suspend,
         egress: Arc::clone(egress),
         enable_request: endpoint.annotations().get(names::ENABLE_REQUESTED).cloned(),
-    })
-}
-
-fn duration(field: &str, value: &ApiDuration) -> Result<std::time::Duration, Unresolved> {
-    value
-        .parse()
-        .map_err(|error| Unresolved::invalid(format!("{field}: {error}")))
-}
-
-fn retry(retry: &Retry) -> Result<RetryPolicy, Unresolved> {
-    Ok(RetryPolicy {
-        schedule: retry
-            .schedule
-            .iter()
-            .map(|wait| duration("retry.schedule", wait))
-            .collect::<Result<_, _>>()?,
-        jitter_percent: u8::try_from(retry.jitter)
-            .ok()
-            .filter(|percent| *percent <= 100)
-            .ok_or_else(|| Unresolved::invalid("retry.jitter must be from 0 to 100"))?,
-        retry_after_max: duration("retry.retryAfterMax", &retry.retry_after_max)?,
     })
 }
 

@@ -12,6 +12,7 @@ use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntr
 use crate::ids::{MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, StoredEvent};
 use crate::report::board::Delivering;
+use crate::schedule::MAX_AGE;
 use crate::schedule::health::{Gate, Health};
 
 /// Below this an attempt is never slow.
@@ -112,6 +113,8 @@ pub(super) struct Endpoint {
     pub slow: usize,
     /// In a queue of endpoints that want a slot.
     pub queued: bool,
+    /// Counted among those that wait for their rate limit.
+    pub paced: bool,
     pub timer: Option<UnixMillis>,
     /// Older due times do not count: the breaker closed, or the spec changed.
     pub overridden: bool,
@@ -142,6 +145,7 @@ impl Endpoint {
             in_flight: 0,
             slow: 0,
             queued: false,
+            paced: false,
             timer: None,
             overridden: false,
             retried: HashSet::new(),
@@ -149,6 +153,16 @@ impl Endpoint {
             oldest: None,
             retries: BTreeMap::new(),
             posted: None,
+        }
+    }
+
+    /// How old a message may grow; none while the endpoint may still be loaded, for then nothing is given up.
+    pub fn max_age(&self, synced: bool) -> Option<Duration> {
+        match self.entry.as_ref().map(|entry| &entry.state) {
+            Some(EndpointState::Usable(resolved)) => Some(resolved.retry.max_age),
+            Some(EndpointState::Unusable { max_age, .. }) => Some(*max_age),
+            Some(EndpointState::Missing | EndpointState::Deleted { .. }) => Some(MAX_AGE),
+            None => synced.then_some(MAX_AGE),
         }
     }
 
@@ -177,13 +191,40 @@ impl Endpoint {
     }
 
     /// Whether it would start an attempt, had it a slot.
-    pub fn wants(&self, now: UnixMillis) -> bool {
+    pub fn wants(&mut self, now: UnixMillis) -> bool {
+        self.has_work(now) && self.turn(now) <= now
+    }
+
+    /// Whether it would start an attempt but for its rate limit.
+    fn has_work(&self, now: UnixMillis) -> bool {
         !self.window.is_empty()
             && match self.access(now) {
                 Access::Go { limit } => self.in_flight < limit,
                 Access::Probe => self.in_flight == 0,
                 Access::Closed { .. } | Access::Unloaded => false,
             }
+    }
+
+    /// When the rate limit lets the next request go: `now` or later.
+    fn turn(&mut self, now: UnixMillis) -> UnixMillis {
+        match self.usable().and_then(|resolved| resolved.rate) {
+            Some(rate) => self.health.bucket.next(rate, now),
+            None => now,
+        }
+    }
+
+    /// When what waits only for the rate limit may go.
+    pub fn paced_until(&mut self, now: UnixMillis) -> Option<UnixMillis> {
+        let limited = self.usable().is_some_and(|resolved| resolved.rate.is_some());
+        let waits = limited && self.has_work(now);
+        waits.then(|| self.turn(now)).filter(|turn| *turn > now)
+    }
+
+    /// A request goes out.
+    pub fn take_turn(&mut self, now: UnixMillis) {
+        if let Some(rate) = self.usable().and_then(|resolved| resolved.rate) {
+            self.health.bucket.take(rate, now);
+        }
     }
 
     /// The earliest due time in the store of what may be sent and is not held here.

@@ -27,6 +27,7 @@ pub struct EngineMetrics {
     pub in_flight: Gauge,
     pub slow_lane: Gauge,
     pub window: Gauge,
+    pub rate_limited: Gauge,
     pub unrecorded: Gauge,
     /// Due until started.
     pub start_lag: Histogram,
@@ -42,6 +43,7 @@ impl Default for EngineMetrics {
             in_flight: Gauge::default(),
             slow_lane: Gauge::default(),
             window: Gauge::default(),
+            rate_limited: Gauge::default(),
             unrecorded: Gauge::default(),
             start_lag: Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0]),
         }
@@ -86,6 +88,11 @@ impl EngineMetrics {
             "tidings_window_messages",
             "Messages held in memory to be started",
             metrics.window.clone(),
+        );
+        registry.register(
+            "tidings_endpoints_rate_limited",
+            "Endpoints with something to send that wait for their rate limit",
+            metrics.rate_limited.clone(),
         );
         registry.register(
             "tidings_outcomes_unrecorded",

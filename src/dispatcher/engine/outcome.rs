@@ -15,7 +15,7 @@ use crate::delivery::AttemptResult;
 use crate::dispatcher::registry::{EndpointEntry, SubscriptionEntry};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
-use crate::schedule::decide::{Attempt, Transition, decide, expired};
+use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.
 const UNREAD_WAIT: Duration = Duration::from_secs(1);
@@ -76,7 +76,12 @@ impl State {
             saturated,
         };
         let failed_before = endpoint.health.last_failed;
-        let decision = decide(&mut endpoint.health, &attempt, result, &job.endpoint.retry, now, random);
+        let rules = Rules {
+            retry: &job.endpoint.retry,
+            breaker: &job.endpoint.breaker,
+            disable_after: job.endpoint.disable_after,
+        };
+        let decision = decide(&mut endpoint.health, &attempt, result, &rules, now, random);
         match decision.failure {
             None => {
                 endpoint.note_success(result.took);
@@ -192,6 +197,7 @@ impl State {
         if let Some(resolved) = endpoint.usable().cloned() {
             let request = resolved.enable_request.as_deref();
             let observed = endpoint.health.observe_spec(resolved.generation, request, now);
+            endpoint.health.limit.set_ceiling(resolved.max_in_flight);
             let signing = endpoint.health.observe_signing(&resolved.signing.current_id, now);
             endpoint.health_dirty |= observed.durable || signing;
             if observed.changed || observed.enabled {
@@ -318,7 +324,10 @@ impl State {
     /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
     pub fn sweep_expired(&mut self, now: UnixMillis) {
         for (id, endpoint) in &mut self.endpoints {
-            if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, now)) {
+            let Some(max_age) = endpoint.max_age(self.synced) else {
+                continue;
+            };
+            if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
                 for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
                     known.next_due.get_or_insert(now);
                 }

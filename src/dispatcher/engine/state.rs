@@ -256,17 +256,24 @@ impl State {
                 }
             }
             Access::Probe => {
-                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && endpoint.next_due().is_some()
+                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && endpoint.next_due().is_some();
+                wake = endpoint.paced_until(now);
             }
             Access::Go { .. } => {
                 waiting = due;
                 page = due && endpoint.window.len() <= LOW_WATER;
-                wake = endpoint.next_due().filter(|due| *due > now);
+                let due = endpoint.next_due().filter(|due| *due > now);
+                wake = [due, endpoint.paced_until(now)].into_iter().flatten().min();
             }
         }
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
+        let paced = endpoint.paced_until(now).is_some();
+        if paced != endpoint.paced {
+            endpoint.paced = paced;
+            self.metrics.rate_limited.inc_by(if paced { 1 } else { -1 });
+        }
         if endpoint.gauge_waiting != Some(waiting) {
             endpoint.gauge_waiting = Some(waiting);
             endpoint.gauge.set_waiting(waiting);
@@ -421,7 +428,8 @@ impl State {
         if held.fresh {
             endpoint.gauge.give(1);
         }
-        if expired(pending.message, now) {
+        let max_age = endpoint.max_age(self.synced);
+        if max_age.is_some_and(|max_age| expired(pending.message, max_age, now)) {
             let reason = DeadReason::Expired;
             self.outbox.push(unmade(pending, Verdict::Dead { reason }));
             return None;
@@ -442,6 +450,8 @@ impl State {
         };
         self.metrics.start_lag.observe(now.since(pending.due).as_secs_f64());
         endpoint.forget_retry(pending.due, pending.message);
+        let probe = matches!(endpoint.access(now), Access::Probe);
+        endpoint.take_turn(now);
         endpoint.in_flight += 1;
         let lane = match class {
             SLOW => {
@@ -459,7 +469,7 @@ impl State {
         Some(Job {
             pending,
             event: held.event,
-            probe: matches!(endpoint.access(now), Access::Probe),
+            probe,
             lane,
             endpoint: resolved,
             format,

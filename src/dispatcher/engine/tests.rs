@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
-use crate::api::resolve::{EgressRules, Format, Host, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target};
+use crate::api::resolve::{
+    BreakerPolicy, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target,
+};
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
 use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::event::{Data, Event, format};
@@ -403,9 +405,12 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         timeout: Duration::from_secs(15),
         retry: RetryPolicy {
             schedule: [1, 10, 60, 300].map(Duration::from_secs).to_vec(),
-            jitter_percent: 10,
-            retry_after_max: Duration::from_secs(3600),
+            ..RetryPolicy::default()
         },
+        max_in_flight: 64,
+        rate: None,
+        breaker: BreakerPolicy::default(),
+        disable_after: Some(Duration::from_secs(120 * 3600)),
         suspend: false,
         egress: Arc::new(EgressRules::default()),
         enable_request: None,

@@ -58,7 +58,7 @@ fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
             Some(DisabledBy::Gone) => "The receiver answered 410 Gone. Change the endpoint or set the annotation \
                  tidings.dev/enable-requested-at to enable it; its messages wait."
                 .to_owned(),
-            _ => "No attempt succeeded for five days. Change the endpoint or set the annotation \
+            _ => "No attempt succeeded for as long as spec.disableAfter. Change the endpoint or set the annotation \
                  tidings.dev/enable-requested-at to enable it; its messages wait."
                 .to_owned(),
         },

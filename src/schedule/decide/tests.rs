@@ -2,17 +2,33 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::EventId;
-use crate::schedule::breaker::PROBE_FIRST;
+use crate::schedule::MAX_AGE;
 use crate::schedule::health::Gate;
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+const PROBE_FIRST: Duration = Duration::from_secs(30);
 
 fn policy() -> RetryPolicy {
     RetryPolicy {
         schedule: [1, 10, 60, 300].map(Duration::from_secs).to_vec(),
         jitter_percent: 10,
-        retry_after_max: Duration::from_secs(3600),
+        ..RetryPolicy::default()
     }
+}
+
+fn judge(
+    health: &mut Health,
+    attempt: &Attempt,
+    outcome: Outcome,
+    policy: &RetryPolicy,
+    (now, random): (UnixMillis, f64),
+) -> Decision {
+    let rules = Rules {
+        retry: policy,
+        breaker: &BreakerPolicy::default(),
+        disable_after: Some(Duration::from_secs(120 * 3600)),
+    };
+    decide(health, attempt, &result(outcome), &rules, now, random)
 }
 
 fn attempt(consumed: u16) -> Attempt {
@@ -49,7 +65,7 @@ fn asks(code: u16, seconds: u64) -> Outcome {
 }
 
 fn run(health: &mut Health, attempt: &Attempt, outcome: Outcome, now: UnixMillis) -> Decision {
-    decide(health, attempt, &result(outcome), &policy(), now, 0.0)
+    judge(health, attempt, outcome, &policy(), (now, 0.0))
 }
 
 fn wait(seconds: u64, attempts: u16) -> Verdict {
@@ -157,9 +173,44 @@ fn a_receiver_that_refuses_never_spends_the_last_attempt() {
 }
 
 #[test]
+fn a_status_that_is_never_retried_is_a_dead_letter_at_once_and_says_nothing_of_the_endpoint() {
+    let policy = RetryPolicy {
+        never_retry: vec![400, 404, 500],
+        ..policy()
+    };
+    let refused = Verdict::Dead {
+        reason: DeadReason::Refused,
+    };
+    let mut health = Health::default();
+    for _ in 0..20 {
+        for code in [400, 404, 500] {
+            let decision = judge(&mut health, &attempt(0), status(code), &policy, (NOW, 0.0));
+            assert_eq!((decision.verdict, decision.transition), (refused, None), "{code}");
+            assert!(decision.record.is_some() && decision.failure.is_some());
+        }
+    }
+    assert!(!health.breaker.is_open(), "the breaker does not count it");
+    assert_eq!(health.consecutive_failures, 60);
+    let other = judge(&mut health, &attempt(0), status(501), &policy, (NOW, 0.0));
+    assert_eq!(other.verdict, wait(1, 1));
+
+    health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
+    let late = judge(&mut health, &attempt(0), status(404), &policy, (NOW, 0.0));
+    assert_eq!((late.verdict, late.transition), (refused, None));
+    assert!(health.breaker.is_open(), "only the probe closes it");
+    let probe = Attempt {
+        probe: true,
+        ..attempt(2)
+    };
+    let answered = judge(&mut health, &probe, status(404), &policy, (NOW, 0.0));
+    assert_eq!(answered.verdict, refused);
+    assert_eq!(answered.transition, Some(Transition::BreakerClosed));
+}
+
+#[test]
 fn a_probe_consumes_nothing_and_an_answer_about_the_message_closes_the_breaker() {
     let mut health = Health::default();
-    health.breaker.open(NOW, 0.0);
+    health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
     let at = NOW.plus(PROBE_FIRST);
     assert_eq!(health.gate(at), Gate::Probe);
     let probe = Attempt {
@@ -211,7 +262,7 @@ fn the_limit_ramps_from_one_after_a_breaker_closed() {
         run(&mut health, &attempt(0), status(200), NOW);
     }
     assert_eq!(health.limit.value(), 32);
-    health.breaker.open(NOW, 0.0);
+    health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
     let probe = Attempt {
         probe: true,
         ..attempt(0)
@@ -228,9 +279,12 @@ fn a_message_is_expired_after_three_days() {
     let message = attempt(0).message;
     assert!(!expired(
         message,
+        MAX_AGE,
         accepted_at(message).plus(MAX_AGE - Duration::from_millis(1))
     ));
-    assert!(expired(message, accepted_at(message).plus(MAX_AGE)));
+    assert!(expired(message, MAX_AGE, accepted_at(message).plus(MAX_AGE)));
+    let minute = Duration::from_secs(60);
+    assert!(expired(message, minute, accepted_at(message).plus(minute)));
 }
 
 fn outcomes() -> impl Strategy<Value = Outcome> {
@@ -261,7 +315,7 @@ proptest! {
             now = now.plus(Duration::from_millis(later));
             let was_open = health.breaker.is_open();
             let this = Attempt { probe: health.gate(now) == Gate::Probe, started: now, ..attempt(consumed) };
-            let decision = decide(&mut health, &this, &result(outcome.clone()), &policy(), now, random);
+            let decision = judge(&mut health, &this, outcome.clone(), &policy(), (now, random));
             prop_assert!((1..=64).contains(&health.limit.value()));
             match decision.verdict {
                 Verdict::Wait { due, attempts } => {

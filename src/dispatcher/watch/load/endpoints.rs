@@ -20,6 +20,7 @@ use crate::dispatcher::watch::material::{Material, Trouble};
 use crate::dispatcher::watch::world::Key;
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
+use crate::schedule::MAX_AGE;
 
 /// What the loader knows of one endpoint.
 #[derive(Debug)]
@@ -110,6 +111,7 @@ impl Endpoint {
                 message: unresolved.message.clone(),
                 generation: self.object.metadata.generation.unwrap_or(0),
                 suspend: self.object.spec.suspend,
+                max_age: self.object.spec.retry.max_age.parse().unwrap_or(MAX_AGE),
             },
         }
     }
