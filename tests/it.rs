@@ -17,8 +17,10 @@ mod it {
     mod ready;
     mod receiver;
     mod rotation;
+    mod secrets;
     mod signatures;
     mod signing_secret;
+    mod status;
     mod team;
     mod way;
     mod writes;

@@ -18,6 +18,7 @@ use super::metrics::Metrics;
 use super::plan::{Allowance, Dirty, Id, plan};
 use super::view;
 use crate::api::names::DISPATCHER;
+use crate::api::status::EndpointDelivery;
 use crate::api::{EventSubscription, WebhookEndpoint};
 use crate::dispatcher::watch::objects::Objects;
 use crate::dispatcher::watch::versions::number;
@@ -272,6 +273,8 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
     let status = endpoint.status.as_ref();
     let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let generation = endpoint.metadata.generation.unwrap_or(0);
+    let delivery = status.and_then(|s| s.delivery.as_ref());
+    let view = &not_before_shown(view, delivery);
     let own = view::endpoint(view, conditions, generation, now);
     let current = own_part(&endpoint.status, &view::OWN_FIELDS, view::is_own_condition);
     if is_unchanged(&current, &own) {
@@ -281,7 +284,6 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
         .iter()
         .find(|c| view::is_own_condition(&c.type_))
         .map(|c| c.reason.as_str());
-    let delivery = status.and_then(|s| s.delivery.as_ref());
     let shown_key = delivery.and_then(|d| d.signing.as_ref()).map(|s| s.key_id.as_str());
     let shown_enable = delivery.and_then(|d| d.handled_enable_request.as_deref());
     // The controller waits for the key (a rotation) as people wait for the reason.
@@ -298,6 +300,17 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
 
 fn shown_pending(subscription: &EventSubscription) -> Option<i64> {
     subscription.status.as_ref()?.delivery.as_ref()?.pending
+}
+
+/// A success among successes is not kept at once, so a process that was killed may know of an older one than status does:
+/// its time never goes back.
+fn not_before_shown(view: &EndpointView, shown: Option<&EndpointDelivery>) -> EndpointView {
+    let shown = shown.and_then(|delivery| delivery.last_success.as_ref());
+    let shown = shown.map(|success| UnixMillis(success.time.0.as_millisecond()));
+    EndpointView {
+        last_success: view.last_success.max(shown),
+        ..view.clone()
+    }
 }
 
 impl Object {
@@ -373,5 +386,49 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::LastSuccess;
+    use crate::report::board::Delivering;
+
+    #[test]
+    fn the_time_of_the_last_success_never_goes_back() {
+        let at = |text: &str| UnixMillis(text.parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_millisecond());
+        let view = |last_success| EndpointView {
+            generation: Some(1),
+            delivering: Delivering::Succeeding,
+            message: String::new(),
+            signing: None,
+            pending: 0,
+            oldest_pending: None,
+            dead_lettered: 0,
+            consecutive_failures: 0,
+            failing_since: None,
+            last_status: Some(200),
+            last_success,
+            last_failure: None,
+            retry: None,
+            recent_failures: Vec::new(),
+            handled_enable_request: None,
+        };
+        let (old, shown, new) = (
+            at("2026-01-01T00:00:00Z"),
+            at("2026-01-01T00:00:05Z"),
+            at("2026-01-01T00:00:05.5Z"),
+        );
+        let status = EndpointDelivery {
+            last_success: Some(LastSuccess {
+                time: serde_json::from_value("2026-01-01T00:00:05Z".into()).unwrap(),
+            }),
+            ..EndpointDelivery::default()
+        };
+        for (known, told) in [(None, shown), (Some(old), shown), (Some(new), new)] {
+            assert_eq!(not_before_shown(&view(known), Some(&status)).last_success, Some(told));
+        }
+        assert_eq!(not_before_shown(&view(None), None).last_success, None);
     }
 }

@@ -13,24 +13,17 @@ pub struct Writes {
 impl Writes {
     /// From the API server's own `apiserver_request_total`.
     pub fn so_far(cluster: &Cluster) -> Writes {
-        let metrics = cluster.kubectl_ok(&["get", "--raw", "/metrics"]).unwrap();
         let mut counts = BTreeMap::new();
-        for line in metrics
-            .lines()
-            .filter(|line| line.starts_with("apiserver_request_total{"))
-        {
-            let label = |name: &str| {
-                let from = line.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
-                line[from..].split('"').next().unwrap().to_owned()
-            };
-            let verb = label("verb");
+        for (labels, count) in samples(cluster, "apiserver_request_total") {
+            let verb = label(&labels, "verb");
             if ["POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"].contains(&verb.as_str()) {
-                let count: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
-                let subresource = match label("subresource") {
+                let subresource = match label(&labels, "subresource") {
                     none if none.is_empty() => none,
                     some => format!("/{some}"),
                 };
-                *counts.entry((verb, label("resource") + &subresource)).or_default() += count as u64;
+                *counts
+                    .entry((verb, label(&labels, "resource") + &subresource))
+                    .or_default() += count;
             }
         }
         assert!(!counts.is_empty(), "the API server counts its requests");
@@ -75,4 +68,36 @@ impl Writes {
         }
         stored
     }
+}
+
+/// What the API server wrote to etcd since it started, by resource: its own keys included.
+pub fn etcd_writes(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let mut writes = BTreeMap::new();
+    for (labels, count) in samples(cluster, "etcd_requests_total") {
+        if ["create", "update", "delete"].contains(&label(&labels, "operation").as_str()) {
+            *writes.entry(label(&labels, "resource")).or_default() += count;
+        }
+    }
+    assert!(!writes.is_empty(), "the API server counts what it asks of etcd");
+    writes
+}
+
+/// Labels and values of one metric of the API server.
+fn samples(cluster: &Cluster, metric: &str) -> Vec<(String, u64)> {
+    let metrics = cluster.kubectl_ok(&["get", "--raw", "/metrics"]).unwrap();
+    let lines = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'));
+    lines
+        .map(|line| {
+            let (labels, value) = line.rsplit_once(' ').unwrap();
+            let value: f64 = value.parse().unwrap();
+            (labels.to_owned(), value as u64)
+        })
+        .collect()
+}
+
+fn label(labels: &str, name: &str) -> String {
+    let from = labels.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
+    labels[from..].split('"').next().unwrap().to_owned()
 }
