@@ -27,7 +27,8 @@ use crate::ids::MessageId;
 #[derive(Clone, Debug)]
 pub struct Request {
     pub message: MessageId,
-    pub content_type: HeaderValue,
+    /// None where there is no data to say it of.
+    pub content_type: Option<HeaderValue>,
     /// Further headers of the format.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The exact bytes that are signed and sent.

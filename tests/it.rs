@@ -4,6 +4,7 @@
 mod it {
     mod admin;
     mod dns;
+    mod formats;
     mod ground;
     mod guard;
     mod inspect;

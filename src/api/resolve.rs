@@ -172,6 +172,8 @@ pub struct ResolvedSubscription {
     /// Exact sources; empty means every source.
     pub sources: Vec<String>,
     pub format: Format,
+    /// In place of the endpoint's.
+    pub retry: Option<RetryPolicy>,
     pub suspend: bool,
 }
 
@@ -192,4 +194,8 @@ pub enum Format {
     StandardWebhooks,
     /// CloudEvents 1.0 in structured mode, `application/cloudevents+json`.
     CloudEventsStructured,
+    /// CloudEvents 1.0 in binary mode: data as the body, attributes in `ce-` headers.
+    CloudEventsBinary,
+    /// The data alone.
+    Raw,
 }

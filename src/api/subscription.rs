@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{EndpointReference, is_false};
+use super::retry::Retry;
 use super::status::SubscriptionStatus;
 
 /// Which events of its namespace are sent to one endpoint, and in what form.
@@ -53,9 +54,15 @@ pub struct EventSubscriptionSpec {
     pub sources: Vec<String>,
 
     /// What the receiver gets. StandardWebhooks: a JSON body {"type", "timestamp", "data"}. CloudEventsStructured: the
-    /// whole CloudEvent as application/cloudevents+json.
+    /// whole CloudEvent as application/cloudevents+json. CloudEventsBinary: the data as the body under its own media type,
+    /// and the attributes in ce- headers. Raw: the data alone, under its own media type.
     #[serde(default)]
     pub format: PayloadFormat,
+
+    /// When a failed message of this subscription is tried again. It replaces the endpoint's retry as a whole: what it
+    /// leaves out has its default, not the endpoint's value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 
     /// While true nothing is sent for this subscription: events still match, and their messages wait without using up
     /// attempts.
@@ -69,4 +76,6 @@ pub enum PayloadFormat {
     #[default]
     StandardWebhooks,
     CloudEventsStructured,
+    CloudEventsBinary,
+    Raw,
 }

@@ -299,10 +299,13 @@ fn render(
     let host = HeaderValue::from_str(&endpoint.target.authority).map_err(|_| unusable("host"))?;
     let path = PathAndQuery::try_from(endpoint.target.path.as_str()).map_err(|_| unusable("path"))?;
     headers.insert(HOST, host);
-    headers.insert(CONTENT_TYPE, request.content_type.clone());
     headers.insert(USER_AGENT, user_agent.clone());
-    for (name, value) in request.headers.iter().chain(&endpoint.headers) {
+    // The format's last: an endpoint's header cannot pass for an attribute of the event.
+    for (name, value) in endpoint.headers.iter().chain(&request.headers) {
         headers.insert(name, value.clone());
+    }
+    if let Some(content_type) = &request.content_type {
+        headers.insert(CONTENT_TYPE, content_type.clone());
     }
     let id = request.message.to_string();
     headers.insert(

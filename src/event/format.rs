@@ -1,7 +1,8 @@
 //! What the store keeps of an event, and what a receiver gets: an event rendered in one of the formats. Pure.
 //!
-//! Rendering runs once an attempt, so it copies each byte once into one buffer and never parses data: JSON goes out byte
-//! for byte as the producer sent it, text as a JSON string, anything else as base64. Invariant: what [`stored`] made,
+//! Rendering runs once an attempt, so it copies each byte at most once into one buffer and never parses data: in a body of
+//! ours JSON goes out byte for byte as the producer sent it, text as a JSON string, anything else as base64; where the data
+//! is the body nothing is copied. Invariant: what [`stored`] made,
 //! [`accepted_event`] and [`render`] read back, also in a later version (fields are only ever added).
 
 use std::borrow::Cow;
@@ -19,10 +20,13 @@ use crate::event::{Data, Event};
 use crate::ids::UnixMillis;
 use crate::queue::StoredEvent;
 
+mod binary;
+
 /// A body with the headers that its format brings; `webhook-*` headers are added when it is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    pub content_type: HeaderValue,
+    /// None where there is no data to say it of.
+    pub content_type: Option<HeaderValue>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The exact bytes to sign and send.
     pub body: Bytes,
@@ -34,6 +38,9 @@ pub enum RenderError {
     /// The store holds something that [`attributes`] did not write.
     #[error("failed to read the stored attributes: {0}")]
     Attributes(#[from] serde_json::Error),
+    /// An attribute cannot be a header.
+    #[error("the attribute {0} cannot be sent as a header")]
+    Header(String),
     /// Data kept as text is not UTF-8.
     #[error("the stored text is not UTF-8")]
     NotUtf8,
@@ -153,14 +160,40 @@ pub fn accepted_event(stored: &StoredEvent) -> Result<(Event, UnixMillis), Rende
 /// Renders a stored event for a receiver.
 pub fn render(format: Format, stored: &StoredEvent) -> Result<Rendered, RenderError> {
     let read: Read<'_> = serde_json::from_slice(&stored.attributes)?;
-    let (content_type, body) = match format {
-        Format::StandardWebhooks => ("application/json", standard_webhooks(&read, &stored.body)?),
-        Format::CloudEventsStructured => ("application/cloudevents+json", structured(&read, &stored.body)?),
-    };
-    Ok(Rendered {
-        content_type: HeaderValue::from_static(content_type),
+    let whole = |content_type, body| Rendered {
+        content_type: Some(HeaderValue::from_static(content_type)),
         headers: Vec::new(),
         body: Bytes::from(body),
+    };
+    Ok(match format {
+        Format::StandardWebhooks => whole("application/json", standard_webhooks(&read, &stored.body)?),
+        Format::CloudEventsStructured => whole("application/cloudevents+json", structured(&read, &stored.body)?),
+        Format::CloudEventsBinary => Rendered {
+            content_type: media_type(&read)?,
+            headers: binary::headers(&read)?,
+            body: stored.body.clone(),
+        },
+        Format::Raw => Rendered {
+            content_type: media_type(&read)?,
+            headers: Vec::new(),
+            body: stored.body.clone(),
+        },
+    })
+}
+
+/// The media type of the data alone: its own, else what its kind is. Without data and without a type of its own: none.
+fn media_type(read: &Read<'_>) -> Result<Option<HeaderValue>, RenderError> {
+    if let Some(own) = &read.datacontenttype {
+        let value = HeaderValue::from_str(own.as_str());
+        return value
+            .map(Some)
+            .map_err(|_| RenderError::Header("datacontenttype".to_owned()));
+    }
+    Ok(match read.kind {
+        Kind::None => None,
+        Kind::Json => Some(HeaderValue::from_static("application/json")),
+        Kind::Text => Some(HeaderValue::from_static("text/plain; charset=utf-8")),
+        Kind::Binary => Some(HeaderValue::from_static("application/octet-stream")),
     })
 }
 

@@ -12,6 +12,7 @@ fn subscription(event_types: Vec<TypePattern>, sources: Vec<String>) -> Arc<Reso
         event_types,
         sources,
         format: Format::StandardWebhooks,
+        retry: None,
         suspend: false,
     })
 }

@@ -276,7 +276,7 @@ pub fn sender_with_dns(server: SocketAddr) -> HttpsSender {
 pub fn request(body: impl Into<Bytes>) -> Request {
     Request {
         message: MessageId(0x5_4c53_1234_5678),
-        content_type: HeaderValue::from_static("application/json"),
+        content_type: Some(HeaderValue::from_static("application/json")),
         headers: Vec::new(),
         body: body.into(),
         timestamp: tidings::ids::UnixMillis::now().0 / 1000,

@@ -2,7 +2,7 @@
 
 use kube::ResourceExt as _;
 
-use super::{Format, ResolvedSubscription, TypePattern, Unresolved};
+use super::{Format, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
 use crate::api::EventSubscription;
 use crate::api::subscription::PayloadFormat;
 
@@ -26,7 +26,10 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
         format: match spec.format {
             PayloadFormat::StandardWebhooks => Format::StandardWebhooks,
             PayloadFormat::CloudEventsStructured => Format::CloudEventsStructured,
+            PayloadFormat::CloudEventsBinary => Format::CloudEventsBinary,
+            PayloadFormat::Raw => Format::Raw,
         },
+        retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
 }

@@ -418,6 +418,7 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
                 event_types: types.iter().map(|t| (*t).to_owned()).collect(),
                 sources: vec!["/calls".to_owned()],
                 format: PayloadFormat::CloudEventsStructured,
+                retry: None,
                 suspend: true,
             },
         )
@@ -434,6 +435,22 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
     );
     assert_eq!((resolved.endpoint.as_str(), resolved.suspend), ("crm", true));
     assert_eq!(resolved.format, Format::CloudEventsStructured);
+    assert_eq!(resolved.retry, None, "the endpoint's");
+    let mut own = subscription(&["*"]);
+    own.spec.retry = Some(Retry {
+        schedule: vec!["5s".into()],
+        ..Retry::default()
+    });
+    let policy = RetryPolicy {
+        schedule: vec![Duration::from_secs(5)],
+        ..RetryPolicy::default()
+    };
+    assert_eq!(resolve_subscription(&own).unwrap().retry, Some(policy));
+    own.spec.retry = Some(Retry {
+        max_age: "soon".into(),
+        ..Retry::default()
+    });
+    assert_eq!(resolve_subscription(&own).unwrap_err().reason, reasons::INVALID_SPEC);
     for types in [
         &[][..],
         &[""],

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::resolve::{Format, ResolvedEndpoint};
+use crate::api::resolve::ResolvedEndpoint;
 use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::ids::{MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, StoredEvent};
@@ -60,10 +60,6 @@ impl Subscription {
                 .entry
                 .as_ref()
                 .is_some_and(|e| e.deleted.is_none() && !e.spec.suspend)
-    }
-
-    pub fn format(&self) -> Format {
-        self.entry.as_ref().map(|entry| entry.spec.format).unwrap_or_default()
     }
 
     /// A message of the store will be due.
@@ -156,8 +152,17 @@ impl Endpoint {
         }
     }
 
-    /// How old a message may grow; none while the endpoint may still be loaded, for then nothing is given up.
-    pub fn max_age(&self, synced: bool) -> Option<Duration> {
+    /// How old a subscription's message may grow; none while who says it may still be loaded, for then nothing is given up.
+    pub fn max_age(&self, subscription: SubscriptionId, synced: bool) -> Option<Duration> {
+        let known = self
+            .subscriptions
+            .get(&subscription)
+            .and_then(|known| known.entry.as_ref());
+        match known.map(|entry| &entry.spec.retry) {
+            Some(Some(own)) => return Some(own.max_age),
+            None if !synced => return None,
+            Some(None) | None => {}
+        }
         match self.entry.as_ref().map(|entry| &entry.state) {
             Some(EndpointState::Usable(resolved)) => Some(resolved.retry.max_age),
             Some(EndpointState::Unusable { max_age, .. }) => Some(*max_age),

@@ -77,7 +77,7 @@ impl State {
         };
         let failed_before = endpoint.health.last_failed;
         let rules = Rules {
-            retry: &job.endpoint.retry,
+            retry: job.subscription.retry.as_ref().unwrap_or(&job.endpoint.retry),
             breaker: &job.endpoint.breaker,
             disable_after: job.endpoint.disable_after,
         };
@@ -324,9 +324,9 @@ impl State {
     /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
     pub fn sweep_expired(&mut self, now: UnixMillis) {
         for (id, endpoint) in &mut self.endpoints {
-            let Some(max_age) = endpoint.max_age(self.synced) else {
-                continue;
-            };
+            let pending = endpoint.subscriptions.iter().filter(|(_, known)| known.pending > 0);
+            let ages = pending.filter_map(|(subscription, _)| endpoint.max_age(*subscription, self.synced));
+            let Some(max_age) = ages.min() else { continue };
             if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
                 for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
                     known.next_due.get_or_insert(now);

@@ -80,7 +80,7 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
-        let (access, max_age) = (endpoint.access(now), endpoint.max_age(self.synced));
+        let access = endpoint.access(now);
         let mut rows: Vec<Pending> = Vec::new();
         let mut complete = true;
         let mut unseen = Vec::new();
@@ -117,6 +117,7 @@ impl State {
                 .is_some_and(|sub| sub.sends());
             let due = row.due <= now || access == Access::Probe;
             let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
+            let max_age = endpoint.max_age(row.subscription, self.synced);
             if max_age.is_some_and(|max_age| expired(row.message, max_age, now)) {
                 endpoint.held.insert(row.message);
                 let reason = DeadReason::Expired;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
-use crate::api::resolve::{Format, ResolvedEndpoint};
+use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
 use crate::dispatcher::registry::Registry;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Arrival, DeadReason, Pending, Placement, Settlement, StoredEvent, Verdict};
@@ -61,7 +61,7 @@ pub(super) struct Job {
     pub probe: bool,
     pub lane: Lane,
     pub endpoint: Arc<ResolvedEndpoint>,
-    pub format: Format,
+    pub subscription: Arc<ResolvedSubscription>,
     pub started: UnixMillis,
     pub patience: Duration,
     /// Bytes of the budget of bodies.
@@ -428,17 +428,18 @@ impl State {
         if held.fresh {
             endpoint.gauge.give(1);
         }
-        let max_age = endpoint.max_age(self.synced);
+        let max_age = endpoint.max_age(pending.subscription, self.synced);
         if max_age.is_some_and(|max_age| expired(pending.message, max_age, now)) {
             let reason = DeadReason::Expired;
             self.outbox.push(unmade(pending, Verdict::Dead { reason }));
             return None;
         }
-        let Some(format) = endpoint
+        let Some(subscription) = endpoint
             .subscriptions
             .get(&pending.subscription)
             .filter(|subscription| subscription.sends())
-            .map(Subscription::format)
+            .and_then(|subscription| subscription.entry.as_ref())
+            .map(|entry| Arc::clone(&entry.spec))
         else {
             // Its subscription was suspended, or is not loaded: it waits.
             let verdict = Verdict::Wait {
@@ -472,7 +473,7 @@ impl State {
             probe,
             lane,
             endpoint: resolved,
-            format,
+            subscription,
             started: now,
             patience: endpoint.patience(),
             reserved,

@@ -223,8 +223,17 @@ impl World {
     }
 
     async fn subscribe(&self, endpoint: EndpointId, key: ResourceKey, suspend: bool) -> SubscriptionId {
+        self.subscribe_with(endpoint, key, |spec| spec.suspend = suspend).await
+    }
+
+    async fn subscribe_with(
+        &self,
+        endpoint: EndpointId,
+        key: ResourceKey,
+        edit: impl FnOnce(&mut ResolvedSubscription),
+    ) -> SubscriptionId {
         let id = self.queue.intern_subscriptions(vec![key.clone()]).await.unwrap()[0];
-        let spec = ResolvedSubscription {
+        let mut spec = ResolvedSubscription {
             namespace: "team".into(),
             name: key.name.clone(),
             generation: 1,
@@ -232,8 +241,10 @@ impl World {
             event_types: vec![],
             sources: vec![],
             format: Format::StandardWebhooks,
-            suspend,
+            retry: None,
+            suspend: false,
         };
+        edit(&mut spec);
         self.registry
             .put_subscription(Arc::new(SubscriptionEntry {
                 id,

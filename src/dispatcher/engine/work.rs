@@ -39,7 +39,7 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
     let Some(event) = event(core, job).await else {
         return End::Unread;
     };
-    let rendered = match event.map(|event| render(job.format, &event)) {
+    let rendered = match event.map(|event| render(job.subscription.format, &event)) {
         Some(Ok(rendered)) => rendered,
         Some(Err(error)) => {
             tracing::warn!(message = %job.pending.message, %error, "failed to render an event");

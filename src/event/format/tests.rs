@@ -78,6 +78,67 @@ fn a_structured_event_carries_every_attribute() {
 }
 
 #[test]
+fn a_binary_event_has_its_data_as_the_body_and_its_attributes_in_headers() {
+    let event = Event {
+        subject: Some("Zoë \"7\" 100%".into()),
+        datacontenttype: Some("application/vnd.lead+json; charset=utf-8".into()),
+        dataschema: Some("https://crm.example/schema".into()),
+        extensions: vec![("partitionkey".into(), "a b".into())],
+        ..lead(Data::Json(Bytes::from("{ \"a\": 1 }")))
+    };
+    let rendered = render(Format::CloudEventsBinary, &stored(&event, ACCEPTED)).unwrap();
+    assert_eq!(&rendered.body[..], b"{ \"a\": 1 }");
+    assert_eq!(
+        rendered.content_type.unwrap(),
+        "application/vnd.lead+json; charset=utf-8"
+    );
+    let headers: Vec<(&str, &str)> = rendered
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+        .collect();
+    assert_eq!(
+        headers,
+        [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "a1"),
+            ("ce-source", "https://crm.example/leads"),
+            ("ce-type", "lead.qualified"),
+            ("ce-subject", "Zo%C3%AB%20%227%22%20100%25"),
+            ("ce-time", "2026-11-24T03:00:00Z"),
+            ("ce-dataschema", "https://crm.example/schema"),
+            ("ce-partitionkey", "a%20b"),
+        ]
+    );
+}
+
+#[test]
+fn raw_data_goes_out_as_it_came_under_its_own_media_type() {
+    let raw = |datacontenttype: Option<&str>, data| {
+        let event = Event {
+            datacontenttype: datacontenttype.map(str::to_owned),
+            ..lead(data)
+        };
+        let rendered = render(Format::Raw, &stored(&event, ACCEPTED)).unwrap();
+        assert!(rendered.headers.is_empty());
+        let content_type = rendered.content_type.map(|value| value.to_str().unwrap().to_owned());
+        (content_type, rendered.body)
+    };
+    let bytes = Bytes::from_static(&[0, 255, 1]);
+    for (own, data, expected) in [
+        (None, Data::Json(Bytes::from("[1, 2]")), Some("application/json")),
+        (Some("text/csv"), Data::Text(Bytes::from("a,b\n")), Some("text/csv")),
+        (Some("image/png"), Data::Binary(bytes.clone()), Some("image/png")),
+        (None, Data::Binary(bytes), Some("application/octet-stream")),
+        (None, Data::None, None),
+    ] {
+        let (content_type, body) = raw(own, data.clone());
+        assert_eq!(content_type.as_deref(), expected, "{data:?}");
+        assert_eq!(&body, data.bytes());
+    }
+}
+
+#[test]
 fn attributes_that_we_did_not_write_are_an_error() {
     let broken = StoredEvent {
         attributes: Bytes::from("{}"),
@@ -109,6 +170,10 @@ proptest! {
         };
         let kept = stored(&event, ACCEPTED);
         prop_assert_eq!(accepted_event(&kept).unwrap(), (event.clone(), ACCEPTED));
+        let binary = render(Format::CloudEventsBinary, &kept).unwrap();
+        prop_assert_eq!(&binary.body, event.data.bytes());
+        let raw = render(Format::Raw, &kept).unwrap();
+        prop_assert_eq!((raw.content_type, raw.body), (binary.content_type, binary.body));
         for format in [Format::StandardWebhooks, Format::CloudEventsStructured] {
             let rendered = render(format, &kept).unwrap();
             let value: serde_json::Value = serde_json::from_slice(&rendered.body).unwrap();

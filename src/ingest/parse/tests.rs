@@ -343,4 +343,35 @@ proptest! {
         prop_assume!(crate::event::rules::subject(&text).is_ok());
         prop_assert_eq!(binary(&[("ce-subject", &encoded)], "").unwrap().subject, Some(text));
     }
+
+    #[test]
+    fn what_the_binary_format_sends_is_taken_as_the_same_event(
+        id in "[^\\p{C}]{1,20}", subject in prop::option::of("[^\\p{C}]{1,30}"), value in "[^\\p{C}]{0,30}",
+        data in prop_oneof![
+            Just(Data::None),
+            ".*".prop_map(|text| Data::Json(Bytes::from(serde_json::to_vec(&text).unwrap()))),
+        ],
+    ) {
+        use crate::api::resolve::Format;
+        use crate::event::format::{render, stored};
+
+        let event = Event {
+            id, subject, data,
+            source: "/crm".into(),
+            r#type: "lead.qualified".into(),
+            time: Some("2026-11-24T03:00:00Z".into()),
+            datacontenttype: Some("application/json".into()),
+            dataschema: Some("https://crm.example/schema".into()),
+            extensions: vec![("partitionkey".into(), value)],
+        };
+        prop_assume!(event.clone().checked().is_ok());
+        let kept = stored(&event, crate::ids::UnixMillis(0));
+        let rendered = render(Format::CloudEventsBinary, &kept).unwrap();
+        let mut fields = HeaderMap::new();
+        fields.extend(rendered.headers);
+        fields.insert(CONTENT_TYPE, rendered.content_type.unwrap());
+        let head = Head { headers: &fields, query: None };
+        let parsed = parse(Mode::of(&fields).unwrap(), head, rendered.body, DEFAULT_MAX_EVENT, String::new);
+        prop_assert_eq!(parsed, Ok(Events::One(event)));
+    }
 }

@@ -316,6 +316,49 @@ async fn an_endpoint_says_itself_how_old_a_message_may_grow() {
 }
 
 #[tokio::test]
+async fn a_subscriptions_own_retry_replaces_its_endpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    let own = |max_age| RetryPolicy {
+        schedule: vec![],
+        max_age: Duration::from_secs(max_age),
+        ..RetryPolicy::default()
+    };
+    let key = ResourceKey {
+        namespace_uid: "uid".into(),
+        name: "crm".into(),
+    };
+    let with = |max_age, suspend| {
+        move |spec: &mut ResolvedSubscription| (spec.retry, spec.suspend) = (Some(own(max_age)), suspend)
+    };
+    world.subscribe_with(id, key.clone(), with(7 * 86_400, false)).await;
+    world.script.set("crm", &[Act::Answer(400)]);
+    world.send(id, 3).await;
+    world.until_counts(id, 0, 3).await;
+    assert_eq!(world.script.count("crm"), 3, "one attempt each");
+
+    world.subscribe_with(id, key.clone(), with(7 * 86_400, true)).await;
+    world.send(id, 3).await;
+    world.pass(4 * 86_400).await;
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    core.recount().await;
+    world.settled().await;
+    assert_eq!(world.counts(id).await, (3, 3), "older than the endpoint allows");
+    world.subscribe_with(id, key, with(3_600, true)).await;
+    world
+        .until("the shorter age is known", |world| {
+            let state = world.engine.as_ref().unwrap().core.lock();
+            let age = state.endpoints[&id].max_age(SubscriptionId(id.0), true);
+            age == Some(Duration::from_secs(3_600))
+        })
+        .await;
+    core.recount().await;
+    world.until_counts(id, 0, 6).await;
+}
+
+#[tokio::test]
 async fn a_rate_limit_spreads_requests_and_a_restart_begins_with_an_empty_bucket() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;
