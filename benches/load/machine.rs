@@ -1,0 +1,124 @@
+//! The machine and what processes use of it, read from /proc.
+//!
+//! Invariant: nothing here needs more rights than the bench's own, and a value that cannot be read is zero or "unknown",
+//! never a reason to fail.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Syncs that are timed.
+const SYNCS: usize = 200;
+
+/// What the numbers depend on.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub cores: usize,
+    pub cpu: String,
+    pub kernel: String,
+    pub memory_gib: f64,
+    /// One appended page and its fdatasync, in milliseconds: the least that a 202 costs.
+    pub sync_p50: f64,
+    pub sync_p99: f64,
+}
+
+impl Machine {
+    /// Looks at it; the disk is that of `data`.
+    pub fn look(data: &Path) -> Result<Machine> {
+        let (sync_p50, sync_p99) = time_syncs(data)?;
+        Ok(Machine {
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned()),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+                .map_or_else(|_| "unknown".to_owned(), |release| release.trim().to_owned()),
+            memory_gib: kib("/proc/meminfo", "MemTotal") / (1024.0 * 1024.0),
+            sync_p50,
+            sync_p99,
+        })
+    }
+}
+
+fn time_syncs(data: &Path) -> Result<(f64, f64)> {
+    fs::create_dir_all(data).with_context(|| format!("failed to create {}", data.display()))?;
+    let mut file = tempfile::tempfile_in(data).with_context(|| format!("failed to write in {}", data.display()))?;
+    let mut took = Vec::with_capacity(SYNCS);
+    for _ in 0..SYNCS {
+        let begin = Instant::now();
+        file.write_all(&[7; 4096]).context("failed to write")?;
+        file.sync_data().context("failed to sync")?;
+        took.push(begin.elapsed().as_secs_f64() * 1000.0);
+    }
+    took.sort_by(f64::total_cmp);
+    Ok((took[SYNCS / 2], took[SYNCS * 99 / 100]))
+}
+
+/// A named field of a file of `name : value` lines.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| {
+        Some(
+            line.strip_prefix(name)?
+                .trim_start()
+                .strip_prefix(':')?
+                .trim()
+                .to_owned(),
+        )
+    })
+}
+
+fn kib(path: &str, name: &str) -> f64 {
+    let value = field(path, name).and_then(|value| value.split(' ').next()?.parse().ok());
+    value.unwrap_or(0.0)
+}
+
+fn ticks(count: u64) -> Duration {
+    // SAFETY: reads a constant of the system.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as f64;
+    Duration::from_secs_f64(count as f64 / per_second)
+}
+
+/// CPU time, user and system, that a process has used so far (proc(5), fields 14 and 15 of stat).
+pub fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    ticks(
+        fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|n| n.parse::<u64>().ok())
+            .sum(),
+    )
+}
+
+/// CPU time that the whole machine has spent other than idle, time stolen by its host included.
+pub fn busy() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = stat.lines().next().unwrap_or_default();
+    let fields = all.split_whitespace().skip(1).enumerate();
+    // user nice system idle iowait irq softirq steal; guests are in user.
+    let busy = fields.filter(|(at, _)| matches!(at, 0..=2 | 5..=7));
+    ticks(busy.filter_map(|(_, n)| n.parse::<u64>().ok()).sum())
+}
+
+/// Forgets a process's largest resident size so far.
+pub fn reset_peak(pid: u32) {
+    // Where it is not allowed the peak counts from the process's start, which is larger, never smaller.
+    if let Ok(file) = fs::File::options().write(true).open(format!("/proc/{pid}/clear_refs")) {
+        let _ = file.write_at(b"5", 0);
+    }
+}
+
+/// The largest resident size since then, in MiB.
+pub fn peak_mib(pid: u32) -> f64 {
+    kib(&format!("/proc/{pid}/status"), "VmHWM") / 1024.0
+}
+
+/// The resident size now, in MiB.
+pub fn resident_mib(pid: u32) -> f64 {
+    kib(&format!("/proc/{pid}/status"), "VmRSS") / 1024.0
+}
