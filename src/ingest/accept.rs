@@ -61,11 +61,8 @@ pub(super) async fn store(queue: &dyn Queue, metrics: &Metrics, placed: Placed) 
     for (i, taken) in placed.taken.iter().enumerate() {
         let new = matches!(accepted.get(i), Some(Accepted::New { .. }));
         for (subscription, placement) in taken {
-            let gauge = &subscription.endpoint_gauge;
-            match placement {
-                Placement::Fresh if !new => gauge.give(1),
-                Placement::Fresh | Placement::Waiting if new => gauge.add_pending(1),
-                Placement::Fresh | Placement::Waiting | Placement::QueueFull => {}
+            if *placement == Placement::Fresh && !new {
+                subscription.endpoint_gauge.give(1);
             }
         }
     }
@@ -97,4 +94,80 @@ fn dedupe(namespace_uid: &str, source: &str, id: &str) -> [u8; 16] {
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::api::resolve::{Format, ResolvedSubscription, TypePattern};
+    use crate::event::Data;
+    use crate::ids::{EndpointId, SubscriptionId};
+    use crate::matching::Index;
+    use crate::queue::sqlite::{Options, SqliteQueue};
+    use crate::queue::{Gauge, ResourceKey};
+
+    /// A namespace where one subscription takes every event, and its endpoint's gauge with some places.
+    fn namespace(places: i64) -> (NamespaceView, Arc<Gauge>) {
+        let gauge = Arc::new(Gauge::default());
+        gauge.give(places);
+        let spec = Arc::new(ResolvedSubscription {
+            namespace: "sales".into(),
+            name: "crm".into(),
+            generation: 1,
+            endpoint: "crm".into(),
+            event_types: vec![TypePattern::Any],
+            sources: Vec::new(),
+            format: Format::StandardWebhooks,
+            suspend: false,
+        });
+        let entry = Arc::new(SubscriptionEntry {
+            id: SubscriptionId(1),
+            key: ResourceKey {
+                namespace_uid: "u1".into(),
+                name: "crm".into(),
+            },
+            endpoint: EndpointId(1),
+            endpoint_gauge: Arc::clone(&gauge),
+            spec: Arc::clone(&spec),
+            deleted: None,
+        });
+        let view = NamespaceView {
+            uid: "u1".into(),
+            subscriptions: Arc::new(Index::new([(spec, entry)])),
+            types: Arc::new(HashMap::new()),
+        };
+        (view, gauge)
+    }
+
+    fn event(id: &str) -> Event {
+        Event {
+            id: id.into(),
+            source: "/agents/voice".into(),
+            r#type: "lead.qualified".into(),
+            subject: None,
+            time: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions: Vec::new(),
+            data: Data::None,
+        }
+    }
+
+    #[tokio::test]
+    async fn ingest_leaves_the_count_of_what_is_pending_to_the_engine_and_gives_unused_places_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).expect("a store");
+        let (view, gauge) = namespace(2);
+        let metrics = Metrics::default();
+        for (id, new) in [("a", true), ("a", false), ("b", true), ("c", true)] {
+            let placed = place(&view, &[event(id)], UnixMillis::now());
+            let accepted = store(&queue, &metrics, placed).await.expect("stored");
+            assert_eq!(matches!(accepted[0], Accepted::New { .. }), new, "{id}");
+        }
+        assert_eq!(gauge.pending(), 0, "counted once, where messages arrive");
+        assert_eq!(gauge.place(MAX_PENDING), Placement::Waiting, "both places are taken");
+        queue.close().await;
+    }
 }
