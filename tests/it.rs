@@ -4,6 +4,7 @@
 mod it {
     mod admin;
     mod dns;
+    mod event_types;
     mod formats;
     mod ground;
     mod guard;
@@ -11,10 +12,13 @@ mod it {
     mod isolation;
     mod keys;
     mod leader;
+    mod leaks;
+    mod lifecycle;
     mod limits;
     mod local;
     mod manifests;
     mod misbehaving;
+    mod policy;
     mod ready;
     mod receiver;
     mod rotation;
