@@ -120,6 +120,7 @@ mod tests {
             event_types: vec![TypePattern::Any],
             sources: Vec::new(),
             format: Format::StandardWebhooks,
+            retry: None,
             suspend: false,
         });
         let entry = Arc::new(SubscriptionEntry {

@@ -188,6 +188,12 @@ impl Health {
         observed
     }
 
+    /// The policy opens something else: what was blocked need not wait for the next look. True when something was.
+    pub fn look_at_block_anew(&mut self) -> bool {
+        let blocked = |hold: &mut Hold| matches!(hold.reason, HoldReason::Blocked { .. });
+        self.hold.take_if(blocked).is_some()
+    }
+
     /// The key in use; true when it is another than before.
     pub fn observe_signing(&mut self, key: &str, now: UnixMillis) -> bool {
         if self.signing.as_ref().is_some_and(|(id, _)| id == key) {

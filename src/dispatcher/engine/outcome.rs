@@ -193,8 +193,12 @@ impl State {
     pub fn endpoint_changed(&mut self, entry: Arc<EndpointEntry>, now: UnixMillis) {
         let id = entry.id;
         let endpoint = self.endpoint(id);
+        let egress = endpoint.usable().map(|resolved| Arc::clone(&resolved.egress));
         endpoint.entry = Some(entry);
         if let Some(resolved) = endpoint.usable().cloned() {
+            if egress.as_ref() != Some(&resolved.egress) && endpoint.health.look_at_block_anew() {
+                endpoint.override_due_times();
+            }
             let request = resolved.enable_request.as_deref();
             let observed = endpoint.health.observe_spec(resolved.generation, request, now);
             endpoint.health.limit.set_ceiling(resolved.max_in_flight);

@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Act {
     Answer(u16),
     Refuse,
+    Blocked,
     Hang,
 }
 
@@ -108,6 +109,11 @@ impl Sender for Script {
                     };
                 }
                 Act::Refuse => break Outcome::Fault(Fault::Refused),
+                Act::Blocked => {
+                    break Outcome::Blocked {
+                        address: [10, 0, 0, 1].into(),
+                    };
+                }
                 Act::Hang => released.await,
             }
         };

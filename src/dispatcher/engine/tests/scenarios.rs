@@ -497,3 +497,32 @@ async fn a_suspended_endpoint_says_so_also_when_it_could_not_be_used() {
         world.until_delivering(id, shown).await;
     }
 }
+
+#[tokio::test]
+async fn what_was_blocked_is_looked_at_anew_when_the_policy_opens_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Blocked]);
+    world.send(id, 1).await;
+    world.until_delivering(id, Delivering::Blocked).await;
+    world.settled().await;
+    world.script.set("crm", &[Act::Answer(200)]);
+    world.endpoint("crm").await;
+    world.pass(60).await;
+    assert_eq!(
+        world.script.count("crm"),
+        1,
+        "the same policy: looked at every five minutes"
+    );
+
+    let open = EgressRules {
+        open_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+    };
+    world
+        .endpoint_with("crm", |resolved| resolved.egress = Arc::new(open))
+        .await;
+    world.until_counts(id, 0, 0).await;
+    assert_eq!(world.script.count("crm"), 2);
+}
