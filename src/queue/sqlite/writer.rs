@@ -107,10 +107,11 @@ impl Writer {
                         tracing::info!("the store can be written again");
                     }
                     self.remember(&mut effects);
+                    // Before the answers: who was answered sees that nothing is unrecorded.
+                    self.shared.unrecorded.store(0, Ordering::Relaxed);
                     for (operation, answer) in batch.drain(..).zip(answers.drain(..)) {
                         answer_one(operation, answer);
                     }
-                    self.shared.unrecorded.store(0, Ordering::Relaxed);
                     if wrote {
                         self.after_commit(conn);
                     }
