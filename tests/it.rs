@@ -6,6 +6,7 @@ mod it {
     mod dns;
     mod event_types;
     mod formats;
+    mod durability;
     mod ground;
     mod guard;
     mod inspect;
@@ -19,6 +20,7 @@ mod it {
     mod manifests;
     mod misbehaving;
     mod policy;
+    mod outage;
     mod ready;
     mod receiver;
     mod rotation;

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -119,7 +118,10 @@ impl Connection {
         }
         let length: usize = headers["content-length"].to_str().unwrap().parse().unwrap();
         while bytes.len() < head + length {
-            assert!(self.stream.read_buf(&mut bytes).await.ok()? > 0, "a body is cut off");
+            // A sender that is killed cuts its body off.
+            if self.stream.read_buf(&mut bytes).await.ok()? == 0 {
+                return None;
+            }
         }
         Some(Seen {
             line,
@@ -142,7 +144,8 @@ impl Connection {
 /// A server that hands every connection to a behaviour; stopped when dropped.
 pub struct Receiver {
     pub address: SocketAddr,
-    accepted: Arc<AtomicUsize>,
+    /// Who connected, in order.
+    accepted: Arc<Mutex<Vec<SocketAddr>>>,
     pub seen: Log,
     task: JoinHandle<()>,
 }
@@ -164,14 +167,18 @@ impl Receiver {
         let acceptor = identity.acceptor();
         let listener = TcpListener::bind(at).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (accepted, seen) = (Arc::new(AtomicUsize::new(0)), Log::default());
+        let (accepted, seen) = (Arc::<Mutex<Vec<_>>>::default(), Log::default());
         let task = tokio::spawn({
             let (accepted, seen) = (accepted.clone(), seen.clone());
             let behaviour = Arc::new(behaviour);
             async move {
                 let mut connections = tokio::task::JoinSet::new();
-                while let Ok((stream, _)) = listener.accept().await {
-                    let number = accepted.fetch_add(1, Ordering::SeqCst);
+                while let Ok((stream, from)) = listener.accept().await {
+                    let number = {
+                        let mut accepted = accepted.lock().unwrap();
+                        accepted.push(from);
+                        accepted.len() - 1
+                    };
                     let (acceptor, seen, behaviour) = (acceptor.clone(), seen.clone(), behaviour.clone());
                     connections.spawn(async move {
                         if let Ok(stream) = acceptor.accept(stream).await {
@@ -195,7 +202,14 @@ impl Receiver {
     }
 
     pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::SeqCst)
+        self.accepted.lock().unwrap().len()
+    }
+
+    /// The number of the connection from this address, once it is accepted; `since` so many were (ports come again).
+    pub fn connection_from(&self, address: SocketAddr, since: usize) -> Option<usize> {
+        let accepted = self.accepted.lock().unwrap();
+        let found = accepted[since..].iter().position(|from| *from == address)?;
+        Some(since + found)
     }
 
     pub fn requests(&self) -> usize {

@@ -2,6 +2,7 @@
 //!
 //! What a team does is done as a team does it: kubectl for manifests, a ServiceAccount token and HTTP for events.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use tidings_cluster::{
     Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, OPEN_LOOPBACK_LABEL, Tidings,
 };
+use tokio::net::TcpStream;
 
 use super::receiver::{Receiver, Seen, TRUSTED};
 
@@ -222,8 +224,7 @@ impl<'a> Team<'a> {
 
     /// The same, where the dispatcher may be gone.
     pub async fn try_post(&self, dispatcher: &Dispatcher, id: &str, event_type: &str) -> reqwest::Result<Answer> {
-        let event = json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type,
-            "data": {"lead": id}});
+        let event = lead(id, event_type);
         self.posting(dispatcher, &event).await
     }
 
@@ -268,6 +269,21 @@ impl<'a> Team<'a> {
 /// A post under way.
 pub type Post = Pin<Box<dyn Future<Output = reqwest::Result<Answer>> + Send>>;
 
+/// A number without labels that the dispatcher shows.
+pub fn metric(dispatcher: &Dispatcher, name: &str) -> f64 {
+    let shown = dispatcher.metrics().unwrap();
+    let line = shown
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let line = line.unwrap_or_else(|| panic!("there is no {name} in\n{shown}"));
+    line.trim().parse().unwrap()
+}
+
+/// A structured CloudEvent of this type about this lead.
+pub fn lead(id: &str, event_type: &str) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type, "data": {"lead": id}})
+}
+
 /// What ingest said.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -278,7 +294,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    async fn of(response: reqwest::Response) -> reqwest::Result<Answer> {
+    /// Reads it.
+    pub async fn of(response: reqwest::Response) -> reqwest::Result<Answer> {
         let status = response.status().as_u16();
         let retry_after = response
             .headers()
@@ -309,6 +326,8 @@ fn merge(into: &mut Value, from: Value) {
 #[derive(Clone, Debug)]
 pub struct Arrived {
     pub at: Instant,
+    /// The connection it came over, by order of acceptance.
+    pub connection: usize,
     /// `webhook-id`.
     pub message: String,
     /// `data.lead` of the body: the id of the event that [`Team::post`] sent.
@@ -317,10 +336,16 @@ pub struct Arrived {
     pub status: u16,
 }
 
+#[derive(Default)]
+struct Arrivals {
+    all: Vec<Arrived>,
+    times: HashMap<String, usize>,
+}
+
 /// A receiver that answers each request with a status, chosen by the event's id and how often it came before.
 pub struct Webhooks {
     receiver: Receiver,
-    arrived: Arc<Mutex<Vec<Arrived>>>,
+    arrivals: Arc<Mutex<Arrivals>>,
 }
 
 impl Webhooks {
@@ -336,8 +361,16 @@ impl Webhooks {
 
     /// The same, at a port of 127.0.0.1.
     pub async fn answering_at(port: u16, answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
-        let arrived = Arc::<Mutex<Vec<Arrived>>>::default();
-        let (log, answer) = (arrived.clone(), Arc::new(answer));
+        Webhooks::answering_after(port, move |event, earlier| (Duration::ZERO, answer(event, earlier))).await
+    }
+
+    /// The same, with how long each answer takes.
+    pub async fn answering_after(
+        port: u16,
+        answer: impl Fn(&str, usize) -> (Duration, u16) + Send + Sync + 'static,
+    ) -> Webhooks {
+        let arrivals = Arc::<Mutex<Arrivals>>::default();
+        let (log, answer) = (arrivals.clone(), Arc::new(answer));
         let receiver = Receiver::with(
             &TRUSTED,
             (Ipv4Addr::LOCALHOST, port).into(),
@@ -345,7 +378,10 @@ impl Webhooks {
                 let (log, answer) = (log.clone(), answer.clone());
                 async move {
                     while let Some(request) = connection.request().await {
-                        let status = note(&log, &request, &*answer);
+                        let (after, status) = note(&log, connection.number, &request, &*answer);
+                        if !after.is_zero() {
+                            tokio::time::sleep(after).await;
+                        }
                         if !connection
                             .write(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n"))
                             .await
@@ -357,7 +393,7 @@ impl Webhooks {
             },
         )
         .await;
-        Webhooks { receiver, arrived }
+        Webhooks { receiver, arrivals }
     }
 
     /// Where it listens.
@@ -371,18 +407,35 @@ impl Webhooks {
 
     /// Everything so far, in order of arrival.
     pub fn arrived(&self) -> Vec<Arrived> {
-        self.arrived.lock().unwrap().clone()
+        self.arrivals.lock().unwrap().all.clone()
     }
 
     /// How often an event came.
     pub fn times(&self, event: &str) -> usize {
-        self.arrived.lock().unwrap().iter().filter(|a| a.event == event).count()
+        self.arrivals.lock().unwrap().times.get(event).copied().unwrap_or(0)
+    }
+
+    /// Once every connection made before this call is accepted: how many there are. Called when a dispatcher is dead and
+    /// before the next starts, it says which of them a connection (and what arrived over it) belongs to.
+    pub async fn connections(&self) -> usize {
+        // The listen queue is in order: when this one is accepted, all before it are.
+        let before = self.receiver.accepted();
+        let last = TcpStream::connect(self.receiver.address).await.unwrap();
+        let from = last.local_addr().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(number) = self.receiver.connection_from(from, before) {
+                return number + 1;
+            }
+            assert!(Instant::now() < deadline, "a connection was never accepted");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Waits until what arrived is as it must be.
     pub async fn until(&self, what: &str, holds: impl Fn(&[Arrived]) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !holds(&self.arrived.lock().unwrap()) {
+        while !holds(&self.arrivals.lock().unwrap().all) {
             if Instant::now() >= deadline {
                 let arrived = self.arrived();
                 panic!(
@@ -396,17 +449,24 @@ impl Webhooks {
     }
 }
 
-fn note(log: &Mutex<Vec<Arrived>>, request: &Seen, answer: &dyn Fn(&str, usize) -> u16) -> u16 {
+fn note(
+    log: &Mutex<Arrivals>,
+    connection: usize,
+    request: &Seen,
+    answer: &dyn Fn(&str, usize) -> (Duration, u16),
+) -> (Duration, u16) {
     let body: Value = serde_json::from_slice(&request.body).unwrap();
     let event = body["data"]["lead"].as_str().unwrap().to_owned();
     let mut log = log.lock().unwrap();
-    let earlier = log.iter().filter(|arrived| arrived.event == event).count();
-    let status = answer(&event, earlier);
-    log.push(Arrived {
+    let times = log.times.entry(event.clone()).or_default();
+    let (after, status) = answer(&event, *times);
+    *times += 1;
+    log.all.push(Arrived {
         at: Instant::now(),
+        connection,
         message: request.headers["webhook-id"].to_str().unwrap().to_owned(),
         event,
         status,
     });
-    status
+    (after, status)
 }

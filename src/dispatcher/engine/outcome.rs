@@ -51,14 +51,14 @@ impl State {
                     reason: reason.reason(),
                     excerpt: None,
                 });
-                self.outbox.push(outcome);
+                self.hand_over(outcome);
             }
             End::Unread => {
                 let verdict = Verdict::Wait {
                     due: now.plus(UNREAD_WAIT),
                     attempts: job.pending.attempts,
                 };
-                self.outbox.push(unmade(job.pending, verdict));
+                self.hand_over(unmade(job.pending, verdict));
             }
         }
         self.evaluate(id, now);
@@ -108,7 +108,7 @@ impl State {
             Some(Transition::BreakerClosed) => endpoint.override_due_times(),
             Some(Transition::Disabled) | None => {}
         }
-        self.outbox.push(Settlement {
+        self.hand_over(Settlement {
             message: job.pending.message,
             endpoint: job.pending.endpoint,
             subscription: job.pending.subscription,
@@ -162,10 +162,6 @@ impl State {
             known.view_dirty = true;
             match *verdict {
                 Verdict::Wait { due, .. } => {
-                    if paging {
-                        // The page may show it as it was.
-                        endpoint.left.insert(message);
-                    }
                     known.note_due(due, paging);
                     continue;
                 }

@@ -325,7 +325,7 @@ impl State {
                     due: pending.due,
                     attempts: pending.attempts,
                 };
-                self.outbox.push(unmade(pending, verdict));
+                self.hand_over(unmade(pending, verdict));
             } else {
                 endpoint.release(pending.message);
                 // Whatever page is being read was asked for before, and no longer says that it is held here.
@@ -336,6 +336,17 @@ impl State {
                 }
             }
         }
+    }
+
+    /// An outcome to be recorded. A message that will wait is held until we hear that it is: the store shows it to a page
+    /// as soon as it is recorded, which is earlier.
+    pub fn hand_over(&mut self, outcome: Settlement) {
+        if matches!(outcome.verdict, Verdict::Wait { .. })
+            && let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint)
+        {
+            endpoint.held.insert(outcome.message);
+        }
+        self.outbox.push(outcome);
     }
 
     fn forget_body(&mut self, held: &Held) {
@@ -431,7 +442,7 @@ impl State {
         let max_age = endpoint.max_age(pending.subscription, self.synced);
         if max_age.is_some_and(|max_age| expired(pending.message, max_age, now)) {
             let reason = DeadReason::Expired;
-            self.outbox.push(unmade(pending, Verdict::Dead { reason }));
+            self.hand_over(unmade(pending, Verdict::Dead { reason }));
             return None;
         }
         let Some(subscription) = endpoint
@@ -446,7 +457,7 @@ impl State {
                 due: pending.due,
                 attempts: pending.attempts,
             };
-            self.outbox.push(unmade(pending, verdict));
+            self.hand_over(unmade(pending, verdict));
             return None;
         };
         self.metrics.start_lag.observe(now.since(pending.due).as_secs_f64());

@@ -22,6 +22,7 @@ use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
 mod scenarios;
+mod windows;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,102 @@
+//! What is held in memory, step by step: orders of events that a run meets only now and then.
+
+use super::*;
+use crate::ids::EventId;
+use crate::queue::{Pending, Settled};
+
+const ENDPOINT: EndpointId = EndpointId(1);
+const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
+
+fn key() -> ResourceKey {
+    ResourceKey {
+        namespace_uid: "uid".into(),
+        name: "crm".into(),
+    }
+}
+
+fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
+    let gauge = state.registry.gauge(ENDPOINT);
+    let entry = EndpointEntry {
+        id: ENDPOINT,
+        key: key(),
+        namespace: "team".into(),
+        gauge,
+        state: endpoint,
+    };
+    state.endpoint_changed(Arc::new(entry), now);
+}
+
+fn subscribed(state: &mut State, now: UnixMillis) {
+    let spec = ResolvedSubscription {
+        namespace: "team".into(),
+        name: "crm".into(),
+        generation: 1,
+        endpoint: "crm".into(),
+        event_types: vec![],
+        sources: vec![],
+        format: Format::StandardWebhooks,
+        suspend: false,
+    };
+    let entry = SubscriptionEntry {
+        id: SUBSCRIPTION,
+        key: key(),
+        endpoint: ENDPOINT,
+        endpoint_gauge: state.registry.gauge(ENDPOINT),
+        spec: Arc::new(spec),
+        deleted: None,
+    };
+    state.subscription_changed(Arc::new(entry), now);
+}
+
+fn message(number: i64, due: UnixMillis) -> Pending {
+    let event = EventId::next(EventId(0), due.0 / 1000);
+    Pending {
+        message: MessageId::new(EventId(event.0 + number), 0),
+        endpoint: ENDPOINT,
+        subscription: SUBSCRIPTION,
+        attempts: 0,
+        due,
+    }
+}
+
+#[test]
+fn a_message_that_is_let_go_is_held_until_we_hear_that_it_waits_in_the_store() {
+    let now = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let usable = || EndpointState::Usable(Arc::new(resolved("crm")));
+    let (fresh, waiting) = (message(1, now), message(2, now));
+    loaded(&mut state, usable(), now);
+    subscribed(&mut state, now);
+
+    // A fresh message is in the window when its endpoint becomes unusable for a moment: it becomes a waiting one.
+    state.hold_fresh(fresh, None);
+    let unusable = EndpointState::Unusable {
+        reason: "SecretNotFound",
+        message: String::new(),
+        generation: 1,
+        suspend: false,
+    };
+    loaded(&mut state, unusable, now);
+    loaded(&mut state, usable(), now);
+    let outcomes = std::mem::take(&mut state.outbox);
+    assert_eq!(outcomes.len(), 1);
+
+    // The store has recorded that, and we have not heard of it yet, when a page is read because of another message.
+    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(now, false);
+    state.evaluate(ENDPOINT, now);
+    let request = state.next_page(now).expect("something is due");
+    state.paged(&request, vec![(SUBSCRIPTION, vec![fresh, waiting])], now);
+    state.recorded(&outcomes, &[Settled::Applied], now);
+    while let Some(request) = state.next_page(now) {
+        state.paged(&request, vec![(SUBSCRIPTION, vec![fresh, waiting])], now);
+    }
+
+    let mut held: Vec<MessageId> = state.endpoints[&ENDPOINT]
+        .window
+        .iter()
+        .map(|held| held.pending.message)
+        .collect();
+    held.sort_unstable();
+    assert_eq!(held, [fresh.message, waiting.message], "each would be sent once");
+}

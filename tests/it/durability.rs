@@ -1,0 +1,315 @@
+//! 202 means durable: a dispatcher that is killed again and again under load loses nothing it acknowledged.
+//!
+//! Real processes on a real disk; the receiver lives in the test and tells from the connections which life of the
+//! dispatcher a request came from. What kill -9 cannot show (that the kernel, too, has what was acknowledged) is shown by
+//! the store's own tests that cut the power, and by `disk`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+use tokio_util::sync::CancellationToken;
+
+use super::team::{Arrived, PATIENCE, Post, TYPES, Team, Webhooks, lead, metric};
+
+const ROUNDS: usize = 100;
+const PRODUCERS: usize = 6;
+/// In every so many rounds the dispatcher is killed when nothing is in flight.
+const QUIET_EVERY: usize = 20;
+/// In every so many rounds it is killed once more while it starts.
+const TWICE_EVERY: usize = 8;
+/// How long before the kill what was answered may still be unrecorded: it is handed to the store within 20 ms, which
+/// commits within tens of milliseconds; the rest is for a busy machine.
+const IN_HAND: Duration = Duration::from_millis(500);
+/// The most that can be in flight to one endpoint, and what it answers meanwhile that is not recorded yet.
+const AT_ONCE: usize = 512;
+/// Attempts of a message that never succeeds, and the least wait between two of them.
+const ATTEMPTS: usize = 5;
+const SCHEDULE: [&str; ATTEMPTS - 1] = ["1s", "2s", "2s", "2s"];
+const LEAST_WAIT: Duration = Duration::from_millis(990);
+
+/// What producers know.
+#[derive(Default)]
+struct Ledger {
+    acknowledged: Vec<String>,
+    /// Sent, without an answer: sent again under the same id, as producers do.
+    unanswered: VecDeque<String>,
+}
+
+/// One end of the dispatcher.
+struct Kill {
+    at: Instant,
+    /// Connections that the receiver had accepted from this life and those before.
+    connections: usize,
+    quiet: bool,
+}
+
+/// Events whose id says so are refused: always, or the first time.
+fn answer(event: &str, earlier: usize) -> u16 {
+    match event.split('-').next() {
+        Some("doomed") => 422,
+        Some("flaky") if earlier == 0 => 422,
+        _ => 200,
+    }
+}
+
+fn is_doomed(event: &str) -> bool {
+    event.starts_with("doomed")
+}
+
+/// Posts until told to stop, one event after another.
+async fn produce(
+    post: impl Fn(&Value) -> Post,
+    round: usize,
+    number: usize,
+    ledger: Arc<Mutex<Ledger>>,
+    stop: CancellationToken,
+) {
+    for n in 0.. {
+        if stop.is_cancelled() {
+            return;
+        }
+        let again = ledger.lock().unwrap().unanswered.pop_front();
+        let id = again.unwrap_or_else(|| match n % 10 {
+            3 if number == 0 && n == 3 => format!("doomed-{round}"),
+            5 => format!("flaky-{round}-{number}-{n}"),
+            _ => format!("fine-{round}-{number}-{n}"),
+        });
+        let answer = post(&lead(&id, TYPES[0])).await;
+        let mut ledger = ledger.lock().unwrap();
+        match answer {
+            Ok(answer) if matches!(answer.status, 200 | 202) => {
+                assert_eq!(answer.body["matched"], 1, "{answer:?}");
+                ledger.acknowledged.push(id);
+            }
+            Ok(answer) if answer.status != 503 => panic!("{id} was refused: {answer:?}"),
+            Ok(_) | Err(_) => ledger.unanswered.push_back(id),
+        }
+    }
+}
+
+fn in_hand(dispatcher: &Dispatcher) -> f64 {
+    metric(dispatcher, "tidings_attempts_in_flight") + metric(dispatcher, "tidings_outcomes_unrecorded")
+}
+
+/// Waits until the dispatcher says that nothing is under way and every outcome is recorded.
+async fn until_quiet(dispatcher: &Dispatcher, quiet: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    // Twice: an attempt may begin between the reading of two numbers.
+    while !(quiet() && in_hand(dispatcher) == 0.0 && quiet() && in_hand(dispatcher) == 0.0) {
+        assert!(Instant::now() < deadline, "it was never quiet");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_hundred_kills_whatever_was_acknowledged_arrives_and_only_what_was_in_flight_comes_twice() {
+    let seed = std::env::var("TIDINGS_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("to do it again: TIDINGS_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let options = DispatcherOptions {
+        log_filter: "warn".into(),
+        ..DispatcherOptions::default()
+    };
+    let mut dispatcher = tidings.start_dispatcher(&options).unwrap();
+    let team = Team::open(&cluster, "durable");
+    let receiver = Webhooks::answering(answer).await;
+    team.deliver_to(
+        "crm",
+        &receiver.url(),
+        json!({"retry": {"schedule": SCHEDULE, "jitter": 0}}),
+    );
+
+    let ledger = Arc::<Mutex<Ledger>>::default();
+    let mut kills = Vec::new();
+    for round in 1..=ROUNDS {
+        let stop = CancellationToken::new();
+        let producers: Vec<_> = (0..PRODUCERS)
+            .map(|number| produce(team.poster(&dispatcher), round, number, ledger.clone(), stop.clone()))
+            .map(tokio::spawn)
+            .collect();
+        tokio::time::sleep(Duration::from_millis(random.random_range(50..400))).await;
+        let quiet = round % QUIET_EVERY == 0;
+        if quiet {
+            stop.cancel();
+            until_quiet(&dispatcher, || {
+                let ledger = ledger.lock().unwrap();
+                ledger.acknowledged.iter().all(|event| receiver.times(event) > 0)
+            })
+            .await;
+        }
+        kills.push(kill(&mut dispatcher, &receiver, quiet).await);
+        stop.cancel();
+        for producer in producers {
+            producer.await.unwrap();
+        }
+        if round % TWICE_EVERY == 0 {
+            dispatcher.process.start_again().unwrap();
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
+            kills.push(kill(&mut dispatcher, &receiver, false).await);
+        }
+        dispatcher.restart().unwrap();
+    }
+    settle_what_is_left(&team, &dispatcher, &ledger).await;
+    let acknowledged = std::mem::take(&mut ledger.lock().unwrap().acknowledged);
+    let doomed = acknowledged.iter().filter(|event| is_doomed(event)).count();
+    team.until("settled", "evsub", "crm", |evsub| {
+        let delivery = &evsub["status"]["delivery"];
+        delivery["pending"] == 0 && delivery["deadLettered"] == doomed
+    });
+    judge(&acknowledged, &receiver.arrived(), &kills);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_neither_resets_counts_nor_brings_due_times_forward() {
+    const MESSAGES: usize = 30;
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
+    let team = Team::open(&cluster, "backoff");
+    let receiver = Webhooks::answering(|_, _| 422).await;
+    let retry = json!({"schedule": ["100ms", "12s", "100ms", "100ms"], "jitter": 0});
+    team.deliver_to("crm", &receiver.url(), json!({"retry": retry}));
+    for n in 0..MESSAGES {
+        team.send(&dispatcher, &format!("lead-{n}")).await;
+    }
+    let twice = |all: &[Arrived]| all.len() == 2 * MESSAGES;
+    receiver.until("two attempts each", twice).await;
+    until_quiet(&dispatcher, || true).await;
+    dispatcher.kill9();
+    dispatcher.restart().unwrap();
+
+    // What status says of the retry was read back from the store: the third attempt, and when.
+    let shown = team.until("in backoff after the restart", "whe", "crm", |whe| {
+        let delivery = &whe["status"]["delivery"];
+        delivery["pending"] == MESSAGES && delivery["retry"]["attempt"] == 3
+    });
+    assert_eq!(
+        shown["status"]["delivery"]["consecutiveFailures"],
+        2 * MESSAGES,
+        "{shown:#}"
+    );
+    let evsub = team.until("dead letters", "evsub", "crm", |evsub| {
+        evsub["status"]["delivery"]["deadLettered"] == MESSAGES
+    });
+    assert_eq!(
+        evsub["status"]["delivery"]["lastDeadLetter"]["reason"], "Exhausted",
+        "{evsub:#}"
+    );
+    let arrived = receiver.arrived();
+    assert_eq!(
+        arrived.len(),
+        ATTEMPTS * MESSAGES,
+        "five attempts each, counted over both lives"
+    );
+    for n in 0..MESSAGES {
+        let event = format!("lead-{n}");
+        let at: Vec<Instant> = arrived.iter().filter(|a| a.event == event).map(|a| a.at).collect();
+        assert!(
+            at[2] - at[1] >= Duration::from_millis(11_950),
+            "{event} came early: {at:?}"
+        );
+    }
+}
+
+async fn kill(dispatcher: &mut Dispatcher, receiver: &Webhooks, quiet: bool) -> Kill {
+    let at = Instant::now();
+    dispatcher.kill9();
+    Kill {
+        at,
+        connections: receiver.connections().await,
+        quiet,
+    }
+}
+
+/// Sends what had no answer once more, so that every event is accounted for.
+async fn settle_what_is_left(team: &Team<'_>, dispatcher: &Dispatcher, ledger: &Mutex<Ledger>) {
+    let left = std::mem::take(&mut ledger.lock().unwrap().unanswered);
+    for id in left {
+        let answer = team.post(dispatcher, &id, TYPES[0]).await;
+        assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+        ledger.lock().unwrap().acknowledged.push(id);
+    }
+}
+
+/// Everything that must hold of what arrived.
+fn judge(acknowledged: &[String], arrived: &[Arrived], kills: &[Kill]) {
+    let life = |arrived: &Arrived| kills.partition_point(|kill| kill.connections <= arrived.connection);
+    // Whether it may have been unrecorded when its dispatcher was killed.
+    let was_in_hand = |arrived: &Arrived| {
+        let end = kills.get(life(arrived));
+        end.is_some_and(|kill| !kill.quiet && arrived.at + IN_HAND >= kill.at)
+    };
+    let mut by_event: HashMap<&str, Vec<&Arrived>> = HashMap::new();
+    for one in arrived {
+        by_event.entry(&one.event).or_default().push(one);
+    }
+    let mut twice = vec![0; kills.len()];
+    let mut longest = Duration::ZERO;
+    for event in acknowledged {
+        let all = by_event.get(event.as_str());
+        let all = all.unwrap_or_else(|| panic!("{event} was acknowledged and never arrived"));
+        let story = || {
+            let told = all.iter().map(|one| {
+                let end = kills
+                    .get(life(one))
+                    .map(|kill| kill.at.saturating_duration_since(one.at));
+                format!(
+                    "\n  {:?} in life {}, {end:?} before its end: {}",
+                    one.at - all[0].at,
+                    life(one),
+                    one.status
+                )
+            });
+            told.collect::<String>()
+        };
+        let same = all.iter().all(|one| one.message == all[0].message);
+        assert!(same, "{event} made two messages:{}", story());
+        let came = all.iter().any(|one| one.status == 200);
+        assert_eq!(came, !is_doomed(event), "{event}:{}", story());
+        for pair in all.windows(2) {
+            let [one, next] = pair else { unreachable!() };
+            if one.status == 200 || next.at - one.at < LEAST_WAIT {
+                assert!(life(one) < life(next), "{event} came again without a kill:{}", story());
+                assert!(
+                    was_in_hand(one),
+                    "{event} came again although it was recorded:{}",
+                    story()
+                );
+                longest = longest.max(kills[life(one)].at.saturating_duration_since(one.at));
+                twice[life(one)] += 1;
+            }
+        }
+        if is_doomed(event) {
+            let cut_off = |two: &&[&Arrived]| life(two[0]) < life(two[1]) && was_in_hand(two[0]);
+            let uncounted = all.windows(2).filter(cut_off).count();
+            assert!(
+                (ATTEMPTS..=ATTEMPTS + uncounted).contains(&all.len()),
+                "{event} had {} attempts, {uncounted} of them cut off:{}",
+                all.len(),
+                story()
+            );
+        }
+    }
+    let most = twice.iter().max().copied().unwrap_or_default();
+    println!(
+        "{} events acknowledged over {} lives; {} came twice, at most {most} at a kill, the earliest {longest:?} before it",
+        acknowledged.len(),
+        kills.len(),
+        twice.iter().sum::<usize>(),
+    );
+    assert!(most <= AT_ONCE, "{most} came twice at one kill");
+    assert!(
+        acknowledged.len() > ROUNDS * PRODUCERS,
+        "that was no load: {}",
+        acknowledged.len()
+    );
+}
