@@ -309,6 +309,3 @@ fn told(events: &Events, accepted: &[Accepted], warnings: Vec<Vec<schema::Violat
 fn random_id() -> String {
     format!("{:032x}", rand::rng().random::<u128>())
 }
-
-#[cfg(test)]
-mod tests;

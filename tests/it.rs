@@ -3,12 +3,14 @@
 
 mod it {
     mod admin;
+    mod away;
     mod dns;
     mod event_types;
     mod formats;
     mod durability;
     mod ground;
     mod guard;
+    mod ingest;
     mod inspect;
     mod isolation;
     mod keys;
@@ -16,6 +18,7 @@ mod it {
     mod leaks;
     mod lifecycle;
     mod limits;
+    mod load;
     mod local;
     mod manifests;
     mod misbehaving;
@@ -25,6 +28,7 @@ mod it {
     mod receiver;
     mod rotation;
     mod secrets;
+    mod shutdown;
     mod signatures;
     mod signing_secret;
     mod status;
