@@ -76,6 +76,7 @@ fn a_message_that_is_let_go_is_held_until_we_hear_that_it_waits_in_the_store() {
         message: String::new(),
         generation: 1,
         suspend: false,
+        max_age: Duration::from_secs(72 * 3_600),
     };
     loaded(&mut state, unusable, now);
     loaded(&mut state, usable(), now);
