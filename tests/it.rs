@@ -8,6 +8,7 @@ mod it {
     mod event_types;
     mod formats;
     mod durability;
+    mod formats;
     mod ground;
     mod guard;
     mod ingest;
