@@ -35,6 +35,7 @@ fn subscribed(state: &mut State, now: UnixMillis) {
         event_types: vec![],
         sources: vec![],
         format: Format::StandardWebhooks,
+        retry: None,
         suspend: false,
     };
     let entry = SubscriptionEntry {
