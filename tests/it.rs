@@ -5,9 +5,9 @@ mod it {
     mod admin;
     mod away;
     mod dns;
+    mod durability;
     mod event_types;
     mod formats;
-    mod durability;
     mod formats;
     mod ground;
     mod guard;
@@ -23,8 +23,8 @@ mod it {
     mod local;
     mod manifests;
     mod misbehaving;
-    mod policy;
     mod outage;
+    mod policy;
     mod ready;
     mod receiver;
     mod rotation;
