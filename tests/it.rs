@@ -8,7 +8,6 @@ mod it {
     mod durability;
     mod event_types;
     mod formats;
-    mod formats;
     mod ground;
     mod guard;
     mod ingest;
