@@ -27,6 +27,7 @@ mod it {
     mod ready;
     mod receiver;
     mod rotation;
+    mod schemes;
     mod secrets;
     mod shutdown;
     mod signatures;

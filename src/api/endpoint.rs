@@ -71,6 +71,8 @@ pub struct WebhookEndpointSpec {
     /// <endpoint>-signing.
     #[serde(default)]
     #[x_kube(
+        validation = Rule::new("self.scheme != 'None' || !(has(self.secretRef) || has(self.rotation) || has(self.secretTemplate) || self.deletionPolicy == 'Delete')").message("with signing.scheme None nothing is signed and there is no key: remove the other fields of signing"),
+        validation = Rule::new("!(self.scheme == 'GitHub' && has(self.rotation))").message("signing.rotation cannot be used with signing.scheme GitHub: its requests carry one signature, so two keys cannot overlap; remove it"),
         validation = Rule::new("!(has(self.secretRef) && has(self.rotation))").message("signing.rotation cannot be used with signing.secretRef: remove it, and rotate by writing the new key before the old one into your Secret"),
         validation = Rule::new("!(has(self.secretRef) && has(self.secretTemplate))").message("signing.secretTemplate cannot be used with signing.secretRef: set labels and annotations on your Secret itself"),
         validation = Rule::new("!(has(self.secretRef) && self.deletionPolicy == 'Delete')").message("signing.deletionPolicy Delete cannot be used with signing.secretRef: your own Secret is never deleted, remove the field")
@@ -158,12 +160,14 @@ pub struct CaBundleSource {
 #[serde(rename_all = "camelCase")]
 pub struct Signing {
     /// StandardWebhooks: headers webhook-id, webhook-timestamp and webhook-signature as in Standard Webhooks 1.0.0, with
-    /// HMAC-SHA256. Cannot be changed.
+    /// HMAC-SHA256. GitHub: the header X-Hub-Signature-256 of GitHub's webhooks. Stripe: the header Stripe-Signature of
+    /// Stripe's webhooks. None: no signature. webhook-id and webhook-timestamp are sent with all of them. Cannot be changed.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("signing.scheme cannot be changed: create another WebhookEndpoint with the new scheme"))]
     pub scheme: SigningScheme,
     /// A key of your own instead of a generated one: whsec_ and the base64 of 24 to 64 bytes. Several keys are separated
-    /// by white space, the current one first; every request is signed with all of them.
+    /// by white space, the current one first; every request is signed with all of them. With GitHub and Stripe the value is
+    /// one key, taken as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretKeyReference>,
     /// What becomes of the generated Secret when the endpoint is deleted. Retain keeps it, and an endpoint created again
@@ -173,7 +177,7 @@ pub struct Signing {
     /// Labels and annotations of the generated Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_template: Option<SecretTemplate>,
-    /// When the generated key is replaced. Without it only on request, by the annotation tidings.dev/rotate-requested-at.
+    /// When the generated key is replaced; not with GitHub. Without it only on request, by the annotation tidings.dev/rotate-requested-at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
         validation = Rule::new("!has(self.interval) || duration(self.interval) >= duration('1h')").message("signing.rotation.interval must be at least 1h"),
@@ -188,6 +192,9 @@ pub struct Signing {
 pub enum SigningScheme {
     #[default]
     StandardWebhooks,
+    GitHub,
+    Stripe,
+    None,
 }
 
 /// What becomes of the generated Secret.

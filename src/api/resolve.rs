@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::signing::SigningKeys;
+use crate::signing::Signer;
 
 mod endpoint;
 mod limits;
@@ -19,8 +19,9 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use endpoint::{references_of, resolve_endpoint, signing_reference};
+pub use endpoint::{references_of, resolve_endpoint, scheme, signing_reference};
 pub use limits::resolve_retry;
+pub(crate) use references::without_newline;
 pub use references::{Found, Lookup, Reference, References};
 pub use subscription::resolve_subscription;
 
@@ -72,7 +73,7 @@ pub struct ResolvedEndpoint {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Trusted in addition to the public roots; none means the public roots alone.
     pub ca: Option<Arc<CaBundle>>,
-    pub signing: Arc<SigningKeys>,
+    pub signing: Arc<Signer>,
     pub timeout: Duration,
     pub retry: RetryPolicy,
     /// The ceiling of the adaptive limit.

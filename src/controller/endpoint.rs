@@ -16,9 +16,9 @@ use super::context::{Context, Key};
 use super::grants::reconcile::covers;
 use super::memory::Asked;
 use super::work::{Again, Error};
+use crate::api::WebhookEndpoint;
 use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
-use crate::api::resolve::{References, references_of, resolve_endpoint};
-use crate::api::{WebhookEndpoint, names};
+use crate::api::resolve::{References, references_of, resolve_endpoint, signing_reference};
 
 /// The plural, as dispatchers' Leases name it.
 const PLURAL: &str = "webhookendpoints";
@@ -88,10 +88,10 @@ fn asked(endpoint: &WebhookEndpoint) -> Asked {
     }
 }
 
-/// Name of the Secret that Tidings keeps for this endpoint; none when it has one of its own.
+/// Name of the Secret that Tidings keeps for this endpoint; none when it has one of its own, or signs nothing.
 fn generated_secret(endpoint: &WebhookEndpoint) -> Option<String> {
     match endpoint.spec.signing.secret_ref {
         Some(_) => None,
-        None => Some(names::signing_secret(&endpoint.name_any())),
+        None => signing_reference(endpoint).map(|reference| reference.name),
     }
 }

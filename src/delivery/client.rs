@@ -26,11 +26,10 @@ use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::Identities;
 use super::{AttemptResult, Fault, OurFault, Outcome, Request, Sender, guard, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint};
-use crate::signing::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, sign_v1};
+use crate::signing::{HEADER_ID, HEADER_TIMESTAMP};
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_ID);
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(HEADER_TIMESTAMP);
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static(HEADER_SIGNATURE);
 
 /// Body bytes read from an answer before the connection is closed instead: a page of error text, not a download.
 const MAX_BODY: usize = 64 * 1024;
@@ -308,10 +307,9 @@ fn render(
         headers.insert(CONTENT_TYPE, content_type.clone());
     }
     let id = request.message.to_string();
-    headers.insert(
-        WEBHOOK_SIGNATURE,
-        sign_v1(&endpoint.signing, &id, request.timestamp, &request.body),
-    );
+    if let Some((name, value)) = endpoint.signing.sign(&id, request.timestamp, &request.body) {
+        headers.insert(name, value);
+    }
     headers.insert(WEBHOOK_ID, HeaderValue::try_from(id).map_err(|_| unusable("id"))?);
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(request.timestamp));
     let mut rendered = http::Request::new(Full::new(request.body.clone()));

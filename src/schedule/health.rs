@@ -194,12 +194,12 @@ impl Health {
         self.hold.take_if(blocked).is_some()
     }
 
-    /// The key in use; true when it is another than before.
-    pub fn observe_signing(&mut self, key: &str, now: UnixMillis) -> bool {
-        if self.signing.as_ref().is_some_and(|(id, _)| id == key) {
+    /// The key in use, if any; true when it is another than before.
+    pub fn observe_signing(&mut self, key: Option<&str>, now: UnixMillis) -> bool {
+        if self.signing.as_ref().map(|(id, _)| id.as_str()) == key {
             return false;
         }
-        self.signing = Some((key.to_owned(), now));
+        self.signing = key.map(|key| (key.to_owned(), now));
         true
     }
 
@@ -371,7 +371,7 @@ mod tests {
         }
         health.failed(note(NOW), Some(DISABLE_AFTER), NOW);
         health.observe_spec(4, Some("a"), NOW);
-        health.observe_signing("k1", NOW);
+        health.observe_signing(Some("k1"), NOW);
         health.breaker.open(&BreakerPolicy::default(), NOW, 0.5);
         health.disable(DisabledBy::Gone, NOW);
         let after = Health::restore(&health.store());

@@ -1,4 +1,5 @@
-//! Symmetric keys and their text form, `whsec_` and standard base64 of 24 to 64 bytes.
+//! Symmetric keys and their text form, `whsec_` and standard base64 of 24 to 64 bytes; or, where another scheme says so,
+//! raw bytes.
 
 use std::fmt;
 
@@ -14,7 +15,10 @@ const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// The most keys one endpoint signs with: each adds 48 bytes to every request's signature header.
 pub const MAX_KEYS: usize = 8;
 
-/// One symmetric key of 24 to 64 bytes, written `whsec_` and base64.
+/// The longest raw key: longer than anything people paste, short enough to be no file.
+const MAX_RAW: usize = 1024;
+
+/// One symmetric key of 24 to 64 bytes, written `whsec_` and base64, or a raw one.
 #[derive(Clone)]
 pub struct SigningKey {
     bytes: Vec<u8>,
@@ -40,6 +44,17 @@ impl SigningKey {
         }
     }
 
+    /// Raw bytes, as they are in a Secret: 1 to 1,024.
+    pub fn raw(bytes: &[u8]) -> Result<SigningKey, KeyError> {
+        if bytes.is_empty() || bytes.len() > MAX_RAW {
+            return Err(KeyError::Raw { bytes: bytes.len() });
+        }
+        Ok(SigningKey {
+            mac: mac_of(bytes),
+            bytes: bytes.to_vec(),
+        })
+    }
+
     fn from_bytes(bytes: Vec<u8>) -> Result<SigningKey, KeyError> {
         if !KEY_BYTES.contains(&bytes.len()) {
             return Err(KeyError::Length { bytes: bytes.len() });
@@ -50,7 +65,7 @@ impl SigningKey {
         })
     }
 
-    /// The text form, for a Secret: this is key material.
+    /// The text form of Standard Webhooks, for a Secret: this is key material.
     pub fn to_text(&self) -> String {
         format!("{PREFIX}{}", STANDARD.encode(&self.bytes))
     }
@@ -127,6 +142,10 @@ pub enum KeyError {
     Base64,
     #[error("a key must have 24 to 64 bytes, this one has {bytes}")]
     Length { bytes: usize },
+    #[error("it is not text: write whsec_ followed by the base64 of 24 to 64 random bytes")]
+    NotText,
+    #[error("a key must have 1 to {MAX_RAW} bytes, this one has {bytes}")]
+    Raw { bytes: usize },
     #[error("at most {MAX_KEYS} keys may be listed, there are {keys}")]
     TooMany { keys: usize },
 }

@@ -85,7 +85,7 @@ async fn each_request_is_shown_with_its_verdict_and_no_credential() {
     ));
     assert_eq!(status(&send(&sender, &endpoint).await.outcome), Some(200));
 
-    endpoint.signing = Arc::new(SigningKeys::parse(None, NEXT_SECRET).unwrap());
+    endpoint.signing = Arc::new(SigningKeys::parse(None, NEXT_SECRET).unwrap().into());
     let markup = sender.send(&Arc::new(endpoint.clone()), request("<b>bold</b>")).await;
     assert_eq!(status(&markup.outcome), Some(200));
 

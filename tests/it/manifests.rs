@@ -125,6 +125,11 @@ fn what_may_not_change_is_refused_with_its_sentence() {
             "endpointRef cannot be changed: create another EventSubscription for the other endpoint",
         ),
         (
+            "whe/minimal",
+            r#"{"spec":{"signing":{"scheme":"GitHub"}}}"#,
+            "signing.scheme cannot be changed: create another WebhookEndpoint with the new scheme",
+        ),
+        (
             "evtype/minimal",
             r#"{"spec":{"type":"lead.lost"}}"#,
             "type cannot be changed: create another EventType for the other type",

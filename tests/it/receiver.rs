@@ -256,7 +256,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         },
         headers: vec![(HeaderName::from_static("x-tenant"), HeaderValue::from_static("blue"))],
         ca: Some(TRUSTED.bundle()),
-        signing: Arc::new(SigningKeys::parse(Some("k1"), SECRET).unwrap()),
+        signing: Arc::new(SigningKeys::parse(Some("k1"), SECRET).unwrap().into()),
         timeout: Duration::from_secs(10),
         retry: RetryPolicy {
             schedule: vec![Duration::from_secs(1)],

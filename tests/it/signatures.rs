@@ -20,7 +20,7 @@ use super::receiver::{NEXT_SECRET, Receiver, SECRET, TRUSTED, endpoint, request,
 const STARTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Bodies in which whitespace, escapes, order or encoding would show if anything re-rendered them.
-const BODIES: [&str; 5] = [
+pub const BODIES: [&str; 5] = [
     r#"{"type":"lead.qualified","timestamp":"2026-11-24T12:00:00Z","data":{"name":"Zoë ☃ 𝄞"}}"#,
     "{ \"z\": 1.0,\n\t\"a\": [1e3, 1E+3, \"\\u00e9\\/\"] }\n",
     "[]",
@@ -32,7 +32,7 @@ const BODIES: [&str; 5] = [
 /// another key. The receiver answers 204 to what verifies and 400 to the rest.
 async fn verified_by(port: u16) {
     let sender = sender();
-    let keys = |text: String| Arc::new(SigningKeys::parse(None, &text).unwrap());
+    let keys = |text: String| Arc::new(SigningKeys::parse(None, &text).unwrap().into());
     let table = [
         (keys(SECRET.into()), 204),
         (keys(format!("{NEXT_SECRET} {SECRET}")), 204),
@@ -92,20 +92,24 @@ async fn the_javascript_library_verifies() {
 }
 
 /// A receiver in a process of its own, killed when dropped.
-struct Foreign {
-    port: u16,
+pub struct Foreign {
+    pub port: u16,
     _process: Child,
     _files: tempfile::TempDir,
 }
 
 impl Foreign {
+    async fn start(command: Command) -> Foreign {
+        Foreign::with_secret(command, SECRET).await
+    }
+
     /// It gets certificate, key and secret as arguments and prints its port.
-    async fn start(mut command: Command) -> Foreign {
+    pub async fn with_secret(mut command: Command, secret: &str) -> Foreign {
         let files = tempfile::tempdir().unwrap();
         let (certificate, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
         std::fs::write(&certificate, &TRUSTED.cert_pem).unwrap();
         std::fs::write(&key, &TRUSTED.key_pem).unwrap();
-        command.arg(certificate).arg(key).arg(SECRET);
+        command.arg(certificate).arg(key).arg(secret);
         let mut process = command
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -125,7 +129,7 @@ impl Foreign {
 }
 
 /// The libraries, installed once into the cache.
-async fn verifiers() -> Verifiers {
+pub async fn verifiers() -> Verifiers {
     let installed = tokio::task::spawn_blocking(Verifiers::ensure).await;
     installed.unwrap().unwrap_or_else(|error| panic!("{error:#}"))
 }

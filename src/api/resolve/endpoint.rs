@@ -14,9 +14,9 @@ use super::references::without_newline;
 use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unresolved};
 use crate::api::conditions::reasons;
-use crate::api::endpoint::{CaBundleSource, Header};
+use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
 use crate::api::{WebhookEndpoint, names};
-use crate::signing::{KeyError, SigningKey, SigningKeys};
+use crate::signing::{KeyError, Scheme, Signer, SigningKeys};
 
 /// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
 /// with [`OWN_PREFIX`] join them.
@@ -44,17 +44,28 @@ const OWN_HEADERS: &[&str] = &[
 /// The headers of Standard Webhooks.
 const OWN_PREFIX: &str = "webhook-";
 
-/// The Secret that holds the signing key: the endpoint's own choice, or the generated one.
-pub fn signing_reference(endpoint: &WebhookEndpoint) -> Reference {
-    match &endpoint.spec.signing.secret_ref {
-        Some(chosen) => Reference::secret(&chosen.name),
-        None => Reference::secret(names::signing_secret(&endpoint.name_any())),
+/// How the endpoint's requests are signed.
+pub fn scheme(endpoint: &WebhookEndpoint) -> Scheme {
+    match endpoint.spec.signing.scheme {
+        SigningScheme::StandardWebhooks => Scheme::StandardWebhooks,
+        SigningScheme::GitHub => Scheme::GitHub,
+        SigningScheme::Stripe => Scheme::Stripe,
+        SigningScheme::None => Scheme::None,
+    }
+}
+
+/// The Secret that holds the signing key: the endpoint's own choice, or the generated one; none where nothing is signed.
+pub fn signing_reference(endpoint: &WebhookEndpoint) -> Option<Reference> {
+    match (&endpoint.spec.signing.secret_ref, scheme(endpoint)) {
+        (_, Scheme::None) => None,
+        (Some(chosen), _) => Some(Reference::secret(&chosen.name)),
+        (None, _) => Some(Reference::secret(names::signing_secret(&endpoint.name_any()))),
     }
 }
 
 /// Every Secret and ConfigMap that must be read before the endpoint can be resolved, each once, in a fixed order.
 pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
-    let mut all = BTreeSet::from([signing_reference(endpoint)]);
+    let mut all = BTreeSet::from_iter(signing_reference(endpoint));
     let headers = endpoint.spec.headers.iter();
     all.extend(
         headers
@@ -199,18 +210,19 @@ fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) 
     })
 }
 
-fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References) -> Result<SigningKeys, Unresolved> {
-    if let Some(chosen) = &endpoint.spec.signing.secret_ref {
-        let (name, key) = (&chosen.name, &chosen.key);
-        let invalid = |error: &dyn std::fmt::Display| {
-            Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {error}"))
-        };
-        let bytes = references.secret_value(namespace, chosen)?;
-        let text = std::str::from_utf8(bytes).map_err(|_| invalid(&"it is not text"))?;
-        return SigningKeys::parse(None, text).map_err(|error| invalid(&error));
-    }
-    let reference = signing_reference(endpoint);
+fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References) -> Result<Signer, Unresolved> {
+    let scheme = scheme(endpoint);
+    let Some(reference) = signing_reference(endpoint) else {
+        return Ok(Signer::None);
+    };
     let name = &reference.name;
+    let invalid = |key: &str, error: &KeyError| {
+        Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {error}"))
+    };
+    if let Some(chosen) = &endpoint.spec.signing.secret_ref {
+        let value = references.secret_value(namespace, chosen)?;
+        return scheme.read(value).map_err(|error| invalid(&chosen.key, &error));
+    }
     let secret = references.object(&reference)?;
     if secret.r#type.as_deref() != Some(names::SIGNING_SECRET_TYPE) {
         return Err(Unresolved::stalled(
@@ -222,16 +234,14 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
             ),
         ));
     }
-    let invalid = |key: &str, error: &dyn std::fmt::Display| {
-        Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {error}"))
-    };
     let mut keys = Vec::with_capacity(2);
     for key in [names::CURRENT, names::PREVIOUS] {
         match secret.data.get(key) {
-            Some(bytes) => {
-                let text = std::str::from_utf8(without_newline(bytes)).map_err(|_| invalid(key, &"it is not text"))?;
-                keys.push(SigningKey::parse(text).map_err(|error| invalid(key, &error))?);
-            }
+            Some(bytes) => keys.push(
+                scheme
+                    .read_key(without_newline(bytes))
+                    .map_err(|error| invalid(key, &error))?,
+            ),
             None if key == names::CURRENT => {
                 return Err(Unresolved::waiting(
                     reasons::SECRET_KEY_MISSING,
@@ -242,5 +252,6 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
         }
     }
     let id = secret.annotations.get(names::CURRENT_ID).map(String::as_str);
-    SigningKeys::new(id, keys).map_err(|error: KeyError| invalid(names::CURRENT, &error))
+    let keys = SigningKeys::new(id, keys).map_err(|error| invalid(names::CURRENT, &error))?;
+    Ok(scheme.with(keys))
 }

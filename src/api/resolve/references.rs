@@ -169,7 +169,7 @@ impl References {
 }
 
 /// Drops one newline at the end: people make Secrets with `echo`.
-pub(super) fn without_newline(value: &[u8]) -> &[u8] {
+pub(crate) fn without_newline(value: &[u8]) -> &[u8] {
     let value = value.strip_suffix(b"\n").unwrap_or(value);
     value.strip_suffix(b"\r").unwrap_or(value)
 }

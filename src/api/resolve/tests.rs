@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::api::common::{ConfigMapKeyReference, EndpointReference, SecretKeyReference};
 use crate::api::conditions::reasons;
-use crate::api::endpoint::{CaBundleSource, Header, Tls};
+use crate::api::endpoint::{CaBundleSource, Header, SigningScheme, Tls};
 use crate::api::limits::{DisableAfter, RateLimit};
 use crate::api::retry::{Exponential, Retry};
 use crate::api::subscription::PayloadFormat;
 use crate::api::{EventSubscription, EventSubscriptionSpec, WebhookEndpoint, WebhookEndpointSpec, names};
-use crate::signing::SigningKey;
+use crate::signing::{Scheme, SigningKey, SigningKeys};
 
 const SECRET_TEXT: &str = "Bearer very-secret";
 
@@ -45,6 +45,10 @@ fn generated() -> References {
     let secret = secret(names::SIGNING_SECRET_TYPE, false, &[("current", &key)]);
     references.insert(Reference::secret("crm-signing"), secret);
     references
+}
+
+fn keys(resolved: &ResolvedEndpoint) -> &SigningKeys {
+    resolved.signing.keys().expect("it signs")
 }
 
 fn closed() -> Arc<EgressRules> {
@@ -87,7 +91,7 @@ fn a_minimal_endpoint_resolves_with_the_defaults() {
     assert_eq!(resolved.retry.schedule, [1, 10, 60, 300].map(Duration::from_secs));
     assert_eq!(resolved.retry.jitter_percent, 10);
     assert_eq!(resolved.retry.retry_after_max, Duration::from_secs(3600));
-    assert_eq!(resolved.signing.keys.len(), 1);
+    assert_eq!(keys(&resolved).keys.len(), 1);
     assert!(resolved.headers.is_empty() && resolved.ca.is_none() && !resolved.suspend);
 }
 
@@ -241,7 +245,8 @@ fn the_generated_secret_gives_its_id_and_both_keys_and_nothing_else_is_taken_for
         unreachable!()
     };
     found.annotations.insert(names::CURRENT_ID.to_owned(), "k2".to_owned());
-    let signing = resolve(Lookup::Found(found)).unwrap().signing;
+    let resolved = resolve(Lookup::Found(found)).unwrap();
+    let signing = keys(&resolved);
     assert_eq!(signing.current_id, "k2");
     assert_eq!(
         signing.keys,
@@ -281,7 +286,8 @@ fn a_chosen_signing_secret_may_hold_several_keys_and_must_be_opened() {
     let text = format!("{}\n{}\n", key_text(2), key_text(1));
     let mut references = References::default();
     references.insert(Reference::secret("mine"), secret("Opaque", true, &[("keys", &text)]));
-    let signing = resolve_endpoint(&endpoint, &references, &closed()).unwrap().signing;
+    let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+    let signing = keys(&resolved);
     assert_eq!(signing.keys.len(), 2);
     assert_eq!(signing.current_id, signing.keys[0].fingerprint());
 
@@ -297,6 +303,37 @@ fn a_chosen_signing_secret_may_hold_several_keys_and_must_be_opened() {
             .ends_with("kubectl label secret mine -n sales tidings.dev/use=true"),
         "{unresolved}"
     );
+}
+
+#[test]
+fn raw_keys_are_one_key_and_without_a_scheme_no_secret_is_read() {
+    let mut endpoint = endpoint("https://hooks.example.com/");
+    for scheme in [SigningScheme::GitHub, SigningScheme::Stripe] {
+        endpoint.spec.signing.scheme = scheme;
+        endpoint.spec.signing.secret_ref = Some(reference("mine", "key"));
+        let mut references = References::default();
+        references.insert(
+            Reference::secret("mine"),
+            secret("Opaque", true, &[("key", "two words\n"), ("empty", "\n")]),
+        );
+        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        assert_eq!(keys(&resolved).keys, [SigningKey::raw(b"two words").unwrap()]);
+        endpoint.spec.signing.secret_ref = Some(reference("mine", "empty"));
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        assert_eq!(unresolved.reason, reasons::SECRET_INVALID);
+
+        endpoint.spec.signing.secret_ref = None;
+        let own = names::SIGNING_SECRET_TYPE;
+        let generated = Scheme::GitHub.generate([3; 32]);
+        let lookup = secret(own, false, &[("current", &generated), ("previous", "older")]);
+        references.insert(Reference::secret("crm-signing"), lookup);
+        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        assert_eq!(keys(&resolved).keys.len(), 2);
+    }
+    endpoint.spec.signing.scheme = SigningScheme::None;
+    assert_eq!(references_of(&endpoint), []);
+    let resolved = resolve_endpoint(&endpoint, &References::default(), &closed()).unwrap();
+    assert_eq!(resolved.signing.current_id(), None);
 }
 
 #[test]

@@ -18,10 +18,12 @@ use crate::api::names::{
     CURRENT, CURRENT_CREATED, CURRENT_ID, HANDLED_REVOKE, HANDLED_ROTATE, PREVIOUS, PREVIOUS_EXPIRES, PREVIOUS_ID,
     SIGNING_SECRET_TYPE,
 };
+use crate::api::resolve::without_newline;
+use crate::signing::Scheme;
 
 const OWNER_KIND: &str = "WebhookEndpoint";
 
-/// Key text (`whsec_...`); redacted in Debug.
+/// Key text (`whsec_...`, or as the scheme has it); redacted in Debug.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KeyMaterial(pub String);
 
@@ -52,13 +54,13 @@ pub struct SecretError;
 
 impl SigningSecret {
     /// Reads and checks a Secret.
-    pub fn parse(secret: &Secret) -> Result<SigningSecret, SecretError> {
+    pub fn parse(secret: &Secret, scheme: Scheme) -> Result<SigningSecret, SecretError> {
         if secret.type_.as_deref() != Some(SIGNING_SECRET_TYPE) {
             return Err(SecretError);
         }
-        let current = text(secret, CURRENT).ok_or(SecretError)?;
-        let previous = text(secret, PREVIOUS);
-        let is_key = |material: &KeyMaterial| crate::signing::SigningKey::parse(&material.0).is_ok();
+        let current = text(secret, CURRENT)?.ok_or(SecretError)?;
+        let previous = text(secret, PREVIOUS)?;
+        let is_key = |material: &KeyMaterial| scheme.read_key(trimmed(material)).is_ok();
         if !is_key(&current) || previous.as_ref().is_some_and(|p| !is_key(p)) {
             return Err(SecretError);
         }
@@ -78,17 +80,24 @@ impl SigningSecret {
     }
 
     /// A name for the current key derived one way from it, to notice an edit by hand.
-    pub fn fingerprint(&self) -> Option<String> {
-        crate::signing::SigningKey::parse(&self.current.0)
-            .ok()
-            .map(|k| k.fingerprint())
+    pub fn fingerprint(&self, scheme: Scheme) -> Option<String> {
+        let key = scheme.read_key(trimmed(&self.current)).ok();
+        key.map(|key| key.fingerprint())
     }
 }
 
-fn text(secret: &Secret, key: &str) -> Option<KeyMaterial> {
-    let ByteString(bytes) = secret.data.as_ref()?.get(key)?;
-    // Not UTF-8 is kept as text that no key parses from.
-    Some(KeyMaterial(String::from_utf8_lossy(bytes).into_owned()))
+/// Without one trailing newline.
+fn trimmed(material: &KeyMaterial) -> &[u8] {
+    without_newline(material.0.as_bytes())
+}
+
+fn text(secret: &Secret, key: &str) -> Result<Option<KeyMaterial>, SecretError> {
+    let Some(ByteString(bytes)) = secret.data.as_ref().and_then(|data| data.get(key)) else {
+        return Ok(None);
+    };
+    // Raw bytes that somebody put there may be a good key, but none that can be moved as text.
+    let text = String::from_utf8(bytes.clone()).map_err(|_| SecretError)?;
+    Ok(Some(KeyMaterial(text)))
 }
 
 /// One write to the Secret: `None` deletes an entry.
@@ -284,5 +293,5 @@ pub(super) fn apply_for_test(secret: Option<SigningSecret>, patch: &Patch) -> Si
             None => annotations.remove(*key),
         };
     }
-    SigningSecret::parse(&object).unwrap()
+    SigningSecret::parse(&object, Scheme::StandardWebhooks).unwrap()
 }

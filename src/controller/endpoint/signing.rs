@@ -17,7 +17,7 @@ use super::secret::{Decoration, KeyMaterial, Patch, SecretError, SigningSecret, 
 use crate::api::WebhookEndpoint;
 use crate::api::endpoint::DeletionPolicy;
 use crate::api::names::{REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
-use crate::api::resolve::Reference;
+use crate::api::resolve::{Reference, scheme};
 use crate::controller::FIELD_MANAGER;
 use crate::controller::context::{Context, Key};
 use crate::controller::memory::Seen;
@@ -25,7 +25,7 @@ use crate::controller::references::{self, Found};
 use crate::controller::work::Error;
 use crate::kubernetes::events::{Happening, Kind as EventKind};
 use crate::kubernetes::{RequestError, within};
-use crate::signing::SigningKey;
+use crate::signing::Scheme;
 
 /// More steps than any way through the machine has; past it the next reconcile goes on.
 const STEPS: usize = 6;
@@ -39,7 +39,7 @@ const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 3600);
     reason = "one a reconcile, and it is nearly always the large one"
 )]
 pub enum Signing {
-    /// It names a Secret of its own.
+    /// It names a Secret of its own, or signs nothing.
     Foreign,
     /// The generated Secret, as it is now.
     Generated {
@@ -83,6 +83,7 @@ pub async fn bring_about(
             namespace: endpoint.namespace().unwrap_or_default(),
             reference: Reference::secret(&name),
         },
+        scheme: scheme(endpoint),
         decoration: decoration(endpoint),
     };
     let mut found = desk.read(seen.since).await?;
@@ -97,7 +98,11 @@ pub async fn bring_about(
                 _ => None,
             },
         };
-        let secret = match object.as_deref().map(SigningSecret::parse).transpose() {
+        let secret = match object
+            .as_deref()
+            .map(|object| SigningSecret::parse(object, desk.scheme))
+            .transpose()
+        {
             Ok(secret) => secret,
             Err(SecretError) => return Ok(Signing::Unusable { name }),
         };
@@ -126,7 +131,7 @@ pub async fn bring_about(
                 until: *until,
             });
         }
-        let Some(patch) = Patch::of(&step, secret.as_ref(), requests, now, new_key) else {
+        let Some(patch) = Patch::of(&step, secret.as_ref(), requests, now, || new_key(desk.scheme)) else {
             return Err(Error::Outdated);
         };
         found = match &secret {
@@ -143,6 +148,7 @@ struct Desk<'a> {
     context: &'a Context,
     endpoint: &'a WebhookEndpoint,
     reference: references::Key,
+    scheme: Scheme,
     decoration: Decoration,
 }
 
@@ -209,7 +215,7 @@ impl Desk<'_> {
 
     async fn tell(&self, step: &Step, found: &Found) {
         let id = match found {
-            Found::Secret(object) => SigningSecret::parse(object)
+            Found::Secret(object) => SigningSecret::parse(object, self.scheme)
                 .ok()
                 .and_then(|s| s.current_id)
                 .unwrap_or_default(),
@@ -255,7 +261,7 @@ impl Desk<'_> {
 
     /// An edit by hand leaves the id and changes the key; it is taken, and told.
     async fn note_edit(&self, key: &Key, seen: &Seen, secret: &SigningSecret) {
-        let (Some(id), Some(fingerprint)) = (secret.current_id.clone(), secret.fingerprint()) else {
+        let (Some(id), Some(fingerprint)) = (secret.current_id.clone(), secret.fingerprint(self.scheme)) else {
             return;
         };
         let is_edited = seen
@@ -284,9 +290,9 @@ impl Desk<'_> {
     }
 }
 
-fn new_key() -> (String, KeyMaterial) {
-    let key = SigningKey::generate(rand::random());
-    (format!("k{:08x}", rand::random::<u32>()), KeyMaterial(key.to_text()))
+fn new_key(scheme: Scheme) -> (String, KeyMaterial) {
+    let id = format!("k{:08x}", rand::random::<u32>());
+    (id, KeyMaterial(scheme.generate(rand::random())))
 }
 
 fn rotation_of(endpoint: &WebhookEndpoint) -> Rotation {
@@ -299,6 +305,10 @@ fn rotation_of(endpoint: &WebhookEndpoint) -> Rotation {
 
 fn requests_of(endpoint: &WebhookEndpoint) -> Requests<'_> {
     let annotation = |name: &str| endpoint.annotations().get(name).map(String::as_str);
+    if !scheme(endpoint).can_overlap() {
+        // Receivers would refuse every request from the rotation on until they have the new key.
+        return Requests::default();
+    }
     Requests {
         rotate: annotation(ROTATE_REQUESTED),
         revoke: annotation(REVOKE_PREVIOUS_REQUESTED),

@@ -83,7 +83,7 @@ pub fn build(
             observed_generation: Some(generation),
             conditions: all,
             target: outcome.as_ref().ok().map(|resolved| resolved.target.origin.clone()),
-            signing: Some(signing_status(signing, endpoint, outcome)),
+            signing: Some(signing_status(signing, endpoint, outcome)).filter(|said| *said != SigningStatus::default()),
             references,
             delivery: None,
         },
@@ -173,8 +173,9 @@ fn signing_status(
             secret_name: endpoint.spec.signing.secret_ref.as_ref().map(|r| r.name.clone()),
             keys: outcome
                 .iter()
-                .map(|resolved| KeyStatus {
-                    id: resolved.signing.current_id.clone(),
+                .filter_map(|resolved| resolved.signing.current_id())
+                .map(|id| KeyStatus {
+                    id: id.to_owned(),
                     created_time: None,
                     expires_time: None,
                 })

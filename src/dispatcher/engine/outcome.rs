@@ -198,7 +198,7 @@ impl State {
             let request = resolved.enable_request.as_deref();
             let observed = endpoint.health.observe_spec(resolved.generation, request, now);
             endpoint.health.limit.set_ceiling(resolved.max_in_flight);
-            let signing = endpoint.health.observe_signing(&resolved.signing.current_id, now);
+            let signing = endpoint.health.observe_signing(resolved.signing.current_id(), now);
             endpoint.health_dirty |= observed.durable || signing;
             if observed.changed || observed.enabled {
                 endpoint.override_due_times();

@@ -419,7 +419,11 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         },
         headers: vec![],
         ca: None,
-        signing: Arc::new(SigningKeys::new(Some("k1"), vec![SigningKey::generate([7; 32])]).unwrap()),
+        signing: Arc::new(
+            SigningKeys::new(Some("k1"), vec![SigningKey::generate([7; 32])])
+                .unwrap()
+                .into(),
+        ),
         timeout: Duration::from_secs(15),
         retry: RetryPolicy {
             schedule: [1, 10, 60, 300].map(Duration::from_secs).to_vec(),

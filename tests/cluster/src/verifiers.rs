@@ -1,4 +1,5 @@
-//! The Standard Webhooks libraries that receivers use in Python and JavaScript, installed once into the cache.
+//! The libraries that receivers verify with in Python and JavaScript (of Standard Webhooks, and of GitHub's and Stripe's
+//! webhooks), installed once into the cache.
 //!
 //! Invariant: the versions are those pinned beside this crate, in `verifiers/`.
 
@@ -19,7 +20,8 @@ const PACKAGE_LOCK: &str = include_str!("../verifiers/package-lock.json");
 pub struct Verifiers {
     /// A Python interpreter that imports `standardwebhooks`.
     pub python: PathBuf,
-    /// A folder whose `node_modules` has `standardwebhooks`: run `node` with it as the working directory.
+    /// A folder whose `node_modules` has `standardwebhooks`, `stripe` and `@octokit/webhooks-methods`: run `node` with it as
+    /// the working directory.
     pub node_dir: PathBuf,
 }
 
@@ -54,7 +56,7 @@ impl Verifiers {
         ] {
             fs::write(dir.join(name), content).with_context(|| format!("failed to write {name}"))?;
         }
-        cache::say("installing the Standard Webhooks libraries of Python and JavaScript ...");
+        cache::say("installing the libraries of Python and JavaScript that verify signatures ...");
         run(&dir, "python3", &["-m", "venv", "venv"])?;
         run(
             &dir,
