@@ -1,9 +1,11 @@
 # What a person runs. `make help` lists it.
 
 CARGO ?= cargo
-LOCAL = $(or $(CARGO_TARGET_DIR),target)/release/tidings-local
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+LOCAL = $(TARGET)/release/tidings-local
+CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
-.PHONY: help test fmt clippy unit deny release demo up down bench crds
+.PHONY: help test fmt clippy unit deny release ground demo up down bench crds
 
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -25,14 +27,22 @@ deny:
 release:
 	$(CARGO) build --release --locked --workspace --bin tidings --bin tidings-local
 
-demo: release ## A real Kubernetes, Tidings in it, and what it does, as it happens. Cleans up after itself.
+# What a fresh machine may lack, told before minutes of building.
+ground:
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it by https://rustup.rs" >&2; exit 1; }
+	@command -v go >/dev/null || test -x "$$KUBEBUILDER_ASSETS/kube-controller-manager" || test -n "$(wildcard $(CACHE)/kubernetes-*/kubectl)" || \
+		{ echo "Go is missing: install Go 1.26 from https://go.dev/dl (it builds the local Kubernetes)" >&2; exit 1; }
+
+demo: ground release ## A real Kubernetes, Tidings in it, and what it does, as it happens. Cleans up after itself.
 	@$(LOCAL) demo
 
-up: release ## Leave a local Kubernetes, Tidings and an inspector running; prints how to use them.
+up: ground release ## Leave a local Kubernetes, Tidings and an inspector running; prints how to use them.
 	@$(LOCAL) up
 
 down: ## Stop what `make up` started. Twice is no error.
-	@if test -x $(LOCAL); then $(LOCAL) down; else echo "Nothing was built: there is nothing to stop."; fi
+	@if test ! -x $(LOCAL) && test ! -d $(TARGET)/local; then echo "Nothing runs here: there is nothing to stop."; \
+	elif test -x $(LOCAL) || $(CARGO) build --release --locked --package tidings-cluster --bin tidings-local; \
+	then $(LOCAL) down; fi
 
 bench: ## Load against the release dispatcher; prints one table, and JSON under target/bench/.
 	$(CARGO) bench --locked --bench load

@@ -137,7 +137,8 @@ fn build(target: &Path, programs: &[&Program]) -> Result<()> {
         .stderr(log);
     let begun = Instant::now();
     let mut child = crate::process::spawn(command, crate::process::Lifetime::WithParent).context(
-        "failed to run `go`: install Go 1.26, or point KUBEBUILDER_ASSETS at etcd, kube-apiserver and kubectl",
+        "failed to run `go`: install Go 1.26 (https://go.dev/dl), or point KUBEBUILDER_ASSETS at etcd, kube-apiserver, \
+         kube-controller-manager and kubectl",
     )?;
     let mut said = begun;
     let status = loop {
