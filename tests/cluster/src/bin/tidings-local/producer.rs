@@ -19,6 +19,8 @@ pub struct Producer {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    /// As it came.
+    pub text: String,
     pub body: Value,
 }
 
@@ -41,10 +43,10 @@ impl Producer {
             self.token,
             body.len()
         );
-        let (status, body) =
+        let (status, text) =
             process::http_exchange(self.ingest_port, request.as_bytes()).context("ingest gave no answer")?;
-        let body = serde_json::from_str(&body).with_context(|| format!("ingest answered {status}: {body}"))?;
-        Ok(Answer { status, body })
+        let body = serde_json::from_str(&text).with_context(|| format!("ingest answered {status}: {text}"))?;
+        Ok(Answer { status, text, body })
     }
 
     /// Posts one that must be accepted and make one message.
@@ -54,7 +56,7 @@ impl Producer {
             bail!(
                 "an event was not accepted for one receiver: {} {}",
                 answer.status,
-                answer.body
+                answer.text
             );
         }
         Ok(answer)

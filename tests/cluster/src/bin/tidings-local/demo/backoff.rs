@@ -24,10 +24,8 @@ pub fn show(demo: &mut Demo, steps: &mut Steps) -> Result<()> {
 
     let answer = demo.producer.send(&lead(NAME)?)?;
     let sent = Instant::now();
-    say::line(format!(
-        "  A lead is accepted, {}. Attempts, as they arrive:",
-        answer.body
-    ));
+    say::line(format!("  A lead: {} {}", answer.status, answer.text.trim()));
+    say::line("  The attempts, as they arrive:");
     let mut arrivals = vec![follow(demo, sent, 0)?, follow(demo, sent, 1)?];
     demo.until("in backoff before the third attempt", "whe", "crm", |whe| {
         reason(whe, "Delivering") == Some("Backoff") && whe["status"]["delivery"]["retry"]["attempt"] == 3

@@ -38,6 +38,7 @@ pub fn show(demo: &mut Demo, steps: &mut Steps) -> Result<()> {
     if body(&arrived[0])["data"]["conversation"]["transcript"] != event["data"]["conversation"]["transcript"] {
         bail!("the transcript did not arrive as it was sent");
     }
+    say::line("  Its body is cut here; the transcript arrived as it was sent.");
 
     say::line("  The same event again is the same event: the first answer, and nothing sent.");
     let again = post(demo, "lead-to-crm", &event)?;
@@ -72,10 +73,10 @@ pub fn show(demo: &mut Demo, steps: &mut Steps) -> Result<()> {
 
 fn post(demo: &Demo, folder: &str, event: &Value) -> Result<Answer> {
     say::line(format!(
-        "  $ POST /v1/namespaces/{NAMESPACE}/events < examples/{folder}/event.json"
+        "  POST /v1/namespaces/{NAMESPACE}/events < examples/{folder}/event.json"
     ));
     let answer = demo.producer.post(event)?;
-    say::quote(&format!("{} {}", answer.status, answer.body));
+    say::quote(&format!("{} {}", answer.status, answer.text));
     Ok(answer)
 }
 
