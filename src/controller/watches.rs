@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
 use super::grants;
+use crate::api::conditions::{READY, reasons};
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::lease;
 
@@ -159,11 +160,10 @@ fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
         .stores
         .subscriptions
         .state_filter(|s| s.spec.endpoint_ref.name == name && s.namespace().as_deref() == Some(namespace.as_str()));
+    // Whether the endpoint exists is all that a subscription wants to know of it.
+    let exists = context.endpoint(&namespace, &name).is_some();
     for subscription in subscriptions {
-        // Whether the endpoint exists is all that a subscription wants to know of it.
-        if endpoint.status.as_ref().is_none_or(|s| s.conditions.is_empty())
-            || context.endpoint(&namespace, &name).is_none()
-        {
+        if !exists || misses_endpoint(&subscription) {
             context
                 .queue
                 .add(Key::Subscription(namespace.clone(), subscription.name_any()), now);
@@ -171,6 +171,13 @@ fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
     }
     context.queue.add(Key::Grants(namespace.clone()), now);
     context.queue.add(Key::Endpoint(namespace, name), now);
+}
+
+/// Whether its status says that its endpoint does not exist, or nothing yet.
+fn misses_endpoint(subscription: &EventSubscription) -> bool {
+    let status = subscription.status.as_ref();
+    let ready = status.and_then(|s| s.conditions.iter().find(|c| c.type_ == READY));
+    ready.is_none_or(|c| c.reason == reasons::ENDPOINT_NOT_FOUND)
 }
 
 fn touch_subscription(context: &Context, subscription: &EventSubscription) {

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -16,6 +17,7 @@ pub use crate::process::Lifetime;
 use crate::Binaries;
 use crate::certificates::{ServerCertificate, ThrowawayCa, signing_key};
 use crate::kubectl::{base64, eventually};
+use crate::leaks;
 use crate::process::{Process, Spec, free_port, write_private};
 
 /// Three seconds alone; far more when eight builds share two cores.
@@ -213,17 +215,35 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
+    /// Fails the test whose processes logged a secret.
     fn drop(&mut self) {
         if self.lifetime == Lifetime::WithParent {
+            let leaks = leaks::in_files(&self.logs_dir()).unwrap_or_default();
             self.stop();
+            assert!(
+                leaks.is_empty() || thread::panicking(),
+                "secrets were logged: {leaks:#?}"
+            );
         }
     }
 }
 
-/// A static is never dropped; without this the shared cluster's directory would stay until the next run's sweep.
+/// A static is never dropped; without this the shared cluster's directory would stay until the next run's sweep. Fails the
+/// whole run when its processes logged a secret, or show one in Kubernetes.
 extern "C" fn stop_shared() {
     if let Some(Ok(cluster)) = SHARED.get() {
+        let mut leaks = leaks::in_files(&cluster.logs_dir()).unwrap_or_default();
+        let kinds = "events.events.k8s.io,whe,evsub,evtype";
+        if let Ok(shown) = cluster.kubectl(&["get", kinds, "-A", "-o", "yaml", "--request-timeout=10s"]) {
+            let lines = leaks::lines_with_secrets(&mut shown.stdout.as_slice()).unwrap_or_default();
+            leaks.extend(lines.iter().map(|line| format!("line {line} of kubectl get {kinds}")));
+        }
         cluster.stop();
+        if !leaks.is_empty() {
+            eprintln!("secrets were shown: {leaks:#?}");
+            // SAFETY: ends the process, which is exiting.
+            unsafe { libc::_exit(1) };
+        }
     }
 }
 

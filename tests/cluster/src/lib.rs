@@ -16,6 +16,7 @@ mod cache;
 mod certificates;
 mod cluster;
 mod kubectl;
+mod leaks;
 pub mod pids;
 pub mod process;
 mod tidings;
