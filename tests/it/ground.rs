@@ -173,3 +173,39 @@ fn killing_the_test_process_leaves_no_child_behind() {
         }
     }
 }
+
+const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Not a test of its own: what the next one runs.
+#[test]
+#[ignore = "started by a_run_whose_processes_logged_a_secret_fails"]
+fn log_a_secret_in_the_shared_cluster() {
+    if std::env::var_os("TIDINGS_TEST_THAT_LEAKS").is_some() {
+        let log = Cluster::shared().unwrap().logs_dir().join("dispatcher.log");
+        std::fs::write(log, format!("signing with {KEY}\n")).unwrap();
+    }
+}
+
+#[test]
+fn a_run_whose_processes_logged_a_secret_fails() {
+    let cluster = Cluster::start().unwrap();
+    std::fs::write(cluster.logs_dir().join("controller.log"), format!("made {KEY}\n")).unwrap();
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cluster)));
+    let why = *dropped.unwrap_err().downcast::<String>().unwrap();
+    assert!(why.contains("controller.log line 1") && !why.contains(KEY), "{why}");
+
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "it::ground::log_a_secret_in_the_shared_cluster"])
+        .env("TIDINGS_TEST_THAT_LEAKS", "1")
+        .output()
+        .unwrap();
+    let (said, why) = (
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr),
+    );
+    assert!(said.contains("1 passed"), "the test itself saw nothing: {said}{why}");
+    assert!(
+        !run.status.success() && why.contains("dispatcher.log line 1") && !why.contains(KEY),
+        "{why}"
+    );
+}

@@ -232,3 +232,35 @@ async fn a_leader_that_was_frozen_while_another_took_over_writes_nothing_more() 
 fn tidings_role(name: &str) -> String {
     tidings::controller::grants::shard_name(tidings::controller::grants::shard_of(name))
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_api_server_costs_the_leader_its_lease_and_not_its_life() {
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let mut controller = start(&tidings, "only");
+    let _dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
+    let team = Team::open(&cluster, "outage");
+    team.endpoint("before", URL, json!({}));
+    team.ready("whe/before");
+
+    cluster.stop_api_server();
+    let deadline = Instant::now() + PATIENCE;
+    while !controller.process.log().contains("no longer leading") {
+        assert!(
+            Instant::now() < deadline,
+            "it never gives up: {}",
+            controller.process.log_tail()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    cluster.start_api_server().unwrap();
+    until_leads(&cluster, &controller, "only");
+    controller.wait_ready().unwrap();
+    team.endpoint("after", URL, json!({}));
+    team.subscription("after", "after");
+    for object in ["whe/after", "evsub/after"] {
+        team.ready(object);
+    }
+    assert_eq!(team.condition("whe", "before", "Ready").unwrap().0, "True");
+    assert!(controller.process.is_running());
+}

@@ -147,3 +147,28 @@ async fn what_is_deleted_and_created_again_keeps_its_messages() {
         *pending(evsub) == 0 && evsub["status"]["delivery"]["deadLettered"] == 0
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_created_again_never_sees_the_messages_of_its_namesake() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "namesake");
+    let receiver = Webhooks::start().await;
+    team.deliver_to("crm", &receiver.url(), json!({"suspend": true}));
+    team.send(&shared.dispatcher, "theirs").await;
+    team.until("waiting", "whe", "crm", |whe| *pending(whe) == 1);
+    let args = ["delete", "namespace", "namesake", "--timeout=60s"];
+    shared.cluster.kubectl_ok(&args).unwrap();
+
+    let team = Team::open(shared.cluster, "namesake");
+    team.deliver_to("crm", &receiver.url(), json!({}));
+    // The same event is a new one here: whoever was told of it before was somebody else.
+    team.send(&shared.dispatcher, "theirs").await;
+    team.send(&shared.dispatcher, "ours").await;
+    receiver
+        .until("ours", |all| all.iter().any(|a| a.event == "ours"))
+        .await;
+    team.until("delivered", "whe", "crm", |whe| {
+        *pending(whe) == 0 && whe["status"]["delivery"]["lastStatusCode"] == 200
+    });
+    assert_eq!((receiver.times("theirs"), receiver.times("ours")), (1, 1));
+}
