@@ -2,6 +2,7 @@
 //! with its referenced values and the administrator's policy to something usable ([`resolve`]). Pure.
 
 pub mod address;
+pub mod auth;
 pub mod cidr;
 pub mod common;
 pub mod conditions;

@@ -4,6 +4,7 @@
 mod it {
     mod admin;
     mod away;
+    mod credentials;
     mod dns;
     mod durability;
     mod event_types;

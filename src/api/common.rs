@@ -16,6 +16,15 @@ pub struct SecretKeyReference {
     pub key: String,
 }
 
+/// A Secret in the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretReference {
+    /// Name of the Secret. It must carry the label tidings.dev/use: "true", which its owner sets to open it for endpoints.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
 /// One key of a ConfigMap in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

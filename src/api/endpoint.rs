@@ -6,6 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::auth::{Auth, ClientCertificate};
 use super::common::{ConfigMapKeyReference, SecretKeyReference, is_false};
 use super::duration::ApiDuration;
 use super::limits::{CircuitBreaker, DisableAfter, RateLimit};
@@ -26,6 +27,8 @@ use super::status::EndpointStatus;
     derive = "PartialEq",
     doc = "A receiver of webhooks: its URL, how requests to it are signed, and when a failed one is tried again. EventSubscriptions of the same namespace say which events go to it.",
     validation = Rule::new("self.metadata.name.size() <= 52").message("metadata.name must have at most 52 characters: choose a shorter name (the signing Secret's name is made from it)"),
+    validation = Rule::new("has(self.spec.url) != has(self.spec.urlFrom)").message("an endpoint needs exactly one of url and urlFrom: write one and remove the other"),
+    validation = Rule::new("!has(self.spec.auth) || !has(self.spec.headers) || !self.spec.headers.exists(h, h.name.lowerAscii() == 'authorization')").message("auth sets the header Authorization: remove it from headers, or remove auth"),
     printcolumn(name = "Target", type_ = "string", json_path = ".status.target", description = "Scheme and host that requests go to"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Configured and loaded; says nothing about the receiver"),
     printcolumn(name = "State", type_ = "string", json_path = r#".status.conditions[?(@.type=="Delivering")].reason"#, description = "How delivery goes"),
@@ -43,7 +46,8 @@ use super::status::EndpointStatus;
 pub struct WebhookEndpointSpec {
     /// Where requests go: an absolute https URL without user name, password or fragment. Addresses that are private,
     /// loopback, link-local or otherwise not globally reachable are refused unless the administrator opened them; that is
-    /// checked on the address actually dialled. Redirects are never followed.
+    /// checked on the address actually dialled. Redirects are never followed. An endpoint has either url or urlFrom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(
         validation = Rule::new("isURL(self) && url(self).getScheme() == 'https'").message("url must be an absolute https URL, as in https://hooks.example.com/leads"),
@@ -52,7 +56,16 @@ pub struct WebhookEndpointSpec {
         validation = Rule::new("!self.matches('^[A-Za-z]+://[^/?#]*@')").message("url must not hold a user name or password: put credentials in a Secret and name it in headers[].secretKeyRef"),
         validation = Rule::new("!self.contains('#')").message("url must not have a fragment: remove # and what follows, it is never sent")
     )]
-    pub url: String,
+    pub url: Option<String>,
+
+    /// Where requests go, from a Secret: for receivers whose URL is itself the secret. Only scheme, host and port are ever
+    /// shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_from: Option<UrlSource>,
+
+    /// How requests show who sends them, beside the signature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
 
     /// Headers sent with every request, at most 32. Names are unique without regard to case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -63,7 +76,8 @@ pub struct WebhookEndpointSpec {
     )]
     pub headers: Vec<Header>,
 
-    /// How the receiver's certificate is checked. Without it: against the public roots.
+    /// How the receiver's certificate is checked, and what is shown to it. Without it: against the public roots, and
+    /// nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
 
@@ -134,13 +148,26 @@ pub struct Header {
     pub secret_key_ref: Option<SecretKeyReference>,
 }
 
-/// How the receiver's certificate is checked.
+/// Where a URL is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+pub struct UrlSource {
+    /// In a Secret of the same namespace: an absolute https URL as url takes it.
+    pub secret_key_ref: SecretKeyReference,
+}
+
+/// How the receiver's certificate is checked, and what is shown to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.caBundle) || has(self.clientCertificate)").message("tls needs caBundle or clientCertificate: write one, or remove tls"))]
 pub struct Tls {
     /// Certificates, PEM, that are trusted in addition to the public roots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("has(self.secretKeyRef) != has(self.configMapKeyRef)").message("tls.caBundle needs exactly one of secretKeyRef and configMapKeyRef: write one and remove the other"))]
-    pub ca_bundle: CaBundleSource,
+    pub ca_bundle: Option<CaBundleSource>,
+    /// The certificate that is shown to a receiver that asks for one (mutual TLS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 /// Where a bundle of certificates is: exactly one of the two.
@@ -253,7 +280,9 @@ impl WebhookEndpointSpec {
     /// What the API server makes of a manifest that names only a URL.
     pub fn to(url: &str) -> WebhookEndpointSpec {
         WebhookEndpointSpec {
-            url: url.to_owned(),
+            url: Some(url.to_owned()),
+            url_from: None,
+            auth: None,
             headers: Vec::new(),
             tls: None,
             signing: Signing::default(),

@@ -3,14 +3,17 @@
 //!
 //! Invariant: what is resolved is never read from the raw spec again, and no message shows a value that was referred to.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::signing::Signer;
 
+mod credentials;
 mod endpoint;
 mod limits;
 mod references;
@@ -73,6 +76,8 @@ pub struct ResolvedEndpoint {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Trusted in addition to the public roots; none means the public roots alone.
     pub ca: Option<Arc<CaBundle>>,
+    /// Shown to a receiver that asks for one.
+    pub client: Option<Arc<ClientIdentity>>,
     pub signing: Arc<Signer>,
     pub timeout: Duration,
     pub retry: RetryPolicy,
@@ -88,8 +93,8 @@ pub struct ResolvedEndpoint {
     pub enable_request: Option<String>,
 }
 
-/// Where requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where requests go. Debug leaves the path out: it may be the secret itself.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     pub host: Host,
     pub port: u16,
@@ -99,6 +104,12 @@ pub struct Target {
     pub authority: String,
     /// `scheme://host[:port]`, shown in status.
     pub origin: String,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({})", self.origin)
+    }
 }
 
 /// A host as the URL standard parses it: `127.1` and `0x7f.1` are addresses here, not names.
@@ -114,6 +125,19 @@ pub enum Host {
 pub struct CaBundle {
     pub pem: Vec<u8>,
     pub digest: [u8; 32],
+}
+
+/// A certificate with its chain and its private key, and the SHA-256 of all, by which clients are shared.
+pub struct ClientIdentity {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+    pub digest: [u8; 32],
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientIdentity(redacted)")
+    }
 }
 
 /// When to try again. `schedule[i]` is the wait after attempt `i + 1`; one attempt more than waits.

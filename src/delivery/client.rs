@@ -23,7 +23,7 @@ use super::connection::Connection;
 use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
 use super::resolver::{LookupError, Resolver, SetupError};
-use super::tls::Identities;
+use super::tls::{Identities, identity};
 use super::{AttemptResult, Fault, OurFault, Outcome, Request, Sender, guard, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint};
 use crate::signing::{HEADER_ID, HEADER_TIMESTAMP};
@@ -149,7 +149,7 @@ impl HttpsSender {
             }
         };
         guard::check(&addresses, &endpoint.egress).map_err(|found| Outcome::Blocked { address: found.address })?;
-        let connector = self.identities.connector(endpoint.ca.as_deref()).map_err(|error| {
+        let connector = self.identities.connector(endpoint).map_err(|error| {
             tracing::error!(%error, "no TLS configuration");
             Outcome::Fault(Fault::Tls)
         })?;
@@ -215,11 +215,10 @@ impl Sender for HttpsSender {
         let started = Instant::now();
         let deadline = started + endpoint.timeout;
         let target = &endpoint.target;
-        let identity = endpoint.ca.as_ref().map(|ca| ca.digest);
         let key = Key {
             host: target.host.clone(),
             port: target.port,
-            identity,
+            identity: identity(endpoint),
         };
         let exchanged = timeout_at(deadline, self.exchange(endpoint, &key, &request, deadline)).await;
         let took = started.elapsed();

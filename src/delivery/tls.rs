@@ -1,4 +1,5 @@
-//! TLS identities: one client configuration for each distinct CA bundle, so that sessions and connections are shared.
+//! TLS identities: one client configuration for each distinct CA bundle and client certificate, so that sessions and
+//! connections are shared, and a renewed certificate is another identity.
 //!
 //! Invariant: a server's certificate is always verified, against the public roots and the endpoint's own bundle.
 
@@ -10,9 +11,10 @@ use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest as _, Sha256};
 use tokio_rustls::TlsConnector;
 
-use crate::api::resolve::CaBundle;
+use crate::api::resolve::ResolvedEndpoint;
 
 /// Configurations kept. Each holds the public roots (about 150 certificates' names and keys) and its sessions: under
 /// 200 KiB; beyond this an arbitrary one is built anew when it is needed.
@@ -20,8 +22,20 @@ const CACHED_CONFIGS: usize = 256;
 /// TLS sessions kept for resumption for each configuration; a full handshake costs 180-310 us.
 const CACHED_SESSIONS: usize = 512;
 
-/// Says which connections may be shared: none is the public roots alone.
+/// Says which connections may be shared: none is the public roots alone, and no certificate of ours.
 pub type Identity = Option<[u8; 32]>;
+
+/// The identity that an endpoint's connections have.
+pub fn identity(endpoint: &ResolvedEndpoint) -> Identity {
+    let ca = endpoint.ca.as_ref().map(|ca| ca.digest);
+    match &endpoint.client {
+        None => ca,
+        Some(client) => {
+            let both = [ca.unwrap_or_default(), client.digest].concat();
+            Some(Sha256::digest(both).into())
+        }
+    }
+}
 
 /// Failed to build a TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -45,14 +59,14 @@ impl Identities {
         }
     }
 
-    /// The connector for a bundle.
-    pub fn connector(&self, ca: Option<&CaBundle>) -> Result<TlsConnector, TlsError> {
-        let identity = ca.map(|ca| ca.digest);
+    /// The connector for what an endpoint trusts and shows.
+    pub fn connector(&self, endpoint: &ResolvedEndpoint) -> Result<TlsConnector, TlsError> {
+        let identity = identity(endpoint);
         let mut configs = self.configs.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(connector) = configs.get(&identity) {
             return Ok(connector.clone());
         }
-        let connector = TlsConnector::from(Arc::new(self.build(ca)?));
+        let connector = TlsConnector::from(Arc::new(self.build(endpoint)?));
         if configs.len() >= CACHED_CONFIGS
             && let Some(victim) = configs.keys().next().copied()
         {
@@ -62,17 +76,20 @@ impl Identities {
         Ok(connector)
     }
 
-    fn build(&self, ca: Option<&CaBundle>) -> Result<ClientConfig, TlsError> {
+    fn build(&self, endpoint: &ResolvedEndpoint) -> Result<ClientConfig, TlsError> {
         let mut roots = RootCertStore::empty();
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        if let Some(ca) = ca {
+        if let Some(ca) = &endpoint.ca {
             // A certificate that cannot be used is left out; what it would have signed then fails as `Certificate`.
             roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&ca.pem).flatten());
         }
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+        let builder = ClientConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut config = match &endpoint.client {
+            Some(client) => builder.with_client_auth_cert(client.chain.clone(), client.key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::in_memory_sessions(CACHED_SESSIONS);
         Ok(config)

@@ -115,6 +115,23 @@ fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_curren
 }
 
 #[test]
+fn every_example_is_accepted() {
+    let cluster = &*cluster("examples");
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let mut tried = 0;
+    for entry in std::fs::read_dir(examples).unwrap() {
+        let folder = entry.unwrap().path();
+        if folder.join("kustomization.yaml").is_file() {
+            let folder = folder.to_str().unwrap();
+            let args = ["apply", "-n", "examples", "--dry-run=server", "-k", folder];
+            cluster.kubectl_ok(&args).unwrap();
+            tried += 1;
+        }
+    }
+    assert!(tried >= 7, "{tried} examples were found");
+}
+
+#[test]
 fn what_may_not_change_is_refused_with_its_sentence() {
     let cluster = &*cluster("immutable");
     apply(cluster, "immutable", GOOD).unwrap();

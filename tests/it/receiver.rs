@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
+use rustls::server::{WantsServerCert, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::Digest;
@@ -60,6 +61,28 @@ impl Identity {
     }
 
     pub fn acceptor(&self) -> TlsAcceptor {
+        self.acceptor_for(|builder| builder.with_no_client_auth())
+    }
+
+    /// One that takes only clients with a certificate of this authority.
+    pub fn acceptor_of_clients(&self, authority_pem: &str) -> TlsAcceptor {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(authority_pem.as_bytes()) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
+        self.acceptor_for(|builder| builder.with_client_cert_verifier(verifier))
+    }
+
+    fn acceptor_for(
+        &self,
+        clients: impl FnOnce(
+            rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>,
+        ) -> rustls::ConfigBuilder<ServerConfig, WantsServerCert>,
+    ) -> TlsAcceptor {
         let chain = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
             .map(Result::unwrap)
             .collect();
@@ -68,7 +91,7 @@ impl Identity {
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap();
-        let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let mut config = clients(builder).with_single_cert(chain, key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         TlsAcceptor::from(Arc::new(config))
     }
@@ -164,7 +187,14 @@ impl Receiver {
         F: Fn(Connection, Log) -> B + Send + Sync + 'static,
         B: Future<Output = ()> + Send + 'static,
     {
-        let acceptor = identity.acceptor();
+        Receiver::serve(identity.acceptor(), at, behaviour).await
+    }
+
+    pub async fn serve<F, B>(acceptor: TlsAcceptor, at: SocketAddr, behaviour: F) -> Receiver
+    where
+        F: Fn(Connection, Log) -> B + Send + Sync + 'static,
+        B: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind(at).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (accepted, seen) = (Arc::<Mutex<Vec<_>>>::default(), Log::default());
@@ -256,6 +286,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         },
         headers: vec![(HeaderName::from_static("x-tenant"), HeaderValue::from_static("blue"))],
         ca: Some(TRUSTED.bundle()),
+        client: None,
         signing: Arc::new(SigningKeys::parse(Some("k1"), SECRET).unwrap().into()),
         timeout: Duration::from_secs(10),
         retry: RetryPolicy {

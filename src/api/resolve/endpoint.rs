@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 use kube::ResourceExt as _;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
+use super::credentials::{authorization, client_identity, secret_target};
 use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
 use super::references::without_newline;
 use super::target::target;
@@ -72,10 +74,21 @@ pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
             .filter_map(|header| header.secret_key_ref.as_ref())
             .map(|r| Reference::secret(&r.name)),
     );
+    let url = endpoint.spec.url_from.iter();
+    all.extend(url.map(|from| Reference::secret(&from.secret_key_ref.name)));
+    if let Some(auth) = &endpoint.spec.auth {
+        let token = auth.bearer.iter().map(|bearer| &bearer.secret_key_ref);
+        let password = auth.basic.iter().map(|basic| &basic.password_secret_key_ref);
+        all.extend(token.chain(password).map(|r| Reference::secret(&r.name)));
+    }
     if let Some(tls) = &endpoint.spec.tls {
-        all.extend(tls.ca_bundle.secret_key_ref.iter().map(|r| Reference::secret(&r.name)));
-        let maps = tls.ca_bundle.config_map_key_ref.iter();
-        all.extend(maps.map(|r| Reference::config_map(&r.name)));
+        if let Some(bundle) = &tls.ca_bundle {
+            all.extend(bundle.secret_key_ref.iter().map(|r| Reference::secret(&r.name)));
+            let maps = bundle.config_map_key_ref.iter();
+            all.extend(maps.map(|r| Reference::config_map(&r.name)));
+        }
+        let client = tls.client_certificate.iter();
+        all.extend(client.map(|client| Reference::secret(&client.secret_ref.name)));
     }
     all.into_iter().collect()
 }
@@ -91,7 +104,11 @@ pub fn resolve_endpoint(
 ) -> Result<ResolvedEndpoint, Unresolved> {
     let namespace = endpoint.namespace().unwrap_or_default();
     let spec = &endpoint.spec;
-    let target = target(&spec.url, egress)?;
+    let written = match (&spec.url, &spec.url_from) {
+        (Some(url), None) => Some(target(url, egress)?),
+        (None, Some(_)) => None,
+        _ => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
+    };
     let timeout = duration("timeout", &spec.timeout)?;
     let retry = resolve_retry(&spec.retry)?;
     let max_in_flight = number("maxInFlight", spec.max_in_flight)?;
@@ -99,18 +116,36 @@ pub fn resolve_endpoint(
     let breaker = breaker(&spec.circuit_breaker)?;
     let disable_after = disable_after(&spec.disable_after)?;
     let names = header_names(&spec.headers)?;
+    if spec.auth.is_some() && names.contains(&AUTHORIZATION) {
+        return Err(Unresolved::invalid(
+            "auth sets the header Authorization: remove it from headers, or remove auth",
+        ));
+    }
+    let target = match (written, &spec.url_from) {
+        (None, Some(from)) => secret_target(&from.secret_key_ref, &namespace, references, egress)?,
+        (Some(written), _) => written,
+        (None, None) => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
+    };
     let signing = signing(endpoint, &namespace, references)?;
     let values = spec
         .headers
         .iter()
         .map(|header| header_value(header, &namespace, references));
-    let headers = names
+    let mut headers = names
         .into_iter()
         .zip(values)
         .map(|(name, value)| Ok((name, value?)))
         .collect::<Result<Vec<_>, Unresolved>>()?;
-    let ca = match &spec.tls {
-        Some(tls) => Some(Arc::new(ca_bundle(&tls.ca_bundle, &namespace, references)?)),
+    if let Some(auth) = &spec.auth {
+        headers.push((AUTHORIZATION, authorization(auth, &namespace, references)?));
+    }
+    let tls = spec.tls.as_ref();
+    let ca = match tls.and_then(|tls| tls.ca_bundle.as_ref()) {
+        Some(bundle) => Some(Arc::new(ca_bundle(bundle, &namespace, references)?)),
+        None => None,
+    };
+    let client = match tls.and_then(|tls| tls.client_certificate.as_ref()) {
+        Some(certificate) => Some(Arc::new(client_identity(certificate, &namespace, references)?)),
         None => None,
     };
     Ok(ResolvedEndpoint {
@@ -120,6 +155,7 @@ pub fn resolve_endpoint(
         target,
         headers,
         ca,
+        client,
         signing: Arc::new(signing),
         timeout,
         retry,

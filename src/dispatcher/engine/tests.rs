@@ -419,6 +419,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         },
         headers: vec![],
         ca: None,
+        client: None,
         signing: Arc::new(
             SigningKeys::new(Some("k1"), vec![SigningKey::generate([7; 32])])
                 .unwrap()
