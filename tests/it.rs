@@ -5,6 +5,7 @@ mod it {
     mod admin;
     mod away;
     mod credentials;
+    mod disk;
     mod dns;
     mod durability;
     mod event_types;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tidings_cluster::Dispatcher;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,15 +17,12 @@ struct Ledger {
     acknowledged: Vec<String>,
     /// Sent, without an answer or with a 503: sent again under the same id.
     unanswered: VecDeque<String>,
-    refused: usize,
 }
 
 /// Producers over one or several lives of a dispatcher.
 #[derive(Default)]
 pub struct Load {
     ledger: Arc<Mutex<Ledger>>,
-    /// Bytes of padding in each event.
-    pub padding: usize,
     running: Vec<JoinHandle<()>>,
     stop: CancellationToken,
 }
@@ -42,7 +39,7 @@ impl Load {
         self.stop = CancellationToken::new();
         for producer in 0..producers {
             let (id, ledger, stop) = (id.clone(), self.ledger.clone(), self.stop.clone());
-            let (post, padding) = (team.poster(dispatcher), "x".repeat(self.padding));
+            let post = team.poster(dispatcher);
             self.running.push(tokio::spawn(async move {
                 for n in 0.. {
                     if stop.is_cancelled() {
@@ -50,7 +47,7 @@ impl Load {
                     }
                     let again = ledger.lock().unwrap().unanswered.pop_front();
                     let id = again.unwrap_or_else(|| id(producer, n));
-                    send(&post, id, &padding, &ledger).await;
+                    send(&post, id, &ledger).await;
                 }
             }));
         }
@@ -66,13 +63,13 @@ impl Load {
 
     /// Sends what had no answer until it has one, so that every event is accounted for.
     pub async fn send_what_is_left(&self, team: &Team<'_>, dispatcher: &Dispatcher) {
-        let (post, padding) = (team.poster(dispatcher), "x".repeat(self.padding));
+        let post = team.poster(dispatcher);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let next = self.ledger.lock().unwrap().unanswered.pop_front();
             let Some(id) = next else { return };
             assert!(Instant::now() < deadline, "{id} was never accepted");
-            send(&post, id, &padding, &self.ledger).await;
+            send(&post, id, &self.ledger).await;
         }
     }
 
@@ -80,19 +77,10 @@ impl Load {
     pub fn acknowledged(&self) -> Vec<String> {
         self.ledger.lock().unwrap().acknowledged.clone()
     }
-
-    /// How often a 503 was heard.
-    pub fn refused(&self) -> usize {
-        self.ledger.lock().unwrap().refused
-    }
 }
 
-async fn send(post: &impl Fn(&Value) -> Post, id: String, padding: &str, ledger: &Mutex<Ledger>) {
-    let mut event = lead(&id, TYPES[0]);
-    if !padding.is_empty() {
-        event["data"]["padding"] = json!(padding);
-    }
-    let answer = post(&event).await;
+async fn send(post: &impl Fn(&Value) -> Post, id: String, ledger: &Mutex<Ledger>) {
+    let answer = post(&lead(&id, TYPES[0])).await;
     let pause = {
         let mut ledger = ledger.lock().unwrap();
         match answer {
@@ -103,7 +91,6 @@ async fn send(post: &impl Fn(&Value) -> Post, id: String, padding: &str, ledger:
             }
             Ok(answer) if answer.status == 503 => {
                 assert!(answer.retry_after.is_some_and(|seconds| seconds > 0), "{answer:?}");
-                ledger.refused += 1;
                 ledger.unanswered.push_back(id);
                 true
             }

@@ -23,9 +23,7 @@ pub(super) async fn settle(core: Arc<Core>) {
             let mut state = core.lock();
             let take = state.outbox.len().min(BATCH);
             state.settling = take;
-            let batch = state.outbox.drain(..take).collect();
-            core.metrics.unrecorded.set(state.unrecorded() as i64);
-            batch
+            state.outbox.drain(..take).collect()
         };
         if batch.is_empty() {
             core.settler.notified().await;

@@ -381,6 +381,7 @@ impl State {
 
     /// Starts what there are slots for, round robin over endpoints.
     pub fn grant(&mut self, now: UnixMillis) -> Vec<Job> {
+        self.metrics.unrecorded.set(self.unrecorded() as i64);
         let mut jobs = Vec::new();
         if self.draining || self.unrecorded() >= UNRECORDED {
             return jobs;

@@ -25,7 +25,23 @@ pub(super) struct Space {
     keep_free: u64,
     used: AtomicU64,
     free: AtomicU64,
-    looked: Mutex<Option<(Instant, Instant)>>,
+    looked: Mutex<Looked>,
+}
+
+/// When the volume and the store's own pages were looked at last.
+#[derive(Default)]
+struct Looked {
+    volume: Option<Instant>,
+    pages: Option<Instant>,
+}
+
+/// Whether it is time to look again; then it counts as done.
+fn is_time(last: &mut Option<Instant>, now: Instant) -> bool {
+    let due = last.is_none_or(|last| now.saturating_duration_since(last) >= LOOK_EVERY);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 impl Space {
@@ -36,7 +52,7 @@ impl Space {
             keep_free,
             used: AtomicU64::new(0),
             free: AtomicU64::new(u64::MAX),
-            looked: Mutex::new(None),
+            looked: Mutex::default(),
         }
     }
 
@@ -53,22 +69,17 @@ impl Space {
 
     fn look_at_volume(&self, now: Instant) {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_some_and(|(volume, _)| now.saturating_duration_since(volume) < LOOK_EVERY) {
-            return;
-        }
-        let used_at = looked.map_or(now, |(_, used)| used);
-        *looked = Some((now, used_at));
-        if let Ok((free, _)) = open::volume(&self.dir) {
+        if is_time(&mut looked.volume, now)
+            && let Ok((free, _)) = open::volume(&self.dir)
+        {
             self.free.store(free, Ordering::Relaxed);
         }
     }
 
     /// Looks at the store's own pages; whether history should give way.
     pub(super) fn used(&self, conn: &Connection) -> bool {
-        let now = Instant::now();
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|(_, used)| now.saturating_duration_since(used) >= LOOK_EVERY) {
-            *looked = Some((looked.map_or(now, |(volume, _)| volume), now));
+        if is_time(&mut looked.pages, Instant::now()) {
             self.measure(conn);
         }
         self.under_pressure()

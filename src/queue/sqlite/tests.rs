@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -126,6 +127,43 @@ async fn a_store_at_its_limit_refuses_events_and_still_records_outcomes() {
         queue.settle(fence, vec![outcome]).await.expect("settle"),
         [Settled::Applied]
     );
+}
+
+#[tokio::test]
+async fn a_store_far_over_its_limit_has_room_again_once_history_gave_way_though_nothing_else_is_written() {
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    let dir = Directory::new();
+    let options = |limit| Options {
+        store_limit: Some(limit),
+        clock: || UnixMillis(UnixMillis::now().0 + AHEAD.load(Ordering::SeqCst)),
+        ..options()
+    };
+    let large = |id: &str| {
+        let mut event = new_event(id, vec![target(1, 1, Placement::Fresh)]);
+        let mut stored = (*event.event).clone();
+        stored.body = vec![7; 4_000].into();
+        event.event = Arc::new(stored);
+        event
+    };
+    let queue = open(dir.path(), options(64 << 20));
+    let fence = queue.claim().await.expect("claim");
+    let events = (0..500).map(|n| large(&n.to_string())).collect();
+    queue.accept(events).await.expect("accept");
+    let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+    let outcomes = fresh.iter().map(|one| settlement(*one, Verdict::Delivered));
+    queue.settle(fence, outcomes.collect()).await.expect("settle");
+    queue.close().await;
+    drop(queue);
+
+    // Delivered history is older than what is kept under pressure, and the administrator has less room than before.
+    AHEAD.store(61_000, Ordering::SeqCst);
+    let queue = open(dir.path(), options(1 << 20));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = queue.accept(vec![large("after")]).await {
+        assert!(matches!(error, QueueError::Full(_)), "{error}");
+        assert!(Instant::now() < deadline, "full for ever: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

@@ -115,6 +115,9 @@ impl Writer {
                     if wrote {
                         self.after_commit(conn);
                     }
+                    // Also when nothing was written: the last commit of a pruning may have come too soon to be measured, and
+                    // a full store that nobody may write to would stay full.
+                    self.pruner.pressure(self.shared.space.used(conn));
                 }
                 Err(error) => {
                     answers.clear();
@@ -235,7 +238,6 @@ impl Writer {
         if self.shared.checkpoint.frames() > WAL_FRAMES {
             super::checkpoint::run(conn, &self.shared);
         }
-        self.pruner.pressure(self.shared.space.used(conn));
     }
 }
 

@@ -120,6 +120,16 @@ pub struct Spec {
     pub lifetime: Lifetime,
 }
 
+impl Spec {
+    /// The same program, in which a write beyond the limit of file sizes is an error and no signal.
+    pub fn ignoring_file_size_signal(mut self) -> Spec {
+        let program = std::mem::replace(&mut self.program, "/bin/sh".into());
+        let script = ["-c".into(), "trap '' XFSZ; exec \"$0\" \"$@\"".into(), program.into()];
+        self.args.splice(0..0, script);
+        self
+    }
+}
+
 /// A running (or stopped) child.
 #[derive(Debug)]
 pub struct Process {
@@ -255,6 +265,23 @@ impl Process {
     pub fn signal(&self, number: libc::c_int) {
         if let Some(pid) = self.pid() {
             signal(pid, number);
+        }
+    }
+
+    /// From now on it can write files up to this size only (none: any size): what is beyond fails with EFBIG. A process
+    /// that does not ignore SIGXFSZ is killed instead; see [`Spec::ignoring_file_size_signal`].
+    #[cfg(target_os = "linux")]
+    pub fn limit_file_size(&self, bytes: Option<u64>) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.spec.name))?;
+        let pid = libc::pid_t::try_from(pid).context("a process id is out of range")?;
+        let limit = libc::rlimit {
+            rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY),
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: reads one struct of ours and writes nothing.
+        match unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()).context("failed to limit the size of a process's files"),
         }
     }
 
