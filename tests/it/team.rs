@@ -25,7 +25,8 @@ pub const TYPES: [&str; 2] = ["lead.qualified", "lead.lost"];
 /// Controller and dispatcher in the shared cluster, for tests that break neither.
 pub struct Shared {
     pub cluster: &'static Cluster,
-    pub controller: Controller,
+    /// Runs for as long as it is held.
+    _controller: Controller,
     pub dispatcher: Dispatcher,
 }
 
@@ -38,7 +39,7 @@ impl Shared {
             let tidings = Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
             Shared {
                 cluster,
-                controller: tidings.start_controller(&ControllerOptions::default()).unwrap(),
+                _controller: tidings.start_controller(&ControllerOptions::default()).unwrap(),
                 dispatcher: tidings.start_dispatcher(&DispatcherOptions::default()).unwrap(),
             }
         })
