@@ -57,12 +57,17 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads every file once; a missing one has no keys yet. Files in a folder whose names begin with a dot are not keys.
+    /// Reads every file once; a missing one has no keys yet, and a named one that holds something else is an error. In a
+    /// folder there may be other things: they are told and left out, and files whose names begin with a dot not even told.
     pub fn new(given: Option<SigningKeys>, paths: Vec<PathBuf>) -> Result<Keys, SecretError> {
         let mut sources: Vec<Source> = paths.into_iter().map(Source::new).collect();
         for source in &mut sources {
-            for read in source.refresh() {
-                read?;
+            let is_folder = source.is_folder();
+            for error in source.refresh().into_iter().filter_map(Result::err) {
+                match is_folder {
+                    true => tracing::warn!(%error, "left out"),
+                    false => return Err(error),
+                }
             }
         }
         Ok(Keys {
@@ -96,13 +101,17 @@ impl Source {
         }
     }
 
+    fn is_folder(&self) -> bool {
+        self.named.path.is_dir()
+    }
+
     fn files(&self) -> impl Iterator<Item = &File> {
         std::iter::once(&self.named).chain(self.found.values())
     }
 
     /// Which files were read, and which could not be.
     fn refresh(&mut self) -> Vec<Result<PathBuf, SecretError>> {
-        if !self.named.path.is_dir() {
+        if !self.is_folder() {
             return self.named.refresh().into_iter().collect();
         }
         match listed(&self.named.path) {
@@ -239,7 +248,9 @@ mod tests {
         assert_eq!(texts(), [B, A], "a rotation");
         std::fs::remove_file(mounted.join("previous")).unwrap();
         assert_eq!(texts(), [B], "a key that has left is not used");
-        write("bad", "whsec_short");
-        assert!(Keys::new(None, vec![mounted.clone()]).is_err());
+        write("publicKey", "whpk_of-another-scheme");
+        assert_eq!(texts(), [B]);
+        let anew = Keys::new(None, vec![mounted.clone()]).unwrap();
+        assert_eq!(anew.current().len(), 1, "what is no key is left out");
     }
 }

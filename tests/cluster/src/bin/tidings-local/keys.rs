@@ -1,11 +1,12 @@
 //! The receivers' keys of `make up`: a folder with one file for each generated signing Secret, which the inspector reads.
 //!
 //! A person who adds an endpoint or rotates a key finds it verified at once: this watches, as an administrator, what a
-//! receiver's owner would be told. Invariant: a file is replaced as a whole, and holds exactly the keys the Secret has.
+//! receiver's owner would be told. Invariant: a file is replaced as a whole, and holds
+//! exactly the `whsec_` keys the Secret has.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -62,7 +63,7 @@ fn follow(args: &Args) -> Result<()> {
         let (secret, name) = (&event["object"], file_name(&event["object"]));
         match event["type"].as_str() {
             Some("ADDED" | "MODIFIED") => team::give_keys(&args.into, &name, secret, &["current", "previous"])?,
-            Some("DELETED") => remove(&args.into.join(name))?,
+            Some("DELETED") => team::forget_keys(&args.into.join(name))?,
             _ => {}
         }
     }
@@ -94,7 +95,7 @@ fn forget_the_gone(args: &Args) -> Result<()> {
     {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.contains('.') && !there.contains(&name) {
-            remove(&entry.path())?;
+            team::forget_keys(&entry.path())?;
         }
     }
     Ok(())
@@ -104,13 +105,4 @@ fn forget_the_gone(args: &Args) -> Result<()> {
 fn file_name(secret: &Value) -> String {
     let part = |name: &str| secret["metadata"][name].as_str().unwrap_or_default().to_owned();
     format!("{}.{}", part("namespace"), part("name"))
-}
-
-fn remove(file: &Path) -> Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("failed to remove {}", file.display()))
-        }
-        _ => Ok(()),
-    }
 }

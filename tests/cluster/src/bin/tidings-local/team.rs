@@ -82,24 +82,37 @@ fn write_yaml(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Gives the receiver of an endpoint the keys of its signing Secret that are named (`current`, `previous`): into a file
-/// of the inspector's folder of keys, replaced as a whole.
+/// of the inspector's folder of keys, replaced as a whole. Keys of other schemes are nothing the inspector verifies with.
 pub fn give_keys(keys: &Path, receiver: &str, secret: &Value, names: &[&str]) -> Result<()> {
     let mut text = String::new();
     for name in names {
-        if let Some(encoded) = secret["data"][*name].as_str() {
-            text.push_str(&decode(encoded)?);
+        let key = secret["data"][*name].as_str().and_then(decode);
+        for key in key.iter().filter(|key| key.starts_with("whsec_")) {
+            text.push_str(key);
             text.push('\n');
         }
     }
-    let fresh = keys.join(format!(".{receiver}"));
+    let (fresh, file) = (keys.join(format!(".{receiver}")), keys.join(receiver));
+    if text.is_empty() {
+        return forget_keys(&file);
+    }
     process::write_private(&fresh, &text)?;
-    fs::rename(&fresh, keys.join(receiver)).with_context(|| format!("failed to write the key of {receiver}"))
+    fs::rename(&fresh, &file).with_context(|| format!("failed to write {}", file.display()))
 }
 
-fn decode(text: &str) -> Result<String> {
+/// Takes a receiver's keys away; none there is no error.
+pub fn forget_keys(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A Secret's value where it is text.
+fn decode(value: &str) -> Option<String> {
     use base64::Engine;
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(text)
-        .context("a Secret's value is not base64")?;
-    String::from_utf8(bytes).context("a signing key is not text")
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value).ok()?;
+    String::from_utf8(bytes).ok()
 }

@@ -1,6 +1,5 @@
 //! A rotation with its overlap: for a while both keys sign, so a receiver changes over when it likes.
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -37,7 +36,7 @@ pub fn show(demo: &mut Demo, steps: &mut Steps) -> Result<()> {
     }
 
     // The chat's key is in the same folder: without it the inspector's counting is about the CRM's keys alone.
-    fs::remove_file(demo.keys.join("chat")).context("failed to remove the chat's key")?;
+    team::forget_keys(&demo.keys.join("chat"))?;
     say::line("  The receiver still has the old key only:");
     two_signatures(&demo.lead_arrives("Before the receiver changes over")?)?;
     let secret = demo.get("secret", SECRET)?;
