@@ -19,6 +19,7 @@ use super::metrics::Write;
 use super::queue::Queue;
 use super::references::References;
 use super::watches::Writers;
+use super::work::Failures;
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::budget::Budget;
@@ -71,6 +72,7 @@ pub struct Context {
     pub stores: Stores,
     pub writers: Mutex<Option<Writers>>,
     pub queue: Queue<Key>,
+    pub failures: Failures,
     pub budget: Budget,
     pub references: References,
     pub memory: Memory,
@@ -93,6 +95,7 @@ impl Context {
             stores,
             writers: Mutex::new(Some(writers)),
             queue: Queue::default(),
+            failures: Failures::default(),
             budget: Budget::new(config.writes_per_second, super::WRITE_BURST),
             references: References::default(),
             memory: Memory::default(),

@@ -1,7 +1,7 @@
 //! The workers, and the tick that looks at what time alone changes: the fleet, the policy file, old reads.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -48,7 +48,6 @@ impl Error {
 
 /// Takes keys until stopped; what it holds it finishes.
 pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
-    let mut failures: HashMap<Key, u32> = HashMap::new();
     loop {
         let key = tokio::select! {
             biased;
@@ -68,16 +67,13 @@ pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
         context.config.metrics.reconciles.get_or_create(&labels).inc();
         match result {
             Ok(again) => {
-                failures.remove(&key);
+                context.failures.forget(&key);
                 if let Some(at) = again {
                     context.queue.add(key.clone(), at);
                 }
             }
             Err(error) => {
-                // Failures are counted by worker: with several of them waits grow a little slower.
-                let count = failures.entry(key.clone()).or_default();
-                let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(8)).min(RETRY_LONGEST);
-                *count += 1;
+                let wait = context.failures.note(&key);
                 if matches!(error, Error::Request { .. }) {
                     tracing::warn!(?key, %error, "failed to reconcile");
                 }
@@ -85,6 +81,28 @@ pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
             }
         }
         context.queue.done(&key);
+    }
+}
+
+/// How often each object failed in a row, whichever worker had it.
+#[derive(Debug, Default)]
+pub struct Failures {
+    counts: Mutex<HashMap<Key, u32>>,
+}
+
+impl Failures {
+    /// One more; how long to wait before the next try.
+    fn note(&self, key: &Key) -> Duration {
+        let mut counts = self.counts.lock().unwrap_or_else(|e| e.into_inner());
+        let count = counts.entry(key.clone()).or_default();
+        let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(8)).min(RETRY_LONGEST);
+        *count += 1;
+        wait
+    }
+
+    /// It succeeded.
+    fn forget(&self, key: &Key) {
+        self.counts.lock().unwrap_or_else(|e| e.into_inner()).remove(key);
     }
 }
 
@@ -151,5 +169,20 @@ pub async fn read_policy(context: &Context) {
             let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
             context.queue.add(key, Instant::now());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_one_success_ends_them() {
+        let (failures, key) = (Failures::default(), Key::Grants("team".into()));
+        let waits: Vec<u64> = (0..9).map(|_| failures.note(&key).as_millis() as u64).collect();
+        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+        failures.forget(&key);
+        assert_eq!(failures.note(&key), RETRY_FIRST);
+        assert_eq!(failures.note(&Key::Grants("other".into())), RETRY_FIRST);
     }
 }
