@@ -187,12 +187,14 @@ pub struct CaBundleSource {
 #[serde(rename_all = "camelCase")]
 pub struct Signing {
     /// StandardWebhooks: headers webhook-id, webhook-timestamp and webhook-signature as in Standard Webhooks 1.0.0, with
-    /// HMAC-SHA256. GitHub: the header X-Hub-Signature-256 of GitHub's webhooks. Stripe: the header Stripe-Signature of
+    /// HMAC-SHA256. StandardWebhooksEd25519: the same with Ed25519 (v1a), whose receivers need only the public key, which is
+    /// in status. GitHub: the header X-Hub-Signature-256 of GitHub's webhooks. Stripe: the header Stripe-Signature of
     /// Stripe's webhooks. None: no signature. webhook-id and webhook-timestamp are sent with all of them. Cannot be changed.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("signing.scheme cannot be changed: create another WebhookEndpoint with the new scheme"))]
     pub scheme: SigningScheme,
-    /// A key of your own instead of a generated one: whsec_ and the base64 of 24 to 64 bytes. Several keys are separated
+    /// A key of your own instead of a generated one: whsec_ and the base64 of 24 to 64 bytes, or for Ed25519 whsk_ and the
+    /// base64 of a seed and its public key. Several keys are separated
     /// by white space, the current one first; every request is signed with all of them. With GitHub and Stripe the value is
     /// one key, taken as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -219,6 +221,7 @@ pub struct Signing {
 pub enum SigningScheme {
     #[default]
     StandardWebhooks,
+    StandardWebhooksEd25519,
     GitHub,
     Stripe,
     None,

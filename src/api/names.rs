@@ -31,6 +31,8 @@ pub const SIGNING_SECRET_TYPE: &str = "tidings.dev/signing-key";
 pub const CURRENT: &str = "current";
 /// Data key of the key that is being retired.
 pub const PREVIOUS: &str = "previous";
+/// Data key of the public key of `current`, where it has one.
+pub const PUBLIC_KEY: &str = "publicKey";
 /// Annotation: public id of `current`.
 pub const CURRENT_ID: &str = "tidings.dev/current-id";
 /// Annotation: public id of `previous`.

@@ -68,6 +68,10 @@ pub struct KeyStatus {
     /// When the key was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_time: Option<Time>,
+    /// The public key, whpk_..., of an Ed25519 key: what receivers verify with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub public_key: Option<String>,
     /// When requests stop being signed with this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_time: Option<Time>,

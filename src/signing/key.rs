@@ -142,6 +142,12 @@ pub enum KeyError {
     Base64,
     #[error("a key must have 24 to 64 bytes, this one has {bytes}")]
     Length { bytes: usize },
+    #[error("there is no key: write whsk_ followed by the base64 of an Ed25519 seed and its public key, 64 bytes")]
+    NoPrivate,
+    #[error("a key must begin with whsk_")]
+    PrivatePrefix,
+    #[error("what follows whsk_ must be the standard base64 of an Ed25519 seed and its own public key, 64 bytes")]
+    PrivateForm,
     #[error("it is not text: write whsec_ followed by the base64 of 24 to 64 random bytes")]
     NotText,
     #[error("a key must have 1 to {MAX_RAW} bytes, this one has {bytes}")]

@@ -6,7 +6,7 @@
 use http::{HeaderName, HeaderValue};
 
 use super::standard::{HEADER_SIGNATURE, sign_v1};
-use super::{KeyError, SigningKey, SigningKeys, github, stripe};
+use super::{Ed25519Key, Ed25519Keys, KeyError, SigningKey, SigningKeys, github, stripe};
 
 /// How requests are signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum Scheme {
     /// Standard Webhooks 1.0.0, `v1`.
     #[default]
     StandardWebhooks,
+    /// Standard Webhooks 1.0.0, `v1a`.
+    Ed25519,
     /// `X-Hub-Signature-256`: one signature, so one key.
     GitHub,
     /// `Stripe-Signature`.
@@ -26,6 +28,7 @@ pub enum Scheme {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signer {
     StandardWebhooks(SigningKeys),
+    Ed25519(Ed25519Keys),
     /// Its first key signs.
     GitHub(SigningKeys),
     Stripe(SigningKeys),
@@ -38,58 +41,86 @@ impl Scheme {
     pub fn generate(self, random: [u8; 32]) -> String {
         match self {
             Scheme::StandardWebhooks => SigningKey::generate(random).to_text(),
+            Scheme::Ed25519 => Ed25519Key::generate(random).to_text(),
             Scheme::GitHub | Scheme::Stripe | Scheme::None => random.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
 
-    /// One key as a Secret holds it.
-    pub fn read_key(self, value: &[u8]) -> Result<SigningKey, KeyError> {
+    /// A name derived one way from a key as a Secret holds it, if it is one.
+    pub fn fingerprint(self, value: &[u8]) -> Result<String, KeyError> {
         match self {
-            Scheme::StandardWebhooks => SigningKey::parse(std::str::from_utf8(value).map_err(|_| KeyError::NotText)?),
-            Scheme::GitHub | Scheme::Stripe => SigningKey::raw(value),
+            Scheme::StandardWebhooks | Scheme::GitHub | Scheme::Stripe => Ok(self.read_mac(value)?.fingerprint()),
+            Scheme::Ed25519 => Ok(Ed25519Key::parse(text(value)?)?.fingerprint()),
             Scheme::None => Err(KeyError::None),
         }
     }
 
-    /// A value that may hold several keys, current first, where the scheme's keys are text; else it is one key, whatever
-    /// bytes it holds.
+    /// A value that may hold several keys, current first, separated by white space, where the scheme's keys are text; else
+    /// it is one key, whatever bytes it holds.
     pub fn read(self, value: &[u8]) -> Result<Signer, KeyError> {
-        let keys = match self {
-            Scheme::StandardWebhooks => {
-                SigningKeys::parse(None, std::str::from_utf8(value).map_err(|_| KeyError::NotText)?)
+        match self {
+            Scheme::StandardWebhooks | Scheme::Ed25519 => {
+                let values: Vec<&[u8]> = text(value)?.split_whitespace().map(str::as_bytes).collect();
+                self.read_each(None, &values)
             }
-            _ => SigningKeys::new(None, vec![self.read_key(value)?]),
-        };
-        Ok(self.with(keys?))
+            _ => self.read_each(None, &[value]),
+        }
     }
 
-    /// The scheme with keys that it read.
-    pub fn with(self, keys: SigningKeys) -> Signer {
-        match self {
-            Scheme::StandardWebhooks => Signer::StandardWebhooks(keys),
+    /// Keys of one value each, current first.
+    pub fn read_each(self, current_id: Option<&str>, values: &[&[u8]]) -> Result<Signer, KeyError> {
+        if self == Scheme::Ed25519 {
+            let keys = values.iter().map(|value| Ed25519Key::parse(text(value)?));
+            return Ok(Signer::Ed25519(Ed25519Keys::new(
+                current_id,
+                keys.collect::<Result<_, _>>()?,
+            )?));
+        }
+        let keys = values.iter().map(|value| self.read_mac(value));
+        let keys = SigningKeys::new(current_id, keys.collect::<Result<_, _>>()?)?;
+        Ok(match self {
             Scheme::GitHub => Signer::GitHub(keys),
             Scheme::Stripe => Signer::Stripe(keys),
-            Scheme::None => Signer::None,
+            _ => Signer::StandardWebhooks(keys),
+        })
+    }
+
+    fn read_mac(self, value: &[u8]) -> Result<SigningKey, KeyError> {
+        match self {
+            Scheme::GitHub | Scheme::Stripe => SigningKey::raw(value),
+            _ => SigningKey::parse(text(value)?),
         }
     }
 
     /// Whether a request can carry the signatures of two keys, as a rotation needs it.
     pub fn can_overlap(self) -> bool {
-        matches!(self, Scheme::StandardWebhooks | Scheme::Stripe)
+        matches!(self, Scheme::StandardWebhooks | Scheme::Ed25519 | Scheme::Stripe)
     }
 }
 
 impl Signer {
     /// The public id of the key that signs first; none where nothing is signed.
     pub fn current_id(&self) -> Option<&str> {
-        self.keys().map(|keys| keys.current_id.as_str())
+        match self {
+            Signer::StandardWebhooks(keys) | Signer::GitHub(keys) | Signer::Stripe(keys) => Some(&keys.current_id),
+            Signer::Ed25519(keys) => Some(&keys.current_id),
+            Signer::None => None,
+        }
     }
 
-    /// The keys, current first; none where nothing is signed.
+    /// The symmetric keys, current first; none where there is no such key.
     pub fn keys(&self) -> Option<&SigningKeys> {
         match self {
             Signer::StandardWebhooks(keys) | Signer::GitHub(keys) | Signer::Stripe(keys) => Some(keys),
-            Signer::None => None,
+            Signer::Ed25519(_) | Signer::None => None,
+        }
+    }
+
+    /// The current key's public half, `whpk_...`, where it has one.
+    pub fn public_key(&self) -> Option<String> {
+        match self {
+            Signer::Ed25519(keys) => keys.keys.first().map(Ed25519Key::public_text),
+            _ => None,
         }
     }
 
@@ -99,6 +130,10 @@ impl Signer {
             Signer::StandardWebhooks(keys) => Some((
                 HeaderName::from_static(HEADER_SIGNATURE),
                 sign_v1(keys, id, timestamp, body),
+            )),
+            Signer::Ed25519(keys) => Some((
+                HeaderName::from_static(HEADER_SIGNATURE),
+                keys.sign(id, timestamp, body),
             )),
             Signer::GitHub(keys) => Some((HeaderName::from_static(github::HEADER), github::sign(keys, body))),
             Signer::Stripe(keys) => Some((
@@ -115,6 +150,10 @@ impl From<SigningKeys> for Signer {
     fn from(keys: SigningKeys) -> Signer {
         Signer::StandardWebhooks(keys)
     }
+}
+
+fn text(value: &[u8]) -> Result<&str, KeyError> {
+    std::str::from_utf8(value).map_err(|_| KeyError::NotText)
 }
 
 #[cfg(test)]
@@ -136,8 +175,7 @@ mod tests {
 
     #[test]
     fn a_stripe_header_names_the_time_and_a_signature_of_every_key() {
-        let keys = [b"whsec_one".as_slice(), b"two"].map(|key| Scheme::Stripe.read_key(key).unwrap());
-        let both = Scheme::Stripe.with(SigningKeys::new(Some("k"), keys.to_vec()).unwrap());
+        let both = Scheme::Stripe.read_each(Some("k"), &[b"whsec_one", b"two"]).unwrap();
         let (name, value) = both.sign("msg_1", 1_700_000_000, b"{}").unwrap();
         assert_eq!(name, "stripe-signature");
         // printf '1700000000.{}' | openssl dgst -sha256 -hmac KEY
@@ -163,11 +201,19 @@ mod tests {
 
     #[test]
     fn a_generated_key_reads_back_and_differs_with_its_bytes() {
-        for scheme in [Scheme::StandardWebhooks, Scheme::GitHub, Scheme::Stripe] {
-            let text = scheme.generate([7; 32]);
-            let key = scheme.read_key(text.as_bytes()).unwrap();
-            assert_ne!(key, scheme.read_key(scheme.generate([8; 32]).as_bytes()).unwrap());
-            assert!(!format!("{key:?}").contains(&text));
+        let all = [
+            Scheme::StandardWebhooks,
+            Scheme::Ed25519,
+            Scheme::GitHub,
+            Scheme::Stripe,
+        ];
+        for scheme in all {
+            let [one, other] = [7, 8].map(|byte| scheme.generate([byte; 32]));
+            let signer = scheme.read(one.as_bytes()).unwrap();
+            assert_eq!(signer.current_id(), scheme.fingerprint(one.as_bytes()).ok().as_deref());
+            assert_ne!(signer, scheme.read(other.as_bytes()).unwrap());
+            assert!(!format!("{signer:?}").contains(&one));
+            assert_eq!(signer.public_key().is_some(), scheme == Scheme::Ed25519);
         }
     }
 }

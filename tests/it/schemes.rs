@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tidings::api::resolve::Host;
 use tidings::delivery::Sender;
-use tidings::signing::{Scheme, Signer, SigningKeys};
+use tidings::signing::{Scheme, Signer};
 use tokio::process::Command;
 
 use super::receiver::{Receiver, Seen, endpoint, keep_answering, request, sender, status};
@@ -18,19 +18,16 @@ const KEY: &str = "It's a Secret to Everybody";
 const OTHER: &str = "whsec_of_another_time";
 
 fn signer(scheme: Scheme, keys: &[&str]) -> Signer {
-    let keys = keys
-        .iter()
-        .map(|key| scheme.read_key(key.as_bytes()).unwrap())
-        .collect();
-    scheme.with(SigningKeys::new(None, keys).unwrap())
+    let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+    scheme.read_each(None, &keys).unwrap()
 }
 
-/// A receiver in JavaScript that verifies with `KEY`: 204 for what verifies, 400 for the rest.
-async fn javascript(verify: &str) -> Foreign {
+/// A receiver in JavaScript that verifies with `key`: 204 for what verifies, 400 for the rest.
+async fn javascript(verify: &str, key: &str) -> Foreign {
     let mut command = Command::new("node");
     command.current_dir(verifiers().await.node_dir);
     command.arg("-e").arg(RECEIVER.replace("@verify@", verify));
-    Foreign::with_secret(command, KEY).await
+    Foreign::with_secret(command, key).await
 }
 
 async fn answers(receiver: &Foreign, signer: Signer, late: i64) -> Vec<Option<u16>> {
@@ -49,7 +46,7 @@ async fn answers(receiver: &Foreign, signer: Signer, late: i64) -> Vec<Option<u1
 #[tokio::test]
 async fn githubs_library_verifies() {
     let verify = r#"(await import("@octokit/webhooks-methods")).verify(secret, body.toString(), headers["x-hub-signature-256"])"#;
-    let receiver = javascript(verify).await;
+    let receiver = javascript(verify, KEY).await;
     let key = signer(Scheme::GitHub, &[KEY]);
     assert_eq!(answers(&receiver, key, 0).await, [Some(204); 5]);
     let other = signer(Scheme::GitHub, &[OTHER]);
@@ -62,7 +59,7 @@ async fn githubs_library_verifies() {
 #[tokio::test]
 async fn stripes_library_verifies() {
     let verify = r#"new ((await import("stripe")).default)("sk_test").webhooks.constructEvent(body, headers["stripe-signature"], secret) !== undefined"#;
-    let receiver = javascript(verify).await;
+    let receiver = javascript(verify, KEY).await;
     for keys in [&[KEY][..], &[KEY, OTHER], &[OTHER, KEY]] {
         let signer = signer(Scheme::Stripe, keys);
         assert_eq!(
@@ -76,6 +73,100 @@ async fn stripes_library_verifies() {
     assert_eq!(answers(&receiver, other, 0).await, [Some(400); 5]);
     let replayed = signer(Scheme::Stripe, &[KEY]);
     assert_eq!(answers(&receiver, replayed, 3_600).await, [Some(400); 5]);
+}
+
+#[tokio::test]
+async fn nodes_crypto_verifies_ed25519_with_the_public_key() {
+    let [current, previous, other] = [1, 2, 3].map(|byte| Scheme::Ed25519.generate([byte; 32]));
+    let public = tidings::signing::public_key(&current).unwrap();
+    let receiver = javascript(ED25519, &public).await;
+    for keys in [&[&*current][..], &[&*current, &*previous], &[&*previous, &*current]] {
+        let signer = signer(Scheme::Ed25519, keys);
+        assert_eq!(
+            answers(&receiver, signer, 0).await,
+            [Some(204); 5],
+            "{} keys",
+            keys.len()
+        );
+    }
+    let other = signer(Scheme::Ed25519, &[&other]);
+    assert_eq!(answers(&receiver, other, 0).await, [Some(400); 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ed25519_key_shows_its_public_half_in_the_secret_and_in_status() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "ed25519");
+    let receiver =
+        Receiver::start(|connection, seen| keep_answering(connection, seen, "HTTP/1.1 204 No Content\r\n\r\n")).await;
+    let url = format!("https://{}/", receiver.address);
+    let signing = json!({"scheme": "StandardWebhooksEd25519", "rotation": {"overlap": "1h"}});
+    team.deliver_to("crm", &url, json!({"signing": signing}));
+    let data = |key: &str| {
+        let template = format!("go-template={{{{.data.{key} | base64decode}}}}");
+        let args = ["get", "secret", "crm-signing", "-n", &team.namespace, "-o", &template];
+        shared.cluster.kubectl_ok(&args).unwrap()
+    };
+    let annotate = |annotation: &str| {
+        let args = [
+            "annotate",
+            "whe",
+            "crm",
+            "-n",
+            &team.namespace,
+            "--overwrite",
+            annotation,
+        ];
+        shared.cluster.kubectl_ok(&args).unwrap()
+    };
+    let first = data("publicKey");
+    assert_eq!(Some(&first), tidings::signing::public_key(&data("current")).as_ref());
+    assert_eq!(
+        team.get("whe", "crm")["status"]["signing"]["keys"][0]["publicKey"],
+        json!(first)
+    );
+    team.send(&shared.dispatcher, "lead-1").await;
+    team.until("delivered", "whe", "crm", |whe| {
+        whe["status"]["delivery"]["lastStatusCode"] == 204
+    });
+    {
+        let seen = receiver.seen.lock().unwrap();
+        let text = |name: &str| seen[0].headers[name].to_str().unwrap().to_owned();
+        let signer = Scheme::Ed25519.read(data("current").as_bytes()).unwrap();
+        let timestamp = text("webhook-timestamp").parse().unwrap();
+        let (name, value) = signer.sign(&text("webhook-id"), timestamp, &seen[0].body).unwrap();
+        assert_eq!(
+            (name.as_str(), value.to_str().unwrap()),
+            ("webhook-signature", &*text("webhook-signature"))
+        );
+    }
+
+    annotate("tidings.dev/rotate-requested-at=now");
+    team.until_reason("whe", "crm", "KeyRotating", "Overlap");
+    let whe = team.until("showing both", "whe", "crm", |whe| {
+        whe["status"]["signing"]["keys"]
+            .as_array()
+            .is_some_and(|keys| keys.len() == 2)
+    });
+    let second = data("publicKey");
+    assert_ne!(first, second);
+    let keys = &whe["status"]["signing"]["keys"];
+    assert_eq!(
+        (&keys[0]["publicKey"], &keys[1]["publicKey"]),
+        (&json!(second), &json!(first))
+    );
+
+    let spoilt = r#"{"stringData":{"publicKey":"whpk_of_somebody_else"}}"#;
+    let args = ["patch", "secret", "crm-signing", "-n", &team.namespace, "-p", spoilt];
+    shared.cluster.kubectl_ok(&args).unwrap();
+    annotate("tidings.dev/reconcile-requested-at=now");
+    let encoded = {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(&second)
+    };
+    team.until("put right", "secret", "crm-signing", |secret| {
+        secret["data"]["publicKey"] == encoded.as_str()
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,6 +259,17 @@ async fn each_scheme_has_its_own_key_and_header_and_none_has_neither() {
     team.until_reason("whe", "stripe", "KeyRotating", "Overlap");
     assert_eq!(key("github-signing"), before[0]);
 }
+
+/// As a receiver that only knows the public key does it, without a library.
+const ED25519: &str = r#"((crypto) => {
+  const x = Buffer.from(secret.slice("whpk_".length), "base64").toString("base64url");
+  const key = crypto.createPublicKey({ key: { kty: "OKP", crv: "Ed25519", x }, format: "jwk" });
+  const signed = Buffer.concat([Buffer.from(`${headers["webhook-id"]}.${headers["webhook-timestamp"]}.`), body]);
+  return headers["webhook-signature"].split(" ").some((entry) => {
+    const [version, signature] = entry.split(",");
+    return version === "v1a" && crypto.verify(null, signed, key, Buffer.from(signature, "base64"));
+  });
+})(require("crypto"))"#;
 
 const RECEIVER: &str = r#"
 const [certificate, key, secret] = process.argv.slice(1);

@@ -18,7 +18,7 @@ use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unre
 use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
 use crate::api::{WebhookEndpoint, names};
-use crate::signing::{KeyError, Scheme, Signer, SigningKeys};
+use crate::signing::{KeyError, Scheme, Signer};
 
 /// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
 /// with [`OWN_PREFIX`] join them.
@@ -50,6 +50,7 @@ const OWN_PREFIX: &str = "webhook-";
 pub fn scheme(endpoint: &WebhookEndpoint) -> Scheme {
     match endpoint.spec.signing.scheme {
         SigningScheme::StandardWebhooks => Scheme::StandardWebhooks,
+        SigningScheme::StandardWebhooksEd25519 => Scheme::Ed25519,
         SigningScheme::GitHub => Scheme::GitHub,
         SigningScheme::Stripe => Scheme::Stripe,
         SigningScheme::None => Scheme::None,
@@ -270,14 +271,14 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
             ),
         ));
     }
-    let mut keys = Vec::with_capacity(2);
+    let mut keys: Vec<&[u8]> = Vec::with_capacity(2);
     for key in [names::CURRENT, names::PREVIOUS] {
         match secret.data.get(key) {
-            Some(bytes) => keys.push(
-                scheme
-                    .read_key(without_newline(bytes))
-                    .map_err(|error| invalid(key, &error))?,
-            ),
+            Some(bytes) => {
+                let value = without_newline(bytes);
+                scheme.fingerprint(value).map_err(|error| invalid(key, &error))?;
+                keys.push(value);
+            }
             None if key == names::CURRENT => {
                 return Err(Unresolved::waiting(
                     reasons::SECRET_KEY_MISSING,
@@ -288,6 +289,7 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
         }
     }
     let id = secret.annotations.get(names::CURRENT_ID).map(String::as_str);
-    let keys = SigningKeys::new(id, keys).map_err(|error| invalid(names::CURRENT, &error))?;
-    Ok(scheme.with(keys))
+    scheme
+        .read_each(id, &keys)
+        .map_err(|error| invalid(names::CURRENT, &error))
 }

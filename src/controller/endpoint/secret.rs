@@ -16,10 +16,10 @@ use serde_json::{Map, Value, json};
 use super::rotation::{Requests, Step};
 use crate::api::names::{
     CURRENT, CURRENT_CREATED, CURRENT_ID, HANDLED_REVOKE, HANDLED_ROTATE, PREVIOUS, PREVIOUS_EXPIRES, PREVIOUS_ID,
-    SIGNING_SECRET_TYPE,
+    PUBLIC_KEY, SIGNING_SECRET_TYPE,
 };
 use crate::api::resolve::without_newline;
-use crate::signing::Scheme;
+use crate::signing::{Scheme, public_key};
 
 const OWNER_KIND: &str = "WebhookEndpoint";
 
@@ -40,6 +40,8 @@ pub struct SigningSecret {
     pub current: KeyMaterial,
     pub current_id: Option<String>,
     pub current_created: Option<Timestamp>,
+    /// The public half of `current` as the Secret says it.
+    pub public_key: Option<String>,
     pub previous: Option<KeyMaterial>,
     pub previous_id: Option<String>,
     pub previous_expires: Option<Timestamp>,
@@ -60,7 +62,7 @@ impl SigningSecret {
         }
         let current = text(secret, CURRENT)?.ok_or(SecretError)?;
         let previous = text(secret, PREVIOUS)?;
-        let is_key = |material: &KeyMaterial| scheme.read_key(trimmed(material)).is_ok();
+        let is_key = |material: &KeyMaterial| scheme.fingerprint(trimmed(material)).is_ok();
         if !is_key(&current) || previous.as_ref().is_some_and(|p| !is_key(p)) {
             return Err(SecretError);
         }
@@ -71,6 +73,7 @@ impl SigningSecret {
             current,
             current_id: annotation(CURRENT_ID),
             current_created: time(CURRENT_CREATED),
+            public_key: text(secret, PUBLIC_KEY)?.map(|text| text.0),
             previous,
             previous_id: annotation(PREVIOUS_ID),
             previous_expires: time(PREVIOUS_EXPIRES),
@@ -81,8 +84,14 @@ impl SigningSecret {
 
     /// A name for the current key derived one way from it, to notice an edit by hand.
     pub fn fingerprint(&self, scheme: Scheme) -> Option<String> {
-        let key = scheme.read_key(trimmed(&self.current)).ok();
-        key.map(|key| key.fingerprint())
+        scheme.fingerprint(trimmed(&self.current)).ok()
+    }
+}
+
+impl KeyMaterial {
+    /// The public half, where the key has one.
+    pub fn public_key(&self) -> Option<String> {
+        public_key(&self.0)
     }
 }
 
@@ -125,7 +134,7 @@ impl Patch {
             Step::Wait { .. } => return None,
             Step::Create { .. } => {
                 let (id, key) = new_key();
-                patch.data.insert(CURRENT, Some(key));
+                patch.key(key);
                 patch.annotation(CURRENT_ID, Some(&id));
                 patch.time(CURRENT_CREATED, Some(now));
                 note_requests(&mut patch);
@@ -180,6 +189,23 @@ impl Patch {
             body["data"] = Value::Object(data);
         }
         body
+    }
+
+    /// `current`, and its public half where it has one.
+    fn key(&mut self, key: KeyMaterial) {
+        if let Some(public) = key.public_key() {
+            self.data.insert(PUBLIC_KEY, Some(KeyMaterial(public)));
+        }
+        self.data.insert(CURRENT, Some(key));
+    }
+
+    /// Says the public half anew, where somebody edited the key; none when it is as it should be.
+    pub fn of_public_key(secret: &SigningSecret) -> Option<Patch> {
+        let public = secret.current.public_key()?;
+        (secret.public_key.as_ref() != Some(&public)).then(|| Patch {
+            data: [(PUBLIC_KEY, Some(KeyMaterial(public)))].into(),
+            ..Patch::default()
+        })
     }
 
     fn annotation(&mut self, key: &'static str, value: Option<&str>) {

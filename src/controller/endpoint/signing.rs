@@ -118,6 +118,10 @@ pub async fn bring_about(
             now,
         });
         if let (Step::Wait { until }, Some(secret), Some(object)) = (&step, secret.clone(), &object) {
+            if let Some(patch) = Patch::of_public_key(&secret) {
+                found = desk.patch(&patch.to_merge_patch(&secret.resource_version)).await?;
+                continue;
+            }
             if let Some(patch) = desk.decoration.missing_from(object) {
                 found = desk.patch(&patch).await?;
                 continue;

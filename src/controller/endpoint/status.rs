@@ -173,11 +173,13 @@ fn signing_status(
             secret_name: endpoint.spec.signing.secret_ref.as_ref().map(|r| r.name.clone()),
             keys: outcome
                 .iter()
-                .filter_map(|resolved| resolved.signing.current_id())
-                .map(|id| KeyStatus {
-                    id: id.to_owned(),
-                    created_time: None,
-                    expires_time: None,
+                .filter_map(|resolved| {
+                    Some(KeyStatus {
+                        id: resolved.signing.current_id()?.to_owned(),
+                        created_time: None,
+                        public_key: resolved.signing.public_key(),
+                        expires_time: None,
+                    })
                 })
                 .collect(),
             next_rotation_time: None,
@@ -186,11 +188,13 @@ fn signing_status(
             let current = KeyStatus {
                 id: secret.current_id.clone().unwrap_or_default(),
                 created_time: secret.current_created.map(Time),
+                public_key: secret.current.public_key(),
                 expires_time: None,
             };
-            let previous = secret.previous.as_ref().map(|_| KeyStatus {
+            let previous = secret.previous.as_ref().map(|key| KeyStatus {
                 id: secret.previous_id.clone().unwrap_or_default(),
                 created_time: None,
+                public_key: key.public_key(),
                 expires_time: secret.previous_expires.map(Time),
             });
             SigningStatus {
