@@ -3,6 +3,7 @@
 //! Over the whole process, with what an unprivileged test can do to it: the store's own limit, a limit of file sizes that
 //! makes real writes fail, and strace, which makes system calls fail or writes them down.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -169,6 +170,109 @@ async fn writes_that_fail_refuse_producers_while_deliveries_go_on_and_are_made_u
         .await;
     until_quiet(&dispatcher, || true).await;
     assert_eq!(receiver.arrived().len(), expected + 2);
+}
+
+/// Whether this user may have a file system of his own.
+fn may_mount() -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "tmpfs",
+        "/mnt",
+    ]);
+    let may = unshare
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !may {
+        println!("skipped: user namespaces are not for this user");
+    }
+    may
+}
+
+/// Somebody else's file on the dispatcher's volume.
+struct Ballast {
+    file: std::fs::File,
+    path: PathBuf,
+}
+
+impl Ballast {
+    fn beside(dispatcher: &Dispatcher) -> Ballast {
+        let pid = dispatcher.process.pid().unwrap();
+        let dir = dispatcher.data_dir.strip_prefix("/").unwrap();
+        let path = Path::new("/proc")
+            .join(pid.to_string())
+            .join("root")
+            .join(dir)
+            .join("ballast");
+        let file = std::fs::File::create(&path).unwrap();
+        Ballast { file, path }
+    }
+
+    /// Grows by this much, or until nothing more fits: then false.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let piece = vec![0; 64 * 1024];
+        (0..bytes.div_ceil(piece.len())).all(|_| self.file.write_all(&piece).is_ok())
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_somebody_else_fills_to_the_last_byte_stops_producers_and_no_delivery() {
+    const VOLUME: usize = 280 << 20;
+    if !may_mount() {
+        return;
+    }
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let mut dispatcher = tidings.start_dispatcher(&options(&[])).unwrap();
+    let dir = dispatcher.data_dir.clone();
+    let spec = dispatcher.process.spec_mut();
+    *spec = spec.clone().with_small_volume(&dir, VOLUME as u64);
+    dispatcher.restart().unwrap();
+    let team = Team::open(&cluster, "crowded");
+    let receiver = Webhooks::start().await;
+    team.deliver_to("crm", &receiver.url(), json!({"suspend": true}));
+    let waiting: Vec<String> = (0..200).map(|n| format!("waiting-{n}")).collect();
+    for event in &waiting {
+        assert_eq!(post_large(&team, &dispatcher, event).await.status, 202);
+    }
+
+    // Less is free than what is kept for outcomes.
+    let mut ballast = Ballast::beside(&dispatcher);
+    assert!(ballast.grow(64 << 20));
+    let (stored, refused) = fill(&team, &dispatcher, "during").await;
+    let is_refused = |answer: &Answer| {
+        assert_eq!(
+            (answer.status, &answer.body["reason"], answer.retry_after),
+            (503, &json!("StoreFull"), Some(10)),
+            "{answer:?}"
+        );
+    };
+    is_refused(&refused);
+    assert!(!ballast.grow(VOLUME), "not a byte is left");
+    team.endpoint("crm", &receiver.url(), json!({"suspend": false}));
+    let expected = waiting.len() + stored.len();
+    receiver
+        .until("what was stored, on a full volume", |all| all.len() == expected)
+        .await;
+    is_refused(&post_large(&team, &dispatcher, "refused").await);
+
+    std::fs::remove_file(&ballast.path).unwrap();
+    drop(ballast);
+    until_accepted(&team, &dispatcher, "refused").await;
+    until_quiet(&dispatcher, || receiver.times("refused") == 1).await;
+    team.until("all delivered", "evsub", "crm", |evsub| {
+        evsub["status"]["delivery"]["pending"] == 0
+    });
+    assert_eq!(receiver.arrived().len(), expected + 1, "each once");
+    assert!(dispatcher.process.is_running());
 }
 
 /// strace on a running dispatcher; detached when dropped.

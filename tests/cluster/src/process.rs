@@ -128,6 +128,17 @@ impl Spec {
         self.args.splice(0..0, script);
         self
     }
+
+    /// The same program with a file system of its own, in memory and of this size, over `dir`: made anew at each start, and
+    /// seen from outside below `/proc/<pid>/root`. Where user namespaces are forbidden it does not start.
+    pub fn with_small_volume(mut self, dir: &Path, bytes: u64) -> Spec {
+        let program = std::mem::replace(&mut self.program, "unshare".into());
+        let script = format!("mount -t tmpfs -o size={bytes} tmpfs \"$0\" && exec \"$@\"");
+        let command = ["--user", "--map-root-user", "--mount", "/bin/sh", "-c", &script];
+        let command = command.iter().map(OsString::from).chain([dir.into(), program.into()]);
+        self.args.splice(0..0, command.collect::<Vec<_>>());
+        self
+    }
 }
 
 /// A running (or stopped) child.
