@@ -29,6 +29,7 @@ mod it {
     mod ready;
     mod receiver;
     mod rotation;
+    mod scan;
     mod schemes;
     mod secrets;
     mod shutdown;

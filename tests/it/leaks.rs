@@ -1,103 +1,18 @@
 //! No secret in what the processes log (at trace level), measure, report or tell, whatever goes wrong with it, nor on the
 //! dispatcher's disk.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tidings_cluster::{
-    Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, SYSTEM_NAMESPACE, Tidings,
-};
+use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, SYSTEM_NAMESPACE, Tidings};
 
 use super::keys::{keys, look, until_keys};
-use super::receiver::{NEXT_SECRET, Receiver, SECRET};
+use super::receiver::{NEXT_SECRET, Receiver, SECRET, TRUSTED};
+use super::scan::{Scan, shown};
 use super::team::{PATIENCE, TYPES, Team};
-
-/// Values that must not show, by what they are.
-#[derive(Default)]
-struct Scan {
-    secrets: BTreeMap<String, String>,
-}
-
-impl Scan {
-    fn add(&mut self, what: &str, value: &str) {
-        assert!(value.len() >= 12, "{what} is too short to be told from other text");
-        self.secrets.insert(what.to_owned(), value.to_owned());
-    }
-
-    /// The ways in which a value would show: as it is, as a Secret's data, as Debug of its bytes, in hexadecimal.
-    fn forms(value: &str) -> Vec<String> {
-        let bytes: Vec<String> = value.bytes().map(|byte| byte.to_string()).collect();
-        let hex: String = value.bytes().map(|byte| format!("{byte:02x}")).collect();
-        let mut forms = vec![value.to_owned(), STANDARD.encode(value), bytes.join(", "), hex];
-        if let Some(encoded) = value.strip_prefix("whsec_") {
-            forms.push(encoded.to_owned());
-            if let Ok(key) = STANDARD.decode(encoded) {
-                let bytes: Vec<String> = key.iter().map(u8::to_string).collect();
-                forms.extend([bytes.join(", "), key.iter().map(|byte| format!("{byte:02x}")).collect()]);
-            }
-        }
-        // A token's signature alone is the secret part of it.
-        if value.split('.').count() == 3 {
-            forms.extend(value.rsplit('.').next().map(str::to_owned));
-        }
-        forms
-    }
-
-    /// Which secrets are in a text.
-    fn find(&self, place: &str, text: &[u8]) -> Vec<String> {
-        let text = String::from_utf8_lossy(text);
-        let mut found = Vec::new();
-        for (what, value) in &self.secrets {
-            for form in Scan::forms(value) {
-                if let Some(at) = text.find(&form) {
-                    let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-                    let before: String = text[line..at].chars().take(300).collect();
-                    found.push(format!("{what} in {place}, after {before:?}"));
-                }
-            }
-        }
-        found
-    }
-
-    /// Which are in the files of a directory.
-    fn find_in(&self, dir: &Path) -> Vec<String> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                found.extend(self.find_in(&path));
-            } else {
-                found.extend(self.find(&path.display().to_string(), &fs::read(&path).unwrap()));
-            }
-        }
-        found
-    }
-
-    /// Which are in anything that somebody without access to Secrets can see.
-    fn find_everywhere(&self, cluster: &Cluster, controller: &Controller, dispatcher: &Dispatcher) -> Vec<String> {
-        let mut found = self.find_in(&cluster.logs_dir());
-        found.extend(self.find("what Kubernetes shows", shown(cluster).as_bytes()));
-        for (place, metrics) in [
-            ("controller", controller.metrics()),
-            ("dispatcher", dispatcher.metrics()),
-        ] {
-            found.extend(self.find(&format!("metrics of the {place}"), metrics.unwrap().as_bytes()));
-        }
-        found.extend(self.find_in(&dispatcher.data_dir));
-        found
-    }
-}
-
-/// All that Tidings writes in Kubernetes but Secrets.
-fn shown(cluster: &Cluster) -> String {
-    let kinds = "events.events.k8s.io,whe,evsub,evtype,leases,roles,rolebindings";
-    cluster.kubectl_ok(&["get", kinds, "-A", "-o", "yaml"]).unwrap()
-}
 
 fn secret(name: &str, key: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "labels": {"tidings.dev/use": "true"}}, "stringData": {key: value}})
@@ -107,6 +22,11 @@ const HEADER: &str = "header-value-4f8Zq1LwNs7";
 const CHANGED_HEADER: &str = "changed-value-9sKd02Lmz1x";
 const UNUSABLE_HEADER: &str = "control-\u{1}-value-77aGd02Lmz1x";
 const UNUSABLE_KEY: &str = "whsec_this-is-no-base64-Zk29sLq8";
+const BEARER: &str = "bearer-value-8sLq2Zm4Kd";
+const PASSWORD: &str = "password-value-3Xv7Qp1Ts";
+const URL_KEY: &str = "hook-key-6Rt9Wn2Yb5";
+const UNUSABLE_URL: &str = "http://plain.example/hook-key-2Hj4Vc8Mx1";
+const GITHUB_KEY: &str = "raw-key-9Fe3Lk7Ub2";
 const UNOPENED: &str = "unopened-value-Qm3v8Lx0pR";
 const ANSWER: &str = "what-the-receiver-says-5h2Kd9";
 
@@ -114,13 +34,8 @@ const ANSWER: &str = "what-the-receiver-says-5h2Kd9";
 async fn receiver() -> Receiver {
     Receiver::start(|mut connection, _| async move {
         while let Some(request) = connection.request().await {
-            let status = request
-                .line
-                .split(' ')
-                .nth(1)
-                .unwrap()
-                .trim_start_matches('/')
-                .to_owned();
+            let path = request.line.split(' ').nth(1).unwrap();
+            let status = path.trim_start_matches('/').split('?').next().unwrap();
             let answer = format!(
                 "HTTP/1.1 {status} {ANSWER}\r\nx-note: {ANSWER}\r\ncontent-length: {}\r\n\r\n{ANSWER}",
                 ANSWER.len()
@@ -161,6 +76,13 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         ("an unusable header", UNUSABLE_HEADER),
         ("an unusable key", UNUSABLE_KEY),
         ("an unopened Secret", UNOPENED),
+        ("a bearer's token", BEARER),
+        ("a password", PASSWORD),
+        ("a URL's key", URL_KEY),
+        ("an unusable URL", UNUSABLE_URL),
+        ("a key of another scheme", GITHUB_KEY),
+        ("Basic credentials", &STANDARD.encode(format!("tidings:{PASSWORD}"))),
+        ("a private key", TRUSTED.key_pem.lines().nth(1).unwrap()),
         ("a key of one's own", SECRET),
         ("another key of one's own", NEXT_SECRET),
         ("the producer's token", team.token()),
@@ -211,6 +133,51 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         &url(200),
         json!({"signing": {"secretRef": {"name": "nokey", "key": "keys"}}}),
     );
+    // The other ways to show oneself, each used and each refused.
+    let reference = |name: &str, key: &str| json!({"secretKeyRef": {"name": name, "key": key}});
+    team.apply(&secret("bearer", "token", BEARER));
+    team.apply(&secret("basic", "password", PASSWORD));
+    team.apply(&secret("hook", "url", &format!("{}?key={URL_KEY}", url(200))));
+    team.apply(&secret(
+        "hook-away",
+        "url",
+        &format!("https://127.0.0.1:9/?key={URL_KEY}"),
+    ));
+    team.apply(&secret("hook-unusable", "url", UNUSABLE_URL));
+    team.apply(&secret("github", "key", GITHUB_KEY));
+    let mut client = secret("client", "tls.crt", &TRUSTED.cert_pem);
+    client["stringData"]["tls.key"] = json!(TRUSTED.key_pem);
+    team.apply(&client);
+    let mut broken = secret("client-broken", "tls.crt", &TRUSTED.cert_pem);
+    broken["stringData"]["tls.key"] = json!(TRUSTED.key_pem.replacen("BEGIN", "BEGUN", 1));
+    team.apply(&broken);
+    let basic = json!({"username": "tidings", "passwordSecretKeyRef": {"name": "basic", "key": "password"}});
+    let github = json!({"scheme": "GitHub", "secretRef": {"name": "github", "key": "key"}});
+    for (name, more) in [
+        (
+            "bearer",
+            json!({"auth": {"type": "Bearer", "bearer": reference("bearer", "token")}}),
+        ),
+        ("basic", json!({"auth": {"type": "Basic", "basic": basic}})),
+        ("hook", json!({"url": null, "urlFrom": reference("hook", "url")})),
+        (
+            "hook-away",
+            json!({"url": null, "urlFrom": reference("hook-away", "url")}),
+        ),
+        (
+            "client",
+            json!({"tls": {"clientCertificate": {"secretRef": {"name": "client"}}}}),
+        ),
+        ("github", json!({"signing": github})),
+    ] {
+        team.deliver_to(name, &url(200), more);
+    }
+    let unusable = json!({"url": null, "urlFrom": reference("hook-unusable", "url")});
+    team.endpoint("hook-unusable", &url(200), unusable);
+    let broken = json!({"tls": {"clientCertificate": {"secretRef": {"name": "client-broken"}}}});
+    team.endpoint("client-broken", &url(200), broken);
+    team.until_reason("whe", "hook-unusable", "Ready", "SecretInvalid");
+    team.until_reason("whe", "client-broken", "Ready", "SecretInvalid");
     team.until_reason("whe", "control", "Ready", "SecretInvalid");
     team.until_reason("whe", "unopened", "Ready", "SecretNotAllowed");
     team.until_reason("whe", "nokey", "Ready", "SecretInvalid");
@@ -236,6 +203,12 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
     for (name, reason) in [
         ("well", "Succeeding"),
         ("own", "Succeeding"),
+        ("bearer", "Succeeding"),
+        ("basic", "Succeeding"),
+        ("hook", "Succeeding"),
+        ("hook-away", "Backoff"),
+        ("client", "Succeeding"),
+        ("github", "Succeeding"),
         ("answers-410", "Disabled"),
         ("answers-401", "CircuitOpen"),
         ("untrusted", "Backoff"),
