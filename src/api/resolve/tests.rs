@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::api::auth::{Auth, AuthType, BasicAuth, BearerAuth, ClientCertificate};
-use crate::api::common::{ConfigMapKeyReference, EndpointReference, SecretKeyReference, SecretReference};
+use crate::api::common::{ConfigMapKeyReference, EndpointReference, SecretKeyReference};
 use crate::api::conditions::reasons;
-use crate::api::endpoint::{CaBundleSource, Header, SigningScheme, Tls, UrlSource};
-use crate::api::limits::{DisableAfter, RateLimit};
-use crate::api::retry::{Exponential, Retry};
+use crate::api::endpoint::{CaBundleSource, Header, SigningScheme, Tls};
+use crate::api::retry::Retry;
 use crate::api::subscription::PayloadFormat;
 use crate::api::{EventSubscription, EventSubscriptionSpec, WebhookEndpoint, WebhookEndpointSpec, names};
 use crate::signing::{Scheme, SigningKey, SigningKeys};
+
+mod credentials;
+mod limits;
 
 const SECRET_TEXT: &str = "Bearer very-secret";
 
@@ -94,85 +95,6 @@ fn a_minimal_endpoint_resolves_with_the_defaults() {
     assert_eq!(resolved.retry.retry_after_max, Duration::from_secs(3600));
     assert_eq!(keys(&resolved).keys.len(), 1);
     assert!(resolved.headers.is_empty() && resolved.ca.is_none() && !resolved.suspend);
-}
-
-#[test]
-fn the_defaults_of_retries_and_limits_are_those_of_the_schema() {
-    let resolved = resolve_endpoint(&endpoint("https://hooks.example.com/"), &generated(), &closed()).unwrap();
-    assert_eq!(resolved.retry, RetryPolicy::default());
-    assert_eq!(resolved.retry.max_age, crate::schedule::MAX_AGE);
-    assert_eq!(resolved.max_in_flight, crate::schedule::limit::CEILING);
-    assert_eq!((resolved.rate, resolved.breaker), (None, BreakerPolicy::default()));
-    assert_eq!(resolved.disable_after, Some(Duration::from_secs(120 * 3600)));
-}
-
-#[test]
-fn exponential_waits_grow_by_the_factor_up_to_the_longest() {
-    let growing = |initial: &str, factor: &str, max: &str, attempts| {
-        resolve_retry(&Retry {
-            exponential: Some(Exponential {
-                initial: initial.into(),
-                factor: factor.to_owned(),
-                max: max.into(),
-                attempts,
-            }),
-            ..Retry::default()
-        })
-    };
-    let millis = |policy: RetryPolicy| -> Vec<u128> { policy.schedule.iter().map(Duration::as_millis).collect() };
-    assert_eq!(
-        millis(growing("1s", "2", "10s", 6).unwrap()),
-        [1_000, 2_000, 4_000, 8_000, 10_000]
-    );
-    assert_eq!(millis(growing("2s", "1.5", "1h", 4).unwrap()), [2_000, 3_000, 4_500]);
-    assert_eq!(millis(growing("1s", "1", "1h", 3).unwrap()), [1_000, 1_000]);
-    assert!(growing("1s", "2", "1h", 1).unwrap().schedule.is_empty());
-    for (factor, attempts) in [("0.5", 3), ("11", 3), ("inf", 3), ("NaN", 3), ("", 3), ("2", 0)] {
-        let unresolved = growing("1s", factor, "1h", attempts).unwrap_err();
-        assert_eq!(unresolved.reason, reasons::INVALID_SPEC, "{factor} {attempts}");
-    }
-}
-
-#[test]
-fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
-    let mut endpoint = endpoint("https://hooks.example.com/");
-    endpoint.spec.rate_limit = Some(RateLimit {
-        requests: 100,
-        per: "1m".into(),
-    });
-    endpoint.spec.disable_after = DisableAfter("Never".to_owned());
-    endpoint.spec.retry.never_retry = vec![400, 422];
-    let resolved = resolve_endpoint(&endpoint, &generated(), &closed()).unwrap();
-    let rate = Rate {
-        requests: 100,
-        per: Duration::from_secs(60),
-    };
-    assert_eq!((resolved.rate, resolved.disable_after), (Some(rate), None));
-    assert_eq!(resolved.retry.never_retry, [400, 422]);
-
-    let edits: [fn(&mut WebhookEndpointSpec); 6] = [
-        |spec| spec.max_in_flight = 0,
-        |spec| spec.disable_after = DisableAfter("never".to_owned()),
-        |spec| spec.circuit_breaker.open_after = 0,
-        |spec| spec.retry.never_retry = vec![200],
-        |spec| {
-            spec.rate_limit = Some(RateLimit {
-                requests: 1,
-                per: "0s".into(),
-            })
-        },
-        |spec| spec.retry.max_age = "soon".into(),
-    ];
-    for (number, edit) in edits.into_iter().enumerate() {
-        let mut broken = endpoint.clone();
-        edit(&mut broken.spec);
-        let unresolved = resolve_endpoint(&broken, &generated(), &closed()).unwrap_err();
-        assert_eq!(
-            (unresolved.reason, unresolved.stalled),
-            (reasons::INVALID_SPEC, true),
-            "{number}"
-        );
-    }
 }
 
 #[test]
@@ -406,168 +328,6 @@ fn headers_that_tidings_sets_itself_are_refused() {
         .headers
         .extend(with_header("x-team", Some("b"), None).spec.headers);
     assert!(resolve_endpoint(&twice, &generated(), &closed()).is_err());
-}
-
-fn opened(data: &[(&str, &str)]) -> Lookup {
-    secret("Opaque", true, data)
-}
-
-#[test]
-fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
-    let mut endpoint = endpoint("https://hooks.example.com/");
-    let bearer = BearerAuth {
-        secret_key_ref: reference("token", "value"),
-    };
-    let basic = BasicAuth {
-        username: "tidings".to_owned(),
-        password_secret_key_ref: reference("token", "value"),
-    };
-    let of = |kind, bearer, basic| Some(Auth { kind, bearer, basic });
-    let mut references = generated();
-    references.insert(Reference::secret("token"), opened(&[("value", "very-secret\n")]));
-    for (auth, header) in [
-        (of(AuthType::Bearer, Some(bearer.clone()), None), "Bearer very-secret"),
-        (
-            of(AuthType::Basic, None, Some(basic.clone())),
-            "Basic dGlkaW5nczp2ZXJ5LXNlY3JldA==",
-        ),
-    ] {
-        endpoint.spec.auth = auth;
-        assert!(references_of(&endpoint).contains(&Reference::secret("token")));
-        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
-        let (name, value) = resolved.headers.last().unwrap();
-        assert_eq!((name.as_str(), value.to_str().unwrap()), ("authorization", header));
-        let shown = format!("{resolved:?}");
-        assert!(!shown.contains("very-secret") && !shown.contains("dGlkaW5n"), "{shown}");
-    }
-    for (lookup, reason) in [
-        (opened(&[("value", "\n")]), reasons::SECRET_INVALID),
-        (opened(&[("value", "two\nlines")]), reasons::SECRET_INVALID),
-        (opened(&[]), reasons::SECRET_KEY_MISSING),
-        (
-            secret("Opaque", false, &[("value", "very-secret")]),
-            reasons::SECRET_NOT_ALLOWED,
-        ),
-    ] {
-        endpoint.spec.auth = of(AuthType::Bearer, Some(bearer.clone()), None);
-        references.insert(Reference::secret("token"), lookup);
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
-        assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
-    }
-    references.insert(Reference::secret("token"), opened(&[("value", "very-secret")]));
-    let mut twice = endpoint.clone();
-    twice
-        .spec
-        .headers
-        .extend(with_header("authorization", Some("x"), None).spec.headers);
-    let mut mixed = endpoint.clone();
-    mixed.spec.auth = of(AuthType::Basic, Some(bearer.clone()), Some(basic.clone()));
-    let mut colon = endpoint.clone();
-    colon.spec.auth = of(
-        AuthType::Basic,
-        None,
-        Some(BasicAuth {
-            username: "a:b".to_owned(),
-            ..basic
-        }),
-    );
-    for broken in [twice, mixed, colon] {
-        let unresolved = resolve_endpoint(&broken, &references, &closed()).unwrap_err();
-        assert_eq!((unresolved.reason, unresolved.stalled), (reasons::INVALID_SPEC, true));
-    }
-}
-
-#[test]
-fn a_url_from_a_secret_shows_its_host_and_nothing_more() {
-    let mut endpoint = endpoint("https://hooks.example.com/");
-    endpoint.spec.url = None;
-    endpoint.spec.url_from = Some(UrlSource {
-        secret_key_ref: reference("hook", "url"),
-    });
-    let mut references = generated();
-    let mut resolve = |lookup: Lookup| {
-        references.insert(Reference::secret("hook"), lookup);
-        resolve_endpoint(&endpoint, &references, &closed())
-    };
-    assert!(references_of(&endpoint).contains(&Reference::secret("hook")));
-    let resolved = resolve(opened(&[(
-        "url",
-        "https://hooks.example.com/very-secret?very=secret\n",
-    )]))
-    .unwrap();
-    assert_eq!(resolved.target.path, "/very-secret?very=secret");
-    assert_eq!(resolved.target.origin, "https://hooks.example.com");
-    assert!(!format!("{resolved:?}").contains("very"), "{resolved:?}");
-    for (url, reason) in [
-        ("http://hooks.example.com/very-secret", reasons::SECRET_INVALID),
-        ("very-secret", reasons::SECRET_INVALID),
-        ("https://very:secret@example.com/", reasons::SECRET_INVALID),
-        ("https://169.254.169.254/very-secret", reasons::POLICY_DENIED),
-    ] {
-        let unresolved = resolve(opened(&[("url", url)])).unwrap_err();
-        assert_eq!(unresolved.reason, reason, "{url}");
-        assert!(!unresolved.message.contains("very"), "{unresolved}");
-    }
-    endpoint.spec.url = Some("https://hooks.example.com/".to_owned());
-    let both = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
-    assert_eq!(both.reason, reasons::INVALID_SPEC);
-    endpoint.spec.url = None;
-    endpoint.spec.url_from = None;
-    let neither = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
-    assert_eq!(neither.reason, reasons::INVALID_SPEC);
-}
-
-#[test]
-fn a_client_certificate_and_its_key_must_belong_together() {
-    let make = || rcgen::generate_simple_self_signed(vec!["tidings".to_owned()]).unwrap();
-    let (one, other) = (make(), make());
-    let (certificate, key) = (one.cert.pem(), one.signing_key.serialize_pem());
-    let other_key = other.signing_key.serialize_pem();
-    let mut endpoint = endpoint("https://hooks.example.com/");
-    endpoint.spec.tls = Some(Tls {
-        ca_bundle: None,
-        client_certificate: Some(ClientCertificate {
-            secret_ref: SecretReference {
-                name: "client".to_owned(),
-            },
-        }),
-    });
-    let mut references = generated();
-    let mut resolve = |lookup: Lookup| {
-        references.insert(Reference::secret("client"), lookup);
-        resolve_endpoint(&endpoint, &references, &closed())
-    };
-    let resolved = resolve(opened(&[("tls.crt", &certificate), ("tls.key", &key)])).unwrap();
-    let shown = resolved.client.unwrap();
-    assert_eq!(shown.chain.len(), 1);
-    assert_eq!(format!("{shown:?}"), "ClientIdentity(redacted)");
-    let other_pair = [("tls.crt", other.cert.pem()), ("tls.key", other_key.clone())];
-    let other_pair = other_pair.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let renewed = resolve(opened(&other_pair)).unwrap().client.unwrap();
-    assert_ne!(shown.digest, renewed.digest);
-    for (lookup, reason) in [
-        (
-            opened(&[("tls.crt", &certificate), ("tls.key", &other_key)]),
-            reasons::SECRET_INVALID,
-        ),
-        (opened(&[("tls.crt", "x"), ("tls.key", &key)]), reasons::SECRET_INVALID),
-        (
-            opened(&[("tls.crt", &certificate), ("tls.key", "x")]),
-            reasons::SECRET_INVALID,
-        ),
-        (opened(&[("tls.crt", &certificate)]), reasons::SECRET_KEY_MISSING),
-        (
-            secret(
-                "kubernetes.io/tls",
-                false,
-                &[("tls.crt", &certificate), ("tls.key", &key)],
-            ),
-            reasons::SECRET_NOT_ALLOWED,
-        ),
-    ] {
-        let unresolved = resolve(lookup).unwrap_err();
-        assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
-    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::queue::{self, Accepted, NewEvent, ResourceKey};
 use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
+mod limits;
 mod scenarios;
 mod windows;
 

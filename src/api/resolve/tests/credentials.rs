@@ -1,0 +1,166 @@
+use super::*;
+use crate::api::auth::{Auth, AuthType, BasicAuth, BearerAuth, ClientCertificate};
+use crate::api::common::SecretReference;
+use crate::api::endpoint::UrlSource;
+
+fn opened(data: &[(&str, &str)]) -> Lookup {
+    secret("Opaque", true, data)
+}
+
+#[test]
+fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
+    let mut endpoint = endpoint("https://hooks.example.com/");
+    let bearer = BearerAuth {
+        secret_key_ref: reference("token", "value"),
+    };
+    let basic = BasicAuth {
+        username: "tidings".to_owned(),
+        password_secret_key_ref: reference("token", "value"),
+    };
+    let of = |kind, bearer, basic| Some(Auth { kind, bearer, basic });
+    let mut references = generated();
+    references.insert(Reference::secret("token"), opened(&[("value", "very-secret\n")]));
+    for (auth, header) in [
+        (of(AuthType::Bearer, Some(bearer.clone()), None), "Bearer very-secret"),
+        (
+            of(AuthType::Basic, None, Some(basic.clone())),
+            "Basic dGlkaW5nczp2ZXJ5LXNlY3JldA==",
+        ),
+    ] {
+        endpoint.spec.auth = auth;
+        assert!(references_of(&endpoint).contains(&Reference::secret("token")));
+        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        let (name, value) = resolved.headers.last().unwrap();
+        assert_eq!((name.as_str(), value.to_str().unwrap()), ("authorization", header));
+        let shown = format!("{resolved:?}");
+        assert!(!shown.contains("very-secret") && !shown.contains("dGlkaW5n"), "{shown}");
+    }
+    for (lookup, reason) in [
+        (opened(&[("value", "\n")]), reasons::SECRET_INVALID),
+        (opened(&[("value", "two\nlines")]), reasons::SECRET_INVALID),
+        (opened(&[]), reasons::SECRET_KEY_MISSING),
+        (
+            secret("Opaque", false, &[("value", "very-secret")]),
+            reasons::SECRET_NOT_ALLOWED,
+        ),
+    ] {
+        endpoint.spec.auth = of(AuthType::Bearer, Some(bearer.clone()), None);
+        references.insert(Reference::secret("token"), lookup);
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
+    }
+    references.insert(Reference::secret("token"), opened(&[("value", "very-secret")]));
+    let mut twice = endpoint.clone();
+    twice
+        .spec
+        .headers
+        .extend(with_header("authorization", Some("x"), None).spec.headers);
+    let mut mixed = endpoint.clone();
+    mixed.spec.auth = of(AuthType::Basic, Some(bearer.clone()), Some(basic.clone()));
+    let mut colon = endpoint.clone();
+    colon.spec.auth = of(
+        AuthType::Basic,
+        None,
+        Some(BasicAuth {
+            username: "a:b".to_owned(),
+            ..basic
+        }),
+    );
+    for broken in [twice, mixed, colon] {
+        let unresolved = resolve_endpoint(&broken, &references, &closed()).unwrap_err();
+        assert_eq!((unresolved.reason, unresolved.stalled), (reasons::INVALID_SPEC, true));
+    }
+}
+
+#[test]
+fn a_url_from_a_secret_shows_its_host_and_nothing_more() {
+    let mut endpoint = endpoint("https://hooks.example.com/");
+    endpoint.spec.url = None;
+    endpoint.spec.url_from = Some(UrlSource {
+        secret_key_ref: reference("hook", "url"),
+    });
+    let mut references = generated();
+    let mut resolve = |lookup: Lookup| {
+        references.insert(Reference::secret("hook"), lookup);
+        resolve_endpoint(&endpoint, &references, &closed())
+    };
+    assert!(references_of(&endpoint).contains(&Reference::secret("hook")));
+    let resolved = resolve(opened(&[(
+        "url",
+        "https://hooks.example.com/very-secret?very=secret\n",
+    )]))
+    .unwrap();
+    assert_eq!(resolved.target.path, "/very-secret?very=secret");
+    assert_eq!(resolved.target.origin, "https://hooks.example.com");
+    assert!(!format!("{resolved:?}").contains("very"), "{resolved:?}");
+    for (url, reason) in [
+        ("http://hooks.example.com/very-secret", reasons::SECRET_INVALID),
+        ("very-secret", reasons::SECRET_INVALID),
+        ("https://very:secret@example.com/", reasons::SECRET_INVALID),
+        ("https://169.254.169.254/very-secret", reasons::POLICY_DENIED),
+    ] {
+        let unresolved = resolve(opened(&[("url", url)])).unwrap_err();
+        assert_eq!(unresolved.reason, reason, "{url}");
+        assert!(!unresolved.message.contains("very"), "{unresolved}");
+    }
+    endpoint.spec.url = Some("https://hooks.example.com/".to_owned());
+    let both = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+    assert_eq!(both.reason, reasons::INVALID_SPEC);
+    endpoint.spec.url = None;
+    endpoint.spec.url_from = None;
+    let neither = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+    assert_eq!(neither.reason, reasons::INVALID_SPEC);
+}
+
+#[test]
+fn a_client_certificate_and_its_key_must_belong_together() {
+    let make = || rcgen::generate_simple_self_signed(vec!["tidings".to_owned()]).unwrap();
+    let (one, other) = (make(), make());
+    let (certificate, key) = (one.cert.pem(), one.signing_key.serialize_pem());
+    let other_key = other.signing_key.serialize_pem();
+    let mut endpoint = endpoint("https://hooks.example.com/");
+    endpoint.spec.tls = Some(Tls {
+        ca_bundle: None,
+        client_certificate: Some(ClientCertificate {
+            secret_ref: SecretReference {
+                name: "client".to_owned(),
+            },
+        }),
+    });
+    let mut references = generated();
+    let mut resolve = |lookup: Lookup| {
+        references.insert(Reference::secret("client"), lookup);
+        resolve_endpoint(&endpoint, &references, &closed())
+    };
+    let resolved = resolve(opened(&[("tls.crt", &certificate), ("tls.key", &key)])).unwrap();
+    let shown = resolved.client.unwrap();
+    assert_eq!(shown.chain.len(), 1);
+    assert_eq!(format!("{shown:?}"), "ClientIdentity(redacted)");
+    let other_pair = [("tls.crt", other.cert.pem()), ("tls.key", other_key.clone())];
+    let other_pair = other_pair.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let renewed = resolve(opened(&other_pair)).unwrap().client.unwrap();
+    assert_ne!(shown.digest, renewed.digest);
+    for (lookup, reason) in [
+        (
+            opened(&[("tls.crt", &certificate), ("tls.key", &other_key)]),
+            reasons::SECRET_INVALID,
+        ),
+        (opened(&[("tls.crt", "x"), ("tls.key", &key)]), reasons::SECRET_INVALID),
+        (
+            opened(&[("tls.crt", &certificate), ("tls.key", "x")]),
+            reasons::SECRET_INVALID,
+        ),
+        (opened(&[("tls.crt", &certificate)]), reasons::SECRET_KEY_MISSING),
+        (
+            secret(
+                "kubernetes.io/tls",
+                false,
+                &[("tls.crt", &certificate), ("tls.key", &key)],
+            ),
+            reasons::SECRET_NOT_ALLOWED,
+        ),
+    ] {
+        let unresolved = resolve(lookup).unwrap_err();
+        assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
+    }
+}
