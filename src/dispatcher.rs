@@ -4,10 +4,7 @@
 //! that cannot be stored and nothing is sent whose outcome cannot be recorded. Invariant: when a part that the others need
 //! ends by itself the process ends too; what is on disk is then read by the next one.
 
-pub mod engine;
 pub mod metrics;
-pub mod registry;
-pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -32,10 +29,10 @@ use crate::report::board::Board;
 use crate::report::{self, ReportConfig};
 use crate::telemetry::health::Gate;
 
-use engine::{BURY_AFTER, Clock, Engine, EngineConfig};
+use crate::engine::{BURY_AFTER, Clock, Engine, EngineConfig};
+use crate::registry::Registry;
+use crate::watch::{self, WatchConfig};
 use metrics::{Metrics, StoreMetrics};
-use registry::Registry;
-use watch::WatchConfig;
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
 const CHANGES: usize = 1024;

@@ -20,10 +20,10 @@ use rand::RngExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::task::TaskTracker;
 
-use crate::dispatcher::registry::{NamespaceView, Registry};
 use crate::event::Event;
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue};
+use crate::registry::{NamespaceView, Registry};
 
 mod accept;
 pub mod answer;
@@ -31,17 +31,16 @@ pub mod auth;
 pub mod metrics;
 pub mod parse;
 pub mod problem;
-pub mod schema;
 mod serve;
 
 pub use accept::MAX_PENDING;
 pub use serve::serve;
 
+use crate::schema::{self, Fit};
 use answer::Told;
 use auth::{Auth, Identity};
 use parse::{Events, Head, Mode};
 use problem::Problem;
-use schema::Fit;
 
 /// Bodies in memory between their first byte and their answer, in bytes.
 const BODIES: usize = 64 * 1024 * 1024;

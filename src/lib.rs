@@ -1,9 +1,11 @@
 //! Tidings: a Kubernetes operator for outgoing webhooks.
 //!
-//! The rooms follow the way of an event: `ingest` authenticates and parses, `matching` finds the subscriptions, `queue`
-//! stores durably, `schedule` decides when, `delivery` guards, signs and sends, `report` tells Kubernetes. `api`, `event`,
-//! `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of their own. Processes (`controller`,
-//! `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`, which picks one.
+//! The rooms follow the way of an event: `ingest` authenticates and parses, `schema` checks, `matching` finds the
+//! subscriptions, `queue` stores durably, `engine` starts attempts and records outcomes as `schedule` decides, `delivery`
+//! guards, signs and sends, `report` tells Kubernetes. What is loaded of the resources is in `registry`, kept in step with
+//! the cluster by `watch`. `api`, `event`, `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of
+//! their own. Processes (`controller`, `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`,
+//! which picks one.
 
 pub mod api;
 pub mod cli;
@@ -11,6 +13,7 @@ pub mod config;
 pub mod controller;
 pub mod delivery;
 pub mod dispatcher;
+pub mod engine;
 pub mod event;
 pub mod ids;
 pub mod ingest;
@@ -18,7 +21,10 @@ pub mod inspect;
 pub mod kubernetes;
 pub mod matching;
 pub mod queue;
+pub mod registry;
 pub mod report;
 pub mod schedule;
+pub mod schema;
 pub mod signing;
 pub mod telemetry;
+pub mod watch;

@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatcher::watch::Loaded;
-use crate::dispatcher::watch::objects::Objects;
 use crate::kubernetes::events::Reporter;
+use crate::watch::Loaded;
+use crate::watch::objects::Objects;
 use board::Board;
 use metrics::Metrics;
 use writer::{Tools, Writer};

@@ -13,8 +13,8 @@ use crate::api::EventType;
 use crate::api::conditions::reasons;
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::status::EventTypeStatus;
-use crate::ingest::schema::TypeRule;
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
+use crate::schema::TypeRule;
 
 const PLURAL: &str = "eventtypes";
 const FIELDS: &[&str] = &["observedGeneration"];

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::engine::EngineMetrics;
-use super::watch::metrics::Metrics as WatchMetrics;
 use crate::delivery::metrics::Metrics as DeliveryMetrics;
+use crate::engine::EngineMetrics;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::queue::Usage;
 use crate::report::metrics::Metrics as ReportMetrics;
+use crate::watch::metrics::Metrics as WatchMetrics;
 
 /// Handles into the process's registry.
 #[derive(Clone, Debug)]

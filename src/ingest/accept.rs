@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::dispatcher::registry::{NamespaceView, SubscriptionEntry};
 use crate::event::{Event, format};
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Target};
+use crate::registry::{NamespaceView, SubscriptionEntry};
 
 use super::metrics::Metrics;
 

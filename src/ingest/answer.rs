@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::schema::Violation;
 use crate::event::Event;
 use crate::queue::Accepted;
+use crate::schema::Violation;
 
 /// The answer to one event.
 #[derive(Debug, Serialize)]

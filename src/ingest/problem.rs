@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::auth::{AuthError, Identity, Unavailable};
 use super::parse::ParseError;
-use super::schema::Violation;
 use crate::queue::QueueError;
+use crate::schema::Violation;
 
 /// A refusal.
 #[derive(Clone, Debug, PartialEq)]

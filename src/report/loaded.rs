@@ -9,10 +9,10 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatcher::watch::Loaded;
 use crate::kubernetes::lease::{
     COMPONENT_LABEL, Claim, DISPATCHER, dispatcher_lease_name, heartbeat, loaded_annotation,
 };
+use crate::watch::Loaded;
 
 /// Renews the Lease `tidings-dispatcher-<identity>` in `namespace` until `shutdown`, then vacates it.
 pub async fn keep(

@@ -20,11 +20,11 @@ use super::view;
 use crate::api::names::DISPATCHER;
 use crate::api::status::EndpointDelivery;
 use crate::api::{EventSubscription, WebhookEndpoint};
-use crate::dispatcher::watch::objects::Objects;
-use crate::dispatcher::watch::versions::number;
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Reporter, publish};
 use crate::kubernetes::status::{Written, apply, is_unchanged, own_part};
+use crate::watch::objects::Objects;
+use crate::watch::versions::number;
 
 /// The pause after a write that failed or met a newer object.
 const AGAIN: Duration = Duration::from_secs(1);

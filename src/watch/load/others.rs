@@ -11,12 +11,12 @@ use kube::ResourceExt;
 use super::Loader;
 use crate::api::EventType;
 use crate::api::resolve::resolve_subscription;
-use crate::dispatcher::registry::{EndpointState, NamespaceView, SubscriptionEntry};
-use crate::dispatcher::watch::world::Key;
 use crate::ids::{EndpointId, UnixMillis};
-use crate::ingest::schema::TypeRule;
 use crate::matching::Index;
 use crate::queue::ResourceKey;
+use crate::registry::{EndpointState, NamespaceView, SubscriptionEntry};
+use crate::schema::TypeRule;
+use crate::watch::world::Key;
 
 /// A declared type.
 #[derive(Debug)]

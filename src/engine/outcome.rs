@@ -12,9 +12,9 @@ use super::metrics::Reason;
 use super::state::{Job, State, unmade};
 use super::view::delivering;
 use crate::delivery::AttemptResult;
-use crate::dispatcher::registry::{EndpointEntry, SubscriptionEntry};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
+use crate::registry::{EndpointEntry, SubscriptionEntry};
 use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.

@@ -4,8 +4,8 @@
 
 use super::endpoint::Endpoint;
 use super::state::State;
-use crate::dispatcher::registry::EndpointState;
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
+use crate::registry::EndpointState;
 use crate::report::board::{Board, Delivering, EndpointView, Failure, SubscriptionView};
 use crate::schedule::decide::accepted_at;
 use crate::schedule::health::{DisabledBy, FailureNote, Gate, HoldReason};

@@ -22,9 +22,9 @@ use super::metrics::Metrics;
 use super::objects::Objects;
 use super::world::{Input, Key, World};
 use crate::api::policy::Policy;
-use crate::dispatcher::registry::{Registry, SubscriptionEntry};
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::queue::{Queue, QueueError, ResourceKey};
+use crate::registry::{Registry, SubscriptionEntry};
 use endpoints::Endpoint;
 use others::Declared;
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
 use super::Core;
-use crate::dispatcher::registry::{Change, EndpointState};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::DeadReason;
+use crate::registry::{Change, EndpointState};
 
 /// Messages buried in one transaction.
 const CHUNK: usize = 1_000;

@@ -26,11 +26,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::registry::Registry;
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::ids::EndpointId;
 use crate::queue::Queue;
+use crate::registry::Registry;
 use load::{Loader, Tools};
 use metrics::Metrics;
 use objects::Objects;

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 
 use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, SubscriptionId};
-use crate::ingest::schema::TypeRule;
 use crate::matching::Index;
 use crate::queue::{Gauge, ResourceKey};
+use crate::schema::TypeRule;
 
 /// An endpoint as the engine finds it by id.
 #[derive(Clone, Debug)]

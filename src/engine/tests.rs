@@ -13,11 +13,11 @@ use crate::api::resolve::{
     BreakerPolicy, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target,
 };
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
-use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::event::{Data, Event, format};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::queue::{self, Accepted, NewEvent, ResourceKey};
+use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 

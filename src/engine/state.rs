@@ -13,9 +13,9 @@ use std::time::Duration;
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
 use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
-use crate::dispatcher::registry::Registry;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Arrival, DeadReason, Pending, Placement, Settlement, StoredEvent, Verdict};
+use crate::registry::Registry;
 use crate::schedule::decide::expired;
 use crate::schedule::health::Health;
 

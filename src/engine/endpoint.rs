@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::resolve::ResolvedEndpoint;
-use crate::dispatcher::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::ids::{MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, StoredEvent};
+use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::Delivering;
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::{Gate, Health};

@@ -14,13 +14,13 @@ use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::resolve::{EgressRules, Found, Reference, Unresolved, references_of, resolve_endpoint};
-use crate::dispatcher::registry::{EndpointEntry, EndpointState};
-use crate::dispatcher::watch::fetch;
-use crate::dispatcher::watch::material::{Material, Trouble};
-use crate::dispatcher::watch::world::Key;
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
+use crate::registry::{EndpointEntry, EndpointState};
 use crate::schedule::MAX_AGE;
+use crate::watch::fetch;
+use crate::watch::material::{Material, Trouble};
+use crate::watch::world::Key;
 
 /// What the loader knows of one endpoint.
 #[derive(Debug)]

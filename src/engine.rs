@@ -16,9 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use self::state::State;
 use crate::delivery::Sender;
-use crate::dispatcher::registry::{Change, Registry};
 use crate::ids::{EndpointId, MessageId};
 use crate::queue::{Arrival, Fence, Queue, QueueError};
+use crate::registry::{Change, Registry};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
 use crate::schedule::limit::{self, Limit};
