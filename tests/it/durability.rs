@@ -22,8 +22,8 @@ const QUIET_EVERY: usize = 20;
 /// In every so many rounds it is killed once more while it starts.
 const TWICE_EVERY: usize = 8;
 /// How long before the kill what was answered may still be unrecorded: it is handed to the store within 20 ms, which
-/// commits within tens of milliseconds; the rest is for a busy machine.
-const IN_HAND: Duration = Duration::from_millis(500);
+/// commits within tens of milliseconds; the rest is for a busy machine (the quiet kills are exact).
+const IN_HAND: Duration = Duration::from_secs(1);
 /// The most that can be in flight to one endpoint, and what it answers meanwhile that is not recorded yet.
 const AT_ONCE: usize = 512;
 /// Attempts of a message that never succeeds, and the least wait between two of them.

@@ -297,12 +297,7 @@ async fn a_stranger_gets_401_and_a_producer_without_the_rule_gets_the_commands_t
 
 fn may_publish(cluster: &Cluster, user: &str, namespace: &str, event_type: &str) -> bool {
     cluster
-        .can_i(
-            user,
-            namespace,
-            "publish",
-            &format!("eventtypes.tidings.dev/{event_type}"),
-        )
+        .can_i(user, namespace, "publish", &format!("eventtypes/{event_type}"))
         .unwrap()
 }
 
