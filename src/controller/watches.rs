@@ -1,6 +1,7 @@
 //! The watches: they keep the stores and put what a change touches into the queue.
 
 use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
-use super::grants;
 use crate::api::conditions::{READY, reasons};
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::lease;
+
+/// Within which grants left over are looked for in namespaces without endpoints, at the least.
+const LEFTOVERS_WITHIN: Duration = Duration::from_secs(30);
+/// For each namespace: eighty reads a second in the long run.
+const LEFTOVERS_EACH: Duration = Duration::from_millis(200);
+/// How finely they are spread.
+const SLOTS: u32 = 1 << 12;
 
 /// The writing halves of the stores.
 pub struct Writers {
@@ -211,11 +218,35 @@ fn touch_namespace(context: &Context, namespace: &Namespace) {
     for endpoint in &endpoints {
         context.queue.add(Key::Endpoint(name.clone(), endpoint.name_any()), now);
     }
-    // Grants left over in a namespace without endpoints are no hurry: looking for them is spread over half a minute.
-    let wait = if endpoints.is_empty() {
-        2 * u64::from(grants::shard_of(&name))
-    } else {
-        0
+    let wait = match endpoints.is_empty() {
+        true => leftovers_after(&name, context.stores.namespaces.len()),
+        false => Duration::ZERO,
     };
-    context.queue.add(Key::Grants(name), now + Duration::from_secs(wait));
+    context.queue.add(Key::Grants(name), now + wait);
+}
+
+/// When to look for grants left over in a namespace without endpoints: no hurry, and sixteen reads each. So it is spread
+/// over half a minute, or over longer where there are many namespaces.
+fn leftovers_after(namespace: &str, namespaces: usize) -> Duration {
+    let all = LEFTOVERS_WITHIN.max(LEFTOVERS_EACH * u32::try_from(namespaces).unwrap_or(u32::MAX));
+    let mut hasher = DefaultHasher::new();
+    namespace.hash(&mut hasher);
+    // At most SLOTS - 1.
+    let slot = u32::try_from(hasher.finish() % u64::from(SLOTS)).unwrap_or_default();
+    all * slot / SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_are_looked_for_at_a_bounded_rate() {
+        let latest = |namespaces: usize| {
+            let all = (0..namespaces).map(|n| leftovers_after(&format!("team-{n}"), namespaces));
+            all.max().unwrap_or_default()
+        };
+        assert!(latest(50) < LEFTOVERS_WITHIN);
+        assert!(latest(5_000) > Duration::from_secs(990) && latest(5_000) < LEFTOVERS_EACH * 5_000);
+    }
 }

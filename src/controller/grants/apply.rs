@@ -90,7 +90,11 @@ impl Scope<'_> {
         for number in 0..SHARDS {
             let name = shard_name(number);
             let role = optional(within(roles.get_with(&name, &GetParams::any())).await)?;
-            let bound = optional(within(bindings.get_with(&name, &GetParams::any())).await)?;
+            // The Role is the first to come and the last to go: without it there is nothing.
+            let bound = match role {
+                Some(_) => optional(within(bindings.get_with(&name, &GetParams::any())).await)?,
+                None => None,
+            };
             let as_wanted = wanted.shards.get(&number).filter(|shard| {
                 role.as_ref()
                     .is_some_and(|r| r.rules.as_deref().unwrap_or_default() == rules(shard))
