@@ -7,10 +7,12 @@
 //! the question would be asked of the API server for every made-up name.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -32,6 +34,7 @@ pub mod metrics;
 pub mod parse;
 pub mod problem;
 mod serve;
+mod whole;
 
 pub use accept::MAX_PENDING;
 pub use serve::serve;
@@ -41,6 +44,7 @@ use answer::Told;
 use auth::{Auth, Identity};
 use parse::{Events, Head, Mode};
 use problem::Problem;
+use whole::Whole;
 
 /// Bodies in memory between their first byte and their answer, in bytes.
 const BODIES: usize = 64 * 1024 * 1024;
@@ -138,18 +142,17 @@ impl Ingest {
         let fits = check(&view, &events)?;
         let placed = accept::place(&view, events.as_slice(), now);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
-        let stored = self
-            .accepts
-            .spawn(async move { accept::store(queue.as_ref(), &metrics, placed).await })
-            .await;
+        let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
+        // A panic is one request's 500, not the end of its connection.
+        let stored = Whole::new(AssertUnwindSafe(store).catch_unwind(), &self.accepts).await;
         match stored {
             Ok(Ok(accepted)) => Ok(told(&events, &accepted, fits)),
             Ok(Err(err)) => {
                 tracing::warn!(error = %err, "failed to accept events");
                 Err(Problem::from(&err))
             }
-            Err(panic) => {
-                tracing::error!(error = %panic, "the accept of an event ended abnormally");
+            Err(_panic) => {
+                tracing::error!("the accept of an event ended abnormally");
                 let detail = "the event may or may not have been stored: send it again with the same id";
                 Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", detail))
             }

@@ -1,7 +1,7 @@
 //! From valid events to the store: match, place, accept, account.
 //!
 //! Invariant: a place taken from a gauge is either in the store as a fresh message or given back, also when the producer
-//! hangs up meanwhile: the part that may not be torn runs as a task of its own, which the server waits for.
+//! hangs up meanwhile: the part that may not be torn runs to its end ([`super::whole`]), and the server waits for it.
 
 use std::sync::Arc;
 
