@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use tidings::api::{EventSubscription, WebhookEndpoint};
-use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
+use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings, process};
 use tokio::sync::mpsc;
 
 use super::admin;
@@ -64,6 +64,7 @@ async fn a_post_right_after_ready_always_makes_a_message_that_is_delivered() {
     let (pairs, prepared) = mpsc::unbounded_channel();
     let (answered, mut answers) = mpsc::unbounded_channel();
     let poster = tokio::spawn(post_when_ready(admin::client(&cluster).await, prepared, answered));
+    let hiccups = tokio::spawn(hiccups(dispatcher.process.pid().unwrap()));
 
     for batch in (0..PAIRS).step_by(AT_A_TIME) {
         let mut items = Vec::new();
@@ -90,11 +91,23 @@ async fn a_post_right_after_ready_always_makes_a_message_that_is_delivered() {
         }
     }
     poster.abort();
+    hiccups.abort();
+    dispatcher.process.signal(libc::SIGCONT);
     receiver
         .until("every event delivered", |all| {
             all.iter().map(|arrived| &arrived.event).collect::<HashSet<_>>().len() == PAIRS
         })
         .await;
+}
+
+/// Freezes the dispatcher again and again: what it has to load comes late, and a Ready that did not wait for it is caught.
+async fn hiccups(dispatcher: u32) {
+    loop {
+        process::signal(dispatcher, libc::SIGSTOP);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        process::signal(dispatcher, libc::SIGCONT);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 type Post = BoxFuture<'static, reqwest::Result<Answer>>;
