@@ -84,7 +84,7 @@ fn run(options: &Options) -> Result<usize> {
     let _chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
     say("starting a Kubernetes of our own");
     let cluster = Cluster::start()?;
-    let stage = Stage::set(&cluster, options.data_dir.clone())?;
+    let stage = Stage::set(&cluster, options.data_dir.as_deref())?;
     let machine = Machine::look(stage.data_dir())?;
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     let mut sections = Vec::new();

@@ -3,12 +3,13 @@
 //! Owns what stands before a measurement begins; knows nothing of loads. Invariant: every part has a dispatcher, a store
 //! and a namespace of its own, so that none measures what another left behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
+use tempfile::TempDir;
 use tidings_cluster::{
     Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, OPEN_LOOPBACK_LABEL, ServerCertificate,
     ThrowawayCa, Tidings,
@@ -28,12 +29,19 @@ pub struct Stage<'a> {
     tidings: Tidings<'a>,
     controller: Controller,
     ca: ThrowawayCa,
-    data: Option<PathBuf>,
+    /// Removed with all stores when it is dropped; the cluster's own directory is removed by the cluster.
+    data: Option<TempDir>,
 }
 
 impl<'a> Stage<'a> {
     /// Installs Tidings; stores will be below `data`, or the cluster's own directory.
-    pub fn set(cluster: &'a Cluster, data: Option<PathBuf>) -> Result<Stage<'a>> {
+    pub fn set(cluster: &'a Cluster, data: Option<&Path>) -> Result<Stage<'a>> {
+        let within = |dir: &Path| {
+            std::fs::create_dir_all(dir)
+                .and_then(|()| tempfile::Builder::new().prefix("tidings-bench-").tempdir_in(dir))
+                .with_context(|| format!("failed to create a directory in {}", dir.display()))
+        };
+        let data = data.map(within).transpose()?;
         let tidings = Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings"))?;
         let controller = tidings.start_controller(&ControllerOptions {
             log_filter: LOG_FILTER.into(),
@@ -50,12 +58,12 @@ impl<'a> Stage<'a> {
 
     /// Where stores lie.
     pub fn data_dir(&self) -> &Path {
-        self.data.as_deref().unwrap_or(self.cluster.dir())
+        self.data.as_ref().map_or(self.cluster.dir(), TempDir::path)
     }
 
     /// A dispatcher with an empty store.
     pub fn dispatcher(&self, part: &str) -> Result<Dispatcher> {
-        let data_dir = self.data_dir().join(format!("bench-{part}-{}", std::process::id()));
+        let data_dir = self.data_dir().join(format!("bench-{part}"));
         self.tidings.start_dispatcher(&DispatcherOptions {
             data_dir: Some(data_dir),
             log_filter: LOG_FILTER.into(),
