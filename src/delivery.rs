@@ -5,6 +5,7 @@
 
 pub mod client;
 mod connection;
+mod excerpt;
 pub mod guard;
 pub mod metrics;
 mod outcome;

@@ -178,7 +178,8 @@ impl Ingest {
             .await
     }
 
-    /// The whole body, within its limit and the memory meant for bodies; the permit lasts until the answer.
+    /// The whole body, within its limit and the memory meant for bodies; the permit lasts until the answer. Room is taken
+    /// for what has come, not for what was announced: announcing costs a producer nothing.
     async fn read(
         &self,
         headers: &HeaderMap,
@@ -190,16 +191,8 @@ impl Ingest {
         if announced.is_some_and(|length| length > limit) {
             return Err(Problem::too_large(limit));
         }
-        let room = u32::try_from(announced.unwrap_or(limit)).unwrap_or(u32::MAX);
-        let room = match self.bodies.try_acquire_many(room) {
-            Ok(room) => room,
-            Err(_) => match tokio::time::timeout(ROOM_WAIT, self.bodies.acquire_many(room)).await {
-                Ok(Ok(room)) => room,
-                Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
-            },
-        };
-        match tokio::time::timeout(BODY_TIME, collect(body, limit)).await {
-            Ok(read) => Ok((read?, room)),
+        match tokio::time::timeout(BODY_TIME, collect(body, limit, &self.bodies)).await {
+            Ok(read) => read,
             Err(_) => {
                 let detail = "the body did not arrive in time";
                 Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "Timeout", detail))
@@ -225,8 +218,25 @@ fn route<'a>(method: &Method, path: &'a str) -> Result<&'a str, Problem> {
     Ok(namespace)
 }
 
+/// Room among [`BODIES`] for some bytes more.
+async fn room(bodies: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Problem> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    if let Ok(room) = bodies.try_acquire_many(bytes) {
+        return Ok(room);
+    }
+    match tokio::time::timeout(ROOM_WAIT, bodies.acquire_many(bytes)).await {
+        Ok(Ok(room)) => Ok(room),
+        Ok(Err(_)) | Err(_) => Err(Problem::busy()),
+    }
+}
+
 /// A body in one piece; that it mostly is already.
-async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
+async fn collect<'a>(
+    body: &mut Incoming,
+    limit: usize,
+    bodies: &'a Semaphore,
+) -> Result<(Bytes, SemaphorePermit<'a>), Problem> {
+    let mut taken = room(bodies, 0).await?;
     let mut first: Option<Bytes> = None;
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -239,6 +249,7 @@ async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
         if so_far + data.len() > limit {
             return Err(Problem::too_large(limit));
         }
+        taken.merge(room(bodies, data.len()).await?);
         match first.take() {
             None if rest.is_empty() => first = Some(data),
             None => rest.extend_from_slice(&data),
@@ -248,7 +259,7 @@ async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, Problem> {
             }
         }
     }
-    Ok(first.unwrap_or_else(|| rest.freeze()))
+    Ok((first.unwrap_or_else(|| rest.freeze()), taken))
 }
 
 /// Reads a little of what the producer still sends.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body_util::Full;
@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::Connection;
+use super::excerpt::{EXCERPT, conceal};
 use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
 use super::resolver::{LookupError, Resolver, SetupError};
@@ -33,8 +34,6 @@ const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(HEADER_TIMESTAMP);
 
 /// Body bytes read from an answer before the connection is closed instead: a page of error text, not a download.
 const MAX_BODY: usize = 64 * 1024;
-/// Body bytes kept of a failure, for the person who looks for its cause.
-const EXCERPT: usize = 1024;
 /// How long a body may take once the verdict is known: it decides only about the excerpt and the connection.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 /// Addresses of one name that are tried; with more, none would get enough of the timeout.
@@ -168,6 +167,7 @@ impl HttpsSender {
     /// The verdict is in the head; the body is read for the excerpt and to keep the connection.
     async fn finish(
         &self,
+        endpoint: &ResolvedEndpoint,
         key: Key,
         mut connection: Connection,
         answer: http::Response<Incoming>,
@@ -198,7 +198,7 @@ impl HttpsSender {
         Outcome::Status {
             code,
             retry_after,
-            excerpt: (!excerpt.is_empty()).then(|| excerpt.freeze()),
+            excerpt: conceal(&endpoint.target.path, &endpoint.headers, &excerpt),
         }
     }
 }
@@ -223,7 +223,7 @@ impl Sender for HttpsSender {
         let exchanged = timeout_at(deadline, self.exchange(endpoint, &key, &request, deadline)).await;
         let took = started.elapsed();
         let outcome = match exchanged {
-            Ok(Ok((connection, answer))) => self.finish(key, connection, answer, deadline).await,
+            Ok(Ok((connection, answer))) => self.finish(endpoint, key, connection, answer, deadline).await,
             Ok(Err(outcome)) => outcome,
             Err(_) => Outcome::Fault(Fault::Timeout),
         };
@@ -311,6 +311,9 @@ fn render(
     }
     headers.insert(WEBHOOK_ID, HeaderValue::try_from(id).map_err(|_| unusable("id"))?);
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(request.timestamp));
+    // Written here because the client leaves it out where there is no data, and servers answer that with 411
+    // (RFC 9110, 8.6).
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(request.body.len()));
     let mut rendered = http::Request::new(Full::new(request.body.clone()));
     *rendered.method_mut() = Method::POST;
     *rendered.uri_mut() = Uri::from(path);

@@ -122,11 +122,12 @@ pub fn attributes(event: &Event, accepted: UnixMillis) -> Bytes {
     Bytes::from(serde_json::to_vec(&written).unwrap_or_default())
 }
 
-/// An event as the store takes it. Data is shared, not copied.
+/// An event as the store takes it. Data is copied: it may be a small part of a large request, which it would keep in memory
+/// for as long as its messages wait.
 pub fn stored(event: &Event, accepted: UnixMillis) -> StoredEvent {
     StoredEvent {
         attributes: attributes(event, accepted),
-        body: event.data.bytes().clone(),
+        body: Bytes::copy_from_slice(event.data.bytes()),
     }
 }
 

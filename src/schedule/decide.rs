@@ -240,8 +240,13 @@ fn retry(
     (verdict, transition)
 }
 
+/// Holds everything back, unless the receiver asked for a longer pause: that stays, also over a restart.
 fn hold(health: &mut Health, reason: HoldReason, until: UnixMillis) {
     health.limit.ramp();
+    let pause = health.hold.filter(|held| held.reason == HoldReason::RetryAfter);
+    if pause.is_some_and(|pause| pause.until >= until) {
+        return;
+    }
     health.hold = Some(Hold { reason, until });
 }
 

@@ -18,9 +18,9 @@ use crate::ids::{MessageId, UnixMillis};
 /// Failures kept for status: enough to see a pattern.
 pub const RECENT_FAILURES: usize = 5;
 
-/// Without an attempt for this long an endpoint was not failing but idle: probes, turns of a rate limit and pauses are an
-/// hour apart at most, so a longer gap means that nothing waited.
-pub const SILENCE: Duration = Duration::from_secs(2 * 3600);
+/// Without an attempt for this long an endpoint was not failing but idle: the waits of a schedule and the pauses that a
+/// receiver may ask for are a day at most, twice that with jitter, so a longer gap means that nothing waited.
+pub const SILENCE: Duration = Duration::from_secs(49 * 3600);
 
 /// Why nothing goes out until a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,11 @@
 //! The formats in which a receiver may get an event, side by side, and a subscription's own retry.
 
-use serde_json::json;
+use std::sync::Arc;
 
-use super::receiver::{Receiver, Seen, keep_answering};
+use serde_json::json;
+use tidings::delivery::Sender;
+
+use super::receiver::{Receiver, Seen, keep_answering, request, sender, status};
 use super::team::{Shared, Team, Webhooks};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,4 +98,12 @@ async fn a_subscriptions_own_retry_replaces_its_endpoints() {
         evsub["status"]["delivery"]["lastDeadLetter"]["reason"] == "Exhausted"
     });
     assert_eq!(receiver.times("lead-1"), 3);
+}
+
+#[tokio::test]
+async fn an_empty_body_goes_out_with_its_length() {
+    let receiver = Receiver::always("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let sent = sender().send(&Arc::new(receiver.endpoint()), request("")).await;
+    assert_eq!(status(&sent.outcome), Some(204), "{sent:?}");
+    assert_eq!(receiver.seen.lock().unwrap()[0].headers["content-length"], "0");
 }

@@ -247,6 +247,32 @@ fn retry_after_pauses_the_whole_endpoint() {
 }
 
 #[test]
+fn a_fault_of_ours_or_a_blocked_address_does_not_end_a_pause_that_the_receiver_asked_for() {
+    let address = std::net::IpAddr::from([10, 0, 0, 1]);
+    for short in [Outcome::Ours(OurFault::DnsDown), Outcome::Blocked { address }] {
+        let mut health = Health::default();
+        run(&mut health, &attempt(0), asks(429, 3600), NOW);
+        run(&mut health, &attempt(0), short, NOW);
+        let until = NOW.plus(Duration::from_secs(3600));
+        assert_eq!(health.gate(NOW), Gate::Until(until));
+        assert_eq!(Health::restore(&health.store()).gate(NOW), Gate::Until(until));
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_tried_twice_a_day_and_never_succeeds_fails_since_the_first_time() {
+    let mut health = Health::default();
+    let half_a_day = Duration::from_secs(12 * 3600);
+    for n in 0..10 {
+        run(&mut health, &attempt(0), status(500), NOW.plus(half_a_day * n));
+    }
+    assert_eq!(health.failing_since, Some(NOW));
+    assert_ne!(health.gate(NOW.plus(half_a_day * 9)), Gate::Disabled);
+    let last = run(&mut health, &attempt(0), status(500), NOW.plus(half_a_day * 10));
+    assert_eq!(last.transition, Some(Transition::Disabled), "after 120 hours");
+}
+
+#[test]
 fn gone_disables_and_keeps_the_message() {
     let mut health = Health::default();
     let decision = run(&mut health, &attempt(3), status(410), NOW);
