@@ -134,7 +134,7 @@ pub enum Accepted {
     Duplicate { event: EventId, matched: u32 },
 }
 
-/// A message that was just stored.
+/// A message that was just stored, as a dead letter where its placement is [`Placement::QueueFull`].
 #[derive(Clone, Debug)]
 pub struct Arrival {
     pub message: MessageId,

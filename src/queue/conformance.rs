@@ -371,9 +371,10 @@ async fn arrivals_carry_the_event<B: Bench>(bench: &B) {
         .collect();
     let wanted = [
         (MessageId::new(event, 0), 1, Placement::Fresh),
+        (MessageId::new(event, 1), 2, Placement::QueueFull),
         (MessageId::new(event, 2), 3, Placement::Waiting),
     ];
-    assert_eq!(seen, wanted);
+    assert_eq!(seen, wanted, "dead letters over the limit are told too");
     assert!(Arc::ptr_eq(&batch[0].event, &new.event));
     queue.close().await;
 }

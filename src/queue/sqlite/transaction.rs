@@ -232,17 +232,19 @@ impl<'c> Transaction<'_, 'c> {
             placement,
         } = *target;
         let state = match placement {
-            Placement::Fresh => 0,
-            Placement::Waiting => 1,
-            Placement::QueueFull => {
-                self.dead(message, (endpoint, subscription), 0, self.now, DeadReason::QueueFull)?;
-                return Ok(());
-            }
+            Placement::Fresh => Some(0),
+            Placement::Waiting => Some(1),
+            Placement::QueueFull => None,
         };
-        self.statements
-            .insert_message
-            .execute(params![message.0, subscription.0, endpoint.0, state, self.now.0])?;
-        self.effects.stored.push(((endpoint, subscription), message));
+        let pair = (endpoint, subscription);
+        if let Some(state) = state {
+            self.statements
+                .insert_message
+                .execute(params![message.0, subscription.0, endpoint.0, state, self.now.0])?;
+            self.effects.stored.push((pair, message));
+        } else {
+            self.dead(message, pair, 0, self.now, DeadReason::QueueFull)?;
+        }
         self.effects.arrivals.push(Arrival {
             message,
             endpoint,
