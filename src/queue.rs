@@ -190,7 +190,8 @@ pub struct Settlement {
     pub subscription: SubscriptionId,
     /// Attempts consumed before: compared and set, so that an outcome never applies twice.
     pub attempts: u16,
-    /// The record of the attempt, when one was made.
+    /// The record of the attempt, when one was made. It replaces that of an attempt before it which consumed nothing, so
+    /// that a message's records are bounded by its schedule.
     pub record: Option<AttemptRecord>,
     pub verdict: Verdict,
 }

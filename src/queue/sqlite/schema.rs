@@ -1,14 +1,15 @@
 //! The tables of the embedded store, and the check that SQLite keeps its word about durability.
 //!
 //! Invariant: on the happy path a message touches no secondary index. Only waiting messages are indexed (by due time);
-//! fresh ones are found by walking the primary key, once after a restart.
+//! fresh ones are found by walking the primary key, once after a restart. A message's attempts are at most one row for each
+//! number of its schedule, however often a probe fails that consumes none.
 
 use rusqlite::Connection;
 
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -22,8 +23,8 @@ CREATE TABLE message(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NO
 CREATE INDEX due ON message(ep, sub, due) WHERE state = 1;
 CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
     at INTEGER NOT NULL, code INTEGER, ms INTEGER);
-CREATE TABLE attempt(message INTEGER NOT NULL, at INTEGER NOT NULL, n INTEGER NOT NULL, ms INTEGER NOT NULL, code INTEGER,
-    reason TEXT NOT NULL, excerpt BLOB, PRIMARY KEY(message, at)) WITHOUT ROWID;
+CREATE TABLE attempt(message INTEGER NOT NULL, n INTEGER NOT NULL, at INTEGER NOT NULL, ms INTEGER NOT NULL, code INTEGER,
+    reason TEXT NOT NULL, excerpt BLOB, PRIMARY KEY(message, n)) WITHOUT ROWID;
 CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
     at INTEGER NOT NULL, reason TEXT NOT NULL);
 CREATE INDEX dead_ep ON dead(ep);

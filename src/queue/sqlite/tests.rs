@@ -167,6 +167,39 @@ async fn a_store_far_over_its_limit_has_room_again_once_history_gave_way_though_
 }
 
 #[tokio::test]
+async fn probes_that_fail_for_days_leave_one_record_for_each_number_of_an_attempt() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    let fence = queue.claim().await.expect("claim");
+    let targets = vec![target(1, 1, Placement::Fresh)];
+    queue.accept(vec![new_event("a", targets)]).await.expect("accept");
+    let mut one = queue.fresh(fence, MessageId(0), 1).await.expect("fresh")[0];
+    for (at, consumed) in [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1)] {
+        let verdict = Verdict::Wait {
+            due: UnixMillis(0),
+            attempts: consumed,
+        };
+        let mut outcome = settlement(one, verdict);
+        outcome.record.as_mut().expect("a record").at = UnixMillis(at);
+        assert_eq!(
+            queue.settle(fence, vec![outcome]).await.expect("settle"),
+            [Settled::Applied]
+        );
+        one.attempts = consumed;
+    }
+    queue.close().await;
+    drop(queue);
+
+    let file = rusqlite::Connection::open(dir.path().join("tidings.db")).expect("the file");
+    let mut read = file
+        .prepare("SELECT n, at FROM attempt ORDER BY n")
+        .expect("a statement");
+    let rows = read.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+    let rows: Vec<(i64, i64)> = rows.collect::<rusqlite::Result<_>>().expect("rows");
+    assert_eq!(rows, [(1, 4), (2, 6)], "the last of each");
+}
+
+#[tokio::test]
 async fn too_little_free_space_on_the_volume_refuses_events() {
     let dir = Directory::new();
     let queue = open(

@@ -53,7 +53,7 @@ impl<'c> Statements<'c> {
             insert_settled: conn
                 .prepare("INSERT OR REPLACE INTO settled(id, sub, ep, attempts, at, code, ms) VALUES (?, ?, ?, ?, ?, ?, ?)")?,
             insert_attempt: conn.prepare(
-                "INSERT OR REPLACE INTO attempt(message, at, n, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO attempt(message, n, at, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?,
             insert_dead: conn
                 .prepare("INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason) VALUES (?, ?, ?, ?, ?, ?)")?,
@@ -358,14 +358,15 @@ impl<'c> Transaction<'_, 'c> {
             }
             Verdict::Discard => self.effects.settled.push((pair, 1)),
         }
-        // A delivery's own attempt is the settled row; only failures are written twice.
+        // A delivery's own attempt is the settled row; only failures are written twice. One that consumed nothing (a probe)
+        // has the number of the next, which replaces it.
         if let Some(record) = record
             && matches!(verdict, Verdict::Wait { .. } | Verdict::Dead { .. })
         {
             self.statements.insert_attempt.execute(params![
                 message.0,
-                record.at.0,
                 attempts + 1,
+                record.at.0,
                 millis(record.took),
                 record.status,
                 record.reason,
