@@ -29,6 +29,8 @@ pub struct MessageId(pub i64);
 impl MessageId {
     /// Bits of the ordinal: at most 16,384 messages an event.
     pub const ORDINAL_BITS: u32 = 14;
+    /// The most messages of one event; a store refuses an event with more.
+    pub const PER_EVENT: usize = 1 << Self::ORDINAL_BITS;
 
     /// The message of `event` with this ordinal (below 2^14).
     pub fn new(event: EventId, ordinal: u32) -> MessageId {

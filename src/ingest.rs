@@ -140,7 +140,10 @@ impl Ingest {
         let events = parse::parse(mode, request, body, self.max_event, random_id)?;
         self.authorise(&identity, namespace, events.as_slice()).await?;
         let fits = check(&view, &events)?;
-        let placed = accept::place(&view, events.as_slice(), now);
+        let placed = accept::place(&view, events.as_slice(), now).map_err(|position| {
+            tracing::warn!(namespace, "refused an event that too many subscriptions match");
+            Problem::too_many_matched(matches!(events, Events::Batch(_)).then_some(position))
+        })?;
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
         // A panic is one request's 500, not the end of its connection.

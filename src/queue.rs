@@ -38,7 +38,8 @@ pub struct NewEvent {
     pub dedupe: [u8; 16],
     /// The event; the store keeps attributes and data apart, so that data is copied once.
     pub event: Arc<StoredEvent>,
-    /// The messages to make, in order of subscription; above [`ROUTE_AT_ONCE`] the rest is routed in chunks.
+    /// The messages to make, in order of subscription, at most [`MessageId::PER_EVENT`]; above [`ROUTE_AT_ONCE`] the rest is
+    /// routed in chunks.
     pub targets: Vec<Target>,
 }
 
@@ -274,6 +275,9 @@ pub enum QueueError {
     /// No room (the store's limit or the volume's): 503, and deliveries go on.
     #[error("the store is full: {0}")]
     Full(String),
+    /// An event has more targets than [`MessageId::PER_EVENT`].
+    #[error("an event has {0} targets: too many")]
+    TooWide(usize),
     /// A write failed; tried again each second.
     #[error("failed to write to the store: {0}")]
     Write(String),
@@ -293,6 +297,7 @@ impl QueueError {
     pub fn reason(&self) -> &'static str {
         match self {
             QueueError::Full(_) => "Full",
+            QueueError::TooWide(_) => "TooWide",
             QueueError::Write(_) => "Write",
             QueueError::Read(_) => "Read",
             QueueError::Fenced => "Fenced",

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::event::{Event, format};
-use crate::ids::UnixMillis;
+use crate::ids::{MessageId, UnixMillis};
 use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Target};
 use crate::registry::{NamespaceView, SubscriptionEntry};
 
@@ -17,6 +17,11 @@ use super::metrics::Metrics;
 /// Pending messages of one endpoint: over it new ones are dead letters `QueueFull`, the event's other messages go on.
 pub const MAX_PENDING: i64 = 1_000_000;
 
+/// Subscriptions that one event may match, so that each of its messages has an id ([`MessageId::PER_EVENT`]) and a request
+/// a bounded cost. An event that matches more is refused.
+pub(super) const MAX_MATCHED: usize = 10_000;
+const _: () = assert!(MAX_MATCHED <= MessageId::PER_EVENT);
+
 /// Events with the places taken for them.
 pub(super) struct Placed {
     events: Vec<NewEvent>,
@@ -24,14 +29,22 @@ pub(super) struct Placed {
     taken: Vec<Vec<(Arc<SubscriptionEntry>, Placement)>>,
 }
 
-/// Matches events and takes places for their messages.
-pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> Placed {
+/// Matches events and takes places for their messages; or, taking none, gives the position of an event that matches more
+/// than [`MAX_MATCHED`].
+pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> Result<Placed, usize> {
+    let mut matched = Vec::with_capacity(events.len());
+    for (position, event) in events.iter().enumerate() {
+        let found = view.subscriptions.find(&event.r#type, &event.source);
+        if found.len() > MAX_MATCHED {
+            return Err(position);
+        }
+        matched.push(found);
+    }
     let mut placed = Placed {
         events: Vec::with_capacity(events.len()),
         taken: Vec::with_capacity(events.len()),
     };
-    for event in events {
-        let found = view.subscriptions.find(&event.r#type, &event.source);
+    for (event, found) in events.iter().zip(matched) {
         let mut targets = Vec::with_capacity(found.len());
         let mut taken = Vec::with_capacity(found.len());
         for subscription in found {
@@ -51,7 +64,7 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
         });
         placed.taken.push(taken);
     }
-    placed
+    Ok(placed)
 }
 
 /// Stores events and settles their places. Run to its end: dropping it half-way would lose places.
@@ -108,8 +121,8 @@ mod tests {
     use crate::queue::sqlite::{Options, SqliteQueue};
     use crate::queue::{Gauge, ResourceKey};
 
-    /// A namespace where one subscription takes every event, and its endpoint's gauge with some places.
-    fn namespace(places: i64) -> (NamespaceView, Arc<Gauge>) {
+    /// A namespace where some subscriptions take every event, and their endpoint's gauge with some places.
+    fn namespace(subscriptions: usize, places: i64) -> (NamespaceView, Arc<Gauge>) {
         let gauge = Arc::new(Gauge::default());
         gauge.give(places);
         let spec = Arc::new(ResolvedSubscription {
@@ -136,7 +149,7 @@ mod tests {
         });
         let view = NamespaceView {
             uid: "u1".into(),
-            subscriptions: Arc::new(Index::new([(spec, entry)])),
+            subscriptions: Arc::new(Index::new(vec![(spec, entry); subscriptions])),
             types: Arc::new(HashMap::new()),
         };
         (view, gauge)
@@ -156,14 +169,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_event_that_too_many_subscriptions_match_is_refused_and_takes_no_place() {
+        let (view, _) = namespace(MAX_MATCHED, 0);
+        assert!(place(&view, &[event("a")], UnixMillis::now()).is_ok());
+        let (view, gauge) = namespace(MAX_MATCHED + 1, 1);
+        let refused = place(&view, &[event("a")], UnixMillis::now());
+        assert_eq!(refused.err(), Some(0));
+        assert_eq!(gauge.place(MAX_PENDING), Placement::Fresh, "the place is still there");
+    }
+
     #[tokio::test]
     async fn ingest_leaves_the_count_of_what_is_pending_to_the_engine_and_gives_unused_places_back() {
         let dir = tempfile::tempdir().expect("a directory");
         let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).expect("a store");
-        let (view, gauge) = namespace(2);
+        let (view, gauge) = namespace(1, 2);
         let metrics = Metrics::default();
         for (id, new) in [("a", true), ("a", false), ("b", true), ("c", true)] {
-            let placed = place(&view, &[event(id)], UnixMillis::now());
+            let placed = place(&view, &[event(id)], UnixMillis::now()).expect("placed");
             let accepted = store(&queue, &metrics, placed).await.expect("stored");
             assert_eq!(matches!(accepted[0], Accepted::New { .. }), new, "{id}");
         }

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
+use super::accept::MAX_MATCHED;
 use super::auth::{AuthError, Identity, Unavailable};
 use super::parse::ParseError;
 use crate::queue::QueueError;
@@ -80,6 +81,17 @@ impl Problem {
             event,
             errors,
             ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "SchemaViolation", detail)
+        }
+    }
+
+    /// 503: nothing the producer can change, and sending again is right once somebody has.
+    pub fn too_many_matched(event: Option<usize>) -> Problem {
+        let detail = format!(
+            "more than {MAX_MATCHED} subscriptions of the namespace match the event: nothing was accepted; delete some"
+        );
+        Problem {
+            event,
+            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "TooManySubscriptions", detail).retry(LATER)
         }
     }
 
@@ -187,6 +199,7 @@ impl From<&QueueError> for Problem {
     /// What the store says of its disk is for the operator's log, not for producers.
     fn from(err: &QueueError) -> Problem {
         let (reason, detail, seconds) = match err {
+            QueueError::TooWide(_) => return Problem::too_many_matched(None),
             QueueError::Full(_) => ("StoreFull", "the store is full: nothing was accepted", LATER),
             QueueError::Write(_) | QueueError::Read(_) => {
                 ("StoreFailed", "the store cannot be written: nothing was accepted", SOON)

@@ -94,6 +94,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     ids_of_resources_stay(&make()).await;
     arrivals_carry_the_event(&make()).await;
     wide_events_are_routed_whole(&make()).await;
+    an_event_with_too_many_targets_is_refused_whole(&make()).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
     states_are_replaced(&make()).await;
@@ -409,6 +410,25 @@ async fn wide_events_are_routed_whole<B: Bench>(bench: &B) {
     }
     assert_eq!(arrived, WIDE as usize);
     assert_eq!(queue.usage().await.expect("usage").pending, u64::from(WIDE));
+    queue.close().await;
+}
+
+async fn an_event_with_too_many_targets_is_refused_whole<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let targets = |n| (0..n).map(|n| target(1, n, Placement::QueueFull)).collect();
+    let most = MessageId::PER_EVENT as u32;
+    let both = vec![new_event("small", targets(1)), new_event("wide", targets(most + 1))];
+    assert!(matches!(queue.accept(both).await, Err(QueueError::TooWide(n)) if n == most as usize + 1));
+    assert_eq!(
+        queue.usage().await.expect("usage").dead,
+        0,
+        "nothing of the call is stored"
+    );
+    let answers = queue
+        .accept(vec![new_event("small", targets(1))])
+        .await
+        .expect("accept");
+    stored(&answers[0]);
     queue.close().await;
 }
 

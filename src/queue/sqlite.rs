@@ -372,7 +372,7 @@ impl Queue for SqliteQueue {
     async fn route(&self, fence: Fence, limit: usize) -> Result<u64, QueueError> {
         self.call(move |transaction| {
             transaction.check(fence)?;
-            transaction.route(limit)
+            Ok(transaction.route(limit)?)
         })
         .await?;
         Ok(self.shared.view().unrouted)

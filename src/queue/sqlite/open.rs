@@ -208,7 +208,7 @@ fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
     while let Some(row) = rows.next()? {
         tally.add((EndpointId(row.get(0)?), SubscriptionId(row.get(1)?)), 0, 1);
     }
-    let unrouted = number("SELECT count(*) FROM unrouted")? as u64;
+    let unrouted = number("SELECT count(*) FROM unrouted WHERE done >= 0")? as u64;
     Ok(Memory {
         last_event: EventId(last_event),
         next_seen,

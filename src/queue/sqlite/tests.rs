@@ -167,6 +167,38 @@ async fn a_store_far_over_its_limit_has_room_again_once_history_gave_way_though_
 }
 
 #[tokio::test]
+async fn an_event_that_cannot_be_routed_is_set_aside_and_stops_nobody() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    let one = vec![target(1, 1, Placement::Waiting)];
+    queue.accept(vec![new_event("a", one.clone())]).await.expect("accept");
+    queue.close().await;
+    drop(queue);
+    // As a fault would leave it: the message to be made is there already.
+    let file = rusqlite::Connection::open(dir.path().join("tidings.db")).expect("the file");
+    let rows = file
+        .execute("INSERT INTO unrouted SELECT id, 0, zeroblob(9) FROM event", [])
+        .expect("a row");
+    assert_eq!(rows, 1);
+    drop(file);
+
+    let mut wide = None;
+    for _reopened in 0..2 {
+        let queue = open(dir.path(), options());
+        let fence = queue.claim().await.expect("claim");
+        let targets: Vec<_> = (0..600).map(|n| target(2, n, Placement::Waiting)).collect();
+        let answer = queue.accept(vec![new_event("wide", targets)]).await.expect("accept")[0];
+        let (Accepted::New { event, .. } | Accepted::Duplicate { event, .. }) = answer;
+        assert_eq!(*wide.get_or_insert(event), event);
+        while queue.route(fence, 500).await.expect("route") > 0 {}
+        let usage = queue.usage().await.expect("usage");
+        assert_eq!(usage.pending, 601, "the events after it are routed whole");
+        assert_eq!(pending(&queue, fence).await.len(), 601);
+        queue.close().await;
+    }
+}
+
+#[tokio::test]
 async fn probes_that_fail_for_days_leave_one_record_for_each_number_of_an_attempt() {
     let dir = Directory::new();
     let queue = open(dir.path(), options());

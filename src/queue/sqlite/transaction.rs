@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, Statement, params};
+use rusqlite::{Connection, ErrorCode, Statement, params};
 
 use super::dedupe::Key;
 use super::open::Memory;
@@ -134,6 +134,25 @@ impl Effects {
         self.buried.clear();
         self.arrivals.clear();
     }
+
+    /// How far the lists are that making a message adds to.
+    fn messages(&self) -> [usize; 3] {
+        [self.stored.len(), self.buried.len(), self.arrivals.len()]
+    }
+
+    fn forget_messages_after(&mut self, [stored, buried, arrivals]: [usize; 3]) {
+        self.stored.truncate(stored);
+        self.buried.truncate(buried);
+        self.arrivals.truncate(arrivals);
+    }
+}
+
+/// An event of which more messages are to be made.
+struct Unrouted {
+    event: EventId,
+    done: usize,
+    targets: Vec<Target>,
+    stored: Arc<StoredEvent>,
 }
 
 /// One transaction under way.
@@ -167,6 +186,10 @@ impl<'c> Transaction<'_, 'c> {
     }
 
     pub(super) fn accept(&mut self, events: &[NewEvent]) -> Result<Vec<Accepted>, Refusal> {
+        // Before anything is written: a refusal takes nothing back.
+        if let Some(wide) = events.iter().find(|event| event.targets.len() > MessageId::PER_EVENT) {
+            return Err(QueueError::TooWide(wide.targets.len()).into());
+        }
         let mut answers = Vec::with_capacity(events.len());
         for event in events {
             let answer = match self.first_answer(&event.dedupe)? {
@@ -238,9 +261,13 @@ impl<'c> Transaction<'_, 'c> {
         };
         let pair = (endpoint, subscription);
         if let Some(state) = state {
-            self.statements
-                .insert_message
-                .execute(params![message.0, subscription.0, endpoint.0, state, self.now.0])?;
+            self.statements.insert_message.execute(params![
+                message.0,
+                subscription.0,
+                endpoint.0,
+                state,
+                self.now.0
+            ])?;
             self.effects.stored.push((pair, message));
         } else {
             self.dead(message, pair, 0, self.now, DeadReason::QueueFull)?;
@@ -271,24 +298,57 @@ impl<'c> Transaction<'_, 'c> {
         Ok(())
     }
 
-    /// Makes up to `limit` further messages of the oldest event that is not routed whole.
-    pub(super) fn route(&mut self, limit: usize) -> Result<(), Refusal> {
+    /// Makes up to `limit` further messages of the oldest event that is not routed whole. One that cannot be routed is set
+    /// aside: it stays on disk and holds up neither this commit nor the events after it.
+    pub(super) fn route(&mut self, limit: usize) -> rusqlite::Result<()> {
+        let Some(wide) = self.oldest_unrouted()? else {
+            return Ok(());
+        };
+        let before = self.effects.messages();
+        self.conn().execute_batch("SAVEPOINT route")?;
+        match self.route_some(&wide, limit) {
+            Ok(()) => {}
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                self.conn().execute_batch("ROLLBACK TO route")?;
+                self.effects.forget_messages_after(before);
+                self.conn()
+                    .execute("UPDATE unrouted SET done = -1 WHERE event = ?", [wide.event.0])?;
+                self.effects.unrouted -= 1;
+                tracing::error!(event = wide.event.0, %error, "an event's further messages cannot be made: it is set aside");
+            }
+            Err(error) => return Err(error),
+        }
+        self.conn().execute_batch("RELEASE route")
+    }
+
+    fn oldest_unrouted(&self) -> rusqlite::Result<Option<Unrouted>> {
         let mut oldest = self.conn().prepare(
-            "SELECT u.event, u.done, u.targets, e.attrs, e.body FROM unrouted u JOIN event e ON e.id = u.event ORDER BY u.event LIMIT 1",
+            "SELECT u.event, u.done, u.targets, e.attrs, e.body FROM unrouted u JOIN event e ON e.id = u.event
+             WHERE u.done >= 0 ORDER BY u.event LIMIT 1",
         )?;
         let mut rows = oldest.query([])?;
-        let Some(row) = rows.next()? else { return Ok(()) };
-        let event = EventId(row.get(0)?);
-        let done = row.get::<_, u32>(1)? as usize;
-        let targets = unpack(row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?);
-        let stored = Arc::new(StoredEvent {
-            attributes: row.get::<_, Vec<u8>>(3)?.into(),
-            body: row.get::<_, Vec<u8>>(4)?.into(),
-        });
-        drop(rows);
+        let Some(row) = rows.next()? else { return Ok(None) };
+        Ok(Some(Unrouted {
+            event: EventId(row.get(0)?),
+            done: row.get::<_, u32>(1)? as usize,
+            targets: unpack(row.get_ref(2)?.as_blob()?),
+            stored: Arc::new(StoredEvent {
+                attributes: row.get::<_, Vec<u8>>(3)?.into(),
+                body: row.get::<_, Vec<u8>>(4)?.into(),
+            }),
+        }))
+    }
+
+    fn route_some(&mut self, wide: &Unrouted, limit: usize) -> rusqlite::Result<()> {
+        let Unrouted {
+            event,
+            done,
+            targets,
+            stored,
+        } = wide;
         let until = targets.len().min(done.saturating_add(limit));
-        for (ordinal, target) in targets.iter().enumerate().take(until).skip(done) {
-            self.message(MessageId::new(event, ordinal as u32), target, &stored)?;
+        for (ordinal, target) in targets.iter().enumerate().take(until).skip(*done) {
+            self.message(MessageId::new(*event, ordinal as u32), target, stored)?;
         }
         if until == targets.len() {
             self.conn().execute("DELETE FROM unrouted WHERE event = ?", [event.0])?;

@@ -276,7 +276,7 @@ fn commit(
         });
     }
     if transaction.memory.unrouted > 0 {
-        transaction.route(ROUTE_AT_ONCE).map_err(sqlite)?;
+        transaction.route(ROUTE_AT_ONCE)?;
     }
     pruner.run(transaction)?;
     if probe {
@@ -287,13 +287,6 @@ fn commit(
     let changed = transaction.conn().total_changes() != before;
     transaction.statements.commit()?;
     Ok(changed)
-}
-
-fn sqlite(refusal: Refusal) -> rusqlite::Error {
-    match refusal {
-        Refusal::Sqlite(error) => error,
-        Refusal::Queue(error) => rusqlite::Error::ToSqlConversionFailure(Box::new(error)),
-    }
 }
 
 fn answer_one(operation: Operation, answer: Answer) {
