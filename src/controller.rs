@@ -90,8 +90,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             None if leadership.lost.is_cancelled() => work.abort(),
             None => {
                 stop.cancel();
-                let _ = work.await;
-                leadership.vacate().await;
+                tokio::select! {
+                    _ = &mut work => leadership.vacate().await,
+                    () = leadership.lost.cancelled() => work.abort(),
+                }
             }
             Some(result) => {
                 leadership.vacate().await;

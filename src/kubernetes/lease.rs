@@ -167,11 +167,13 @@ async fn keep(claim: Claim, mut lease: Lease, started: Instant, lost: Cancellati
                         tracing::warn!(lease = claim.name, %error, "failed to renew the Lease");
                         next = RETRY_AFTER;
                         if error.is_conflict() || error.code() == Some(404) {
-                            match within(claim.api.get(&claim.name)).await {
-                                Ok(current) if claim.holds(&current) => lease = current,
-                                Ok(_) => { lost.cancel(); return; }
-                                Err(error) if error.code() == Some(404) => { lost.cancel(); return; }
-                                Err(_) => {}
+                            let read = within(claim.api.get(&claim.name));
+                            match tokio::time::timeout_at(renewed + GIVE_UP_AFTER, read).await {
+                                Ok(Ok(current)) if claim.holds(&current) => lease = current,
+                                Ok(Ok(_)) => { lost.cancel(); return; }
+                                Ok(Err(error)) if error.code() == Some(404) => { lost.cancel(); return; }
+                                // No answer in time ends in the arm above.
+                                Ok(Err(_)) | Err(_) => {}
                             }
                         }
                     }
@@ -305,6 +307,9 @@ pub fn loaded(lease: &Lease) -> BTreeMap<String, u64> {
 
 #[cfg(test)]
 mod tests {
+    use kube::Client;
+    use kube::client::Body;
+
     use super::*;
 
     fn lease(holder: Option<&str>, renewed: i64) -> Lease {
@@ -338,6 +343,38 @@ mod tests {
         );
         assert!(!liveness.observe(&lease(None, 1), after(17)), "vacated");
         assert!(liveness.observe(&lease(Some("b"), 1), after(18)), "taken over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_cannot_be_read_after_a_conflict_is_given_up_as_early_as_one_that_cannot_be_renewed() {
+        let refusing = tower::service_fn(|request: http::Request<Body>| async move {
+            if request.method() == http::Method::GET {
+                std::future::pending::<()>().await;
+            }
+            let status = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Conflict","message":"changed","code":409}"#;
+            let response = http::Response::builder()
+                .status(409)
+                .body(Body::from(status.as_bytes().to_vec()));
+            Ok::<_, std::convert::Infallible>(response.unwrap())
+        });
+        let claim = Claim {
+            api: Api::namespaced(Client::new(refusing, "tidings-system"), "tidings-system"),
+            name: "l".into(),
+            identity: "a".into(),
+            labels: BTreeMap::new(),
+        };
+        let (started, lost) = (Instant::now(), CancellationToken::new());
+        let kept = keep(
+            claim,
+            lease(Some("a"), 0),
+            started,
+            lost.clone(),
+            CancellationToken::new(),
+        );
+        kept.await;
+        assert!(lost.is_cancelled());
+        let took = started.elapsed();
+        assert!(took < GIVE_UP_AFTER + RETRY_AFTER, "{took:?}");
     }
 
     #[test]
