@@ -11,7 +11,7 @@ use super::duration::ApiDuration;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.exponential) || self.schedule == ['1s', '10s', '60s', '300s']").message("retry needs one of schedule and exponential: remove one of them"),
-    validation = Rule::new("has(self.exponential) || self.schedule.map(wait, duration(wait)).sum() <= duration(self.maxAge)").message("the waits in retry.schedule must not add up to more than retry.maxAge (72h unless set), the age at which a message is given up")
+    validation = Rule::new("has(self.exponential) || self.schedule.map(wait, duration(wait)).sum() <= duration(self.maxAge)").message("the waits in retry.schedule (1s, 10s, 60s, 300s unless set: 371s) must not add up to more than retry.maxAge (72h unless set): shorten the one or raise the other")
 )]
 pub struct Retry {
     /// Each entry is the wait after the attempt before it, from 100ms to 24h; there is one attempt more than waits. At most

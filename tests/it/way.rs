@@ -7,7 +7,7 @@ use standardwebhooks::Webhook;
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
 
 use super::receiver::{Receiver, keep_answering};
-use super::team::{Shared, Team, Webhooks};
+use super::team::{Team, Webhooks};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_becomes_a_signed_request_that_the_receivers_own_library_verifies() {
@@ -66,11 +66,15 @@ async fn an_event_becomes_a_signed_request_that_the_receivers_own_library_verifi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_message_is_tried_again_after_one_and_ten_seconds_and_kubectl_shows_the_backoff() {
-    let shared = Shared::get();
-    let team = Team::open(shared.cluster, "backoff");
+    // Its own: where a thousand objects become Ready beside it, status in between waits for its turn.
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
+    let team = Team::open(&cluster, "backoff");
     let receiver = Webhooks::answering(|_, earlier| if earlier < 2 { 500 } else { 200 }).await;
     team.deliver_to("crm", &receiver.url(), json!({}));
-    team.send(&shared.dispatcher, "lead-1").await;
+    team.send(&dispatcher, "lead-1").await;
 
     let object = team.until("in backoff", "whe", "crm", |whe| {
         whe["status"]["delivery"]["retry"]["attempt"] == 3
