@@ -96,13 +96,25 @@ impl Endpoint {
                 self.good = held;
                 EndpointState::Usable(Arc::new(resolved))
             }
-            Err(unresolved) => self.resolve_good(&unresolved, egress),
+            Err(unresolved) => self.resolve_good(held, &unresolved, egress),
         }
     }
 
-    fn resolve_good(&self, unresolved: &Unresolved, egress: &Arc<EgressRules>) -> EndpointState {
+    /// Only values are taken from what was good: whether a Secret may still be used is what its labels and its type say now.
+    fn resolve_good(
+        &self,
+        mut held: BTreeMap<Reference, Found>,
+        unresolved: &Unresolved,
+        egress: &Arc<EgressRules>,
+    ) -> EndpointState {
+        for (reference, good) in &self.good {
+            if let Some(found) = held.get_mut(reference) {
+                found.data = good.data.clone();
+                found.annotations = good.annotations.clone();
+            }
+        }
         let again = (is_spoilt(unresolved.reason) && !self.good.is_empty())
-            .then(|| resolve_endpoint(&self.object, &fetch::references(&self.good, &BTreeMap::new()), egress).ok())
+            .then(|| resolve_endpoint(&self.object, &fetch::references(&held, &BTreeMap::new()), egress).ok())
             .flatten();
         match again {
             Some(resolved) => EndpointState::Usable(Arc::new(resolved)),
@@ -250,5 +262,81 @@ impl Loader {
             state,
         };
         self.tools.registry.put_endpoint(entry).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
+
+    fn found(is_open: bool, data: &[(&str, &str)]) -> Found {
+        let label = (USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned());
+        let bytes = |(key, value): &(&str, &str)| ((*key).to_owned(), value.as_bytes().to_vec());
+        Found {
+            labels: BTreeMap::from_iter(is_open.then_some(label)),
+            data: data.iter().map(bytes).collect(),
+            ..Found::default()
+        }
+    }
+
+    /// An endpoint whose token is in one Secret and whose header is in another.
+    fn endpoint() -> Endpoint {
+        let from = |name: &str| json!({"name": name, "key": "value"});
+        let object: WebhookEndpoint = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "WebhookEndpoint",
+            "metadata": {"name": "crm", "namespace": "sales", "generation": 1},
+            "spec": {
+                "url": "https://hooks.example.com/",
+                "signing": {"scheme": "None"},
+                "auth": {"type": "Bearer", "bearer": {"secretKeyRef": from("token")}},
+                "headers": [{"name": "x-team", "secretKeyRef": from("header")}],
+            },
+        }))
+        .unwrap();
+        Endpoint::new(Arc::new(object), Instant::now())
+    }
+
+    /// What the registry would be told after these Secrets were read.
+    fn state(endpoint: &mut Endpoint, version: &str, token: Found, header: Found) -> EndpointState {
+        let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), found)));
+        endpoint.material.start();
+        let reads = vec![read("token", token), read("header", header)];
+        endpoint.material.finish(reads, Instant::now());
+        endpoint.resolve(&Arc::default())
+    }
+
+    #[test]
+    fn a_spoilt_secret_goes_on_with_its_last_good_value_but_opens_no_other_secret() {
+        let mut endpoint = endpoint();
+        let good = || found(true, &[("value", "a")]);
+        let spoilt = || found(true, &[]);
+        assert!(matches!(
+            state(&mut endpoint, "1", good(), good()),
+            EndpointState::Usable(_)
+        ));
+        assert!(matches!(
+            state(&mut endpoint, "2", good(), spoilt()),
+            EndpointState::Usable(_)
+        ));
+        assert!(matches!(
+            state(&mut endpoint, "3", spoilt(), spoilt()),
+            EndpointState::Usable(_)
+        ));
+        for (token, header) in [
+            (found(false, &[("value", "a")]), spoilt()),
+            (spoilt(), found(false, &[("value", "a")])),
+            (found(false, &[]), spoilt()),
+        ] {
+            let state = state(&mut endpoint, "4", token, header);
+            assert!(matches!(state, EndpointState::Unusable { .. }), "{state:?}");
+        }
+        assert!(
+            matches!(state(&mut endpoint, "5", good(), spoilt()), EndpointState::Usable(_)),
+            "opened again"
+        );
     }
 }
