@@ -94,9 +94,6 @@ impl State {
                 if let Verdict::Wait { due, attempts } = decision.verdict {
                     // Before it is recorded: who looks at the failure wants to see when it is tried again.
                     endpoint.note_retry(due, job.pending.message, attempts);
-                    if endpoint.overridden {
-                        endpoint.retried.insert(job.pending.message);
-                    }
                 }
             }
         }
@@ -107,6 +104,10 @@ impl State {
             }
             Some(Transition::BreakerClosed) => endpoint.override_due_times(),
             Some(Transition::Disabled) | None => {}
+        }
+        // After the transition: the probe that closed the breaker may have failed by itself.
+        if endpoint.overridden && matches!(decision.verdict, Verdict::Wait { .. }) {
+            endpoint.retried.insert(job.pending.message);
         }
         self.hand_over(Settlement {
             message: job.pending.message,

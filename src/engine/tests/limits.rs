@@ -149,3 +149,25 @@ async fn what_a_receiver_refuses_for_good_is_a_dead_letter_after_one_attempt() {
         .await;
     assert_eq!(view.delivering, Delivering::Backoff, "the breaker does not count them");
 }
+
+#[tokio::test]
+async fn a_probe_that_closes_the_breaker_with_a_failure_of_its_own_waits_for_its_backoff() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world
+        .endpoint_with("crm", |endpoint| endpoint.breaker.open_after = 1)
+        .await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Answer(503)]);
+    world.send(id, 1).await;
+    world.until_delivering(id, Delivering::CircuitOpen).await;
+    world.script.set("crm", &[Act::Answer(400)]);
+    world.pass(30).await;
+    world.until_delivering(id, Delivering::Backoff).await;
+    world.settled().await;
+    assert_eq!(world.script.count("crm"), 2, "the attempt and the probe");
+    world.pass(9).await;
+    assert_eq!(world.script.count("crm"), 2, "the second wait is ten seconds");
+    world.pass(1).await;
+    assert_eq!(world.script.count("crm"), 3);
+}
