@@ -5,7 +5,7 @@
 //! while an earlier page was read has an earlier due time than that page's last.
 
 use super::endpoint::{Access, Held};
-use super::state::{State, unmade};
+use super::state::{State, UNRECORDED, unmade};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{DeadReason, Fence, Pending, Queue, QueueError, Verdict, Window};
 use crate::schedule::decide::{accepted_at, expired};
@@ -36,8 +36,11 @@ pub(super) struct PageRequest {
 pub(super) type Rows = (SubscriptionId, Vec<Pending>);
 
 impl State {
-    /// The next page to be read.
+    /// The next page to be read; none while outcomes wait for the store, for a page's expired rows become more of them.
     pub fn next_page(&mut self, now: UnixMillis) -> Option<PageRequest> {
+        if self.unrecorded() >= UNRECORDED {
+            return None;
+        }
         let crowded = self.metrics.window.get() > CROWDED;
         while let Some(id) = self.to_page.pop_front() {
             let Some(endpoint) = self.endpoints.get_mut(&id) else {
@@ -149,8 +152,12 @@ impl State {
                 known.note_due(due, false);
             }
         }
-        endpoint.paging = false;
+        // Behind a page of expired rows there are more of them, also where nothing may be sent and no page is asked for.
+        endpoint.paging = !complete && !outcomes.is_empty() && !self.draining;
         endpoint.left.clear();
+        if endpoint.paging {
+            self.to_page.push_back(id);
+        }
         for pending in taken {
             endpoint.window.push_back(Held {
                 pending,

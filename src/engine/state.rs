@@ -40,8 +40,9 @@ const WINDOW_BODIES: usize = 32 << 20;
 const FLIGHT_BODIES: usize = 64 << 20;
 /// What a body that is still to be read may take: the default limit of ingest.
 const UNREAD_BODY: usize = 256 << 10;
-/// Outcomes that the store has not recorded; beyond, nothing is started, for a crash would repeat all of it.
-const UNRECORDED: usize = 10_000;
+/// Outcomes that the store has not recorded; beyond, nothing is started and no page is read, for a crash would repeat all
+/// of it.
+pub(super) const UNRECORDED: usize = 10_000;
 
 /// Where an attempt's slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

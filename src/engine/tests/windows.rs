@@ -1,6 +1,7 @@
 //! What is held in memory, step by step: orders of events that a run meets only now and then.
 
 use super::*;
+use crate::engine::state::UNRECORDED;
 use crate::ids::EventId;
 use crate::queue::{Pending, Settled};
 
@@ -101,4 +102,38 @@ fn a_message_that_is_let_go_is_held_until_we_hear_that_it_waits_in_the_store() {
         .collect();
     held.sort_unstable();
     assert_eq!(held, [fresh.message, waiting.message], "each would be sent once");
+}
+
+#[test]
+fn no_more_expires_than_the_store_records() {
+    let accepted = UnixMillis::now();
+    let now = accepted.plus(Duration::from_secs(100 * 3_600));
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), now);
+    subscribed(&mut state, now);
+    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(accepted, false);
+    state.evaluate(ENDPOINT, now);
+
+    // The disk refuses, reads go on, and there are twice as many expired messages as may wait for it.
+    let rows: Vec<Pending> = (0..2 * UNRECORDED as i64)
+        .map(|number| message(number, accepted))
+        .collect();
+    let read = |state: &mut State| {
+        let request = state.next_page(now)?;
+        let page = rows.iter().copied().take(request.limit).collect();
+        state.paged(&request, vec![(SUBSCRIPTION, page)], now);
+        Some(())
+    };
+    while read(&mut state).is_some() {}
+    let waiting = state.unrecorded();
+    assert!(
+        (UNRECORDED..UNRECORDED + 1_000).contains(&waiting),
+        "{waiting} outcomes wait"
+    );
+
+    // The store records some: the rest goes on.
+    let outcomes: Vec<_> = state.outbox.drain(..2_000).collect();
+    state.recorded(&outcomes, &[Settled::Applied; 2_000], now);
+    assert!(read(&mut state).is_some());
 }
