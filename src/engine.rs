@@ -50,7 +50,7 @@ const TICK: Duration = Duration::from_millis(250);
 const COUNT_EVERY: u32 = 40;
 /// After a posted transition the next waits this long: a flapping endpoint costs twenty posts a second at most.
 const URGENT_PAUSE: Duration = Duration::from_millis(50);
-/// For the tasks that remain after a drain: they only answer the store.
+/// For all that is still told to the store after a drain: a disk that refuses must not hold the process.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What an engine works with.
@@ -183,6 +183,7 @@ impl Engine {
         run(Box::pin(follow_changes(Arc::clone(&core), config.changes)));
         run(Box::pin(watch_time(Arc::clone(&core))));
         run(Box::pin(tick(Arc::clone(&core))));
+        run(Box::pin(keep_states(Arc::clone(&core))));
         run(Box::pin(post(Arc::clone(&core))));
         for _ in 0..PAGERS {
             run(Box::pin(read_pages(Arc::clone(&core))));
@@ -213,17 +214,27 @@ impl Engine {
             core.cut.cancel();
             core.attempts.wait().await;
         }
-        let recorded = tokio::time::timeout(LAST_WORDS, settle::all_recorded(core))
+        let until = tokio::time::Instant::now() + LAST_WORDS;
+        let recorded = tokio::time::timeout_at(until, settle::all_recorded(core))
             .await
             .unwrap_or(false);
         let states = core.lock().dirty_states(true);
+        let keep = core.queue.put_endpoint_states(core.fence, states);
         let kept = match core.lost.is_cancelled() {
-            true => Ok(()),
-            false => core.queue.put_endpoint_states(core.fence, states).await,
+            true => true,
+            // Handed to the store in any case: while it closes it tries its disk once more.
+            false => match tokio::time::timeout_at(until, keep).await {
+                Ok(Ok(())) => true,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "failed to keep the endpoints' states");
+                    false
+                }
+                Err(_late) => {
+                    tracing::warn!("failed to keep the endpoints' states in time");
+                    false
+                }
+            },
         };
-        if let Err(error) = &kept {
-            tracing::warn!(%error, "failed to keep the endpoints' states");
-        }
         {
             let now = core.clock.now();
             let mut state = core.lock();
@@ -233,7 +244,7 @@ impl Engine {
         core.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        recorded && kept.is_ok()
+        recorded && kept
     }
 }
 
@@ -356,20 +367,29 @@ async fn tick(core: Arc<Core>) {
         ticks.tick().await;
         count = count.wrapping_add(1);
         let now = core.clock.now();
-        let states = core.step(|state| {
+        core.step(|state| {
             state.look_again(now);
             state.post_changed(&core.board, now);
-            state.dirty_states(false)
         });
+        graves::bury(&core).await;
+        if count.is_multiple_of(COUNT_EVERY) {
+            core.recount().await;
+        }
+    }
+}
+
+/// Keeps the states that changed. A task of its own: while the disk refuses, the store does not answer.
+async fn keep_states(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let states = core.lock().dirty_states(false);
         if !states.is_empty()
             && let Err(error) = core.queue.put_endpoint_states(core.fence, states.clone()).await
         {
             tracing::warn!(%error, "failed to keep endpoints' states; tried again");
             core.lock().dirty_again(&states);
-        }
-        graves::bury(&core).await;
-        if count.is_multiple_of(COUNT_EVERY) {
-            core.recount().await;
         }
     }
 }

@@ -353,7 +353,7 @@ pub trait Queue: Send + Sync + 'static {
     /// Every endpoint's durable state (breaker, failing since, disabled), as the scheduler wrote it.
     async fn endpoint_states(&self, fence: Fence) -> Result<Vec<(EndpointId, Bytes)>, QueueError>;
 
-    /// Replaces endpoints' durable states.
+    /// Replaces endpoints' durable states. While the disk refuses it does not return, as [`Queue::settle`].
     async fn put_endpoint_states(&self, fence: Fence, states: Vec<(EndpointId, Bytes)>) -> Result<(), QueueError>;
 
     /// Turns up to `limit` pending messages of a deleted endpoint or subscription into dead letters; how many.

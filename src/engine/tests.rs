@@ -22,6 +22,7 @@ use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
 mod limits;
+mod refusals;
 mod scenarios;
 mod windows;
 
@@ -142,7 +143,11 @@ struct World {
 
 impl World {
     async fn open(dir: &Path, script: Arc<Script>, clock: Arc<Clock>) -> World {
-        let (queue, _) = SqliteQueue::open(dir, Options::default()).unwrap();
+        World::open_with(dir, script, clock, Options::default()).await
+    }
+
+    async fn open_with(dir: &Path, script: Arc<Script>, clock: Arc<Clock>, options: Options) -> World {
+        let (queue, _) = SqliteQueue::open(dir, options).unwrap();
         let queue = Arc::new(queue);
         let fence = queue.claim().await.unwrap();
         let (registry, changes) = Registry::new(64);
@@ -177,9 +182,13 @@ impl World {
     }
 
     async fn new(dir: &Path) -> World {
+        World::new_with(dir, Options::default()).await
+    }
+
+    async fn new_with(dir: &Path, options: Options) -> World {
         // Ahead of the store's clock, which goes on by itself: what is stored now is due now.
         let clock = Arc::new(Clock::manual(UnixMillis::now().plus(Duration::from_secs(60))));
-        World::open(dir, Arc::default(), clock).await
+        World::open_with(dir, Arc::default(), clock, options).await
     }
 
     /// The process ends; the store is closed and opened by the next.

@@ -28,7 +28,7 @@ mod arrivals;
 mod checkpoint;
 mod dedupe;
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
 mod inbox;
 mod open;
 mod prune;

@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rusqlite::ffi;
 
 /// Name of the VFS.
-pub(super) const NAME: &str = "tidings-faults";
+pub(crate) const NAME: &str = "tidings-faults";
 
 /// One directory's disk.
 #[derive(Default)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     /// What every write answers: a SQLite code, 0 for success.
-    pub(super) write_fails: AtomicI32,
+    pub(crate) write_fails: AtomicI32,
     /// Every fsync fails.
     pub(super) sync_fails: AtomicBool,
     /// An fsync that answers success and does nothing.
@@ -59,7 +59,7 @@ impl Change {
 
 impl Disk {
     /// The disk under `dir`, whose files are opened through the VFS from now on.
-    pub(super) fn under(dir: &Path) -> Arc<Disk> {
+    pub(crate) fn under(dir: &Path) -> Arc<Disk> {
         register();
         let disk = Arc::new(Disk::default());
         disks().push((dir.to_owned(), Arc::clone(&disk)));
