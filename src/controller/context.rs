@@ -58,11 +58,16 @@ pub struct Stores {
     pub leases: Store<Lease>,
 }
 
-/// What is known of the grants in one namespace, and when they were written last.
+/// What is known of the grants in one namespace.
 #[derive(Default)]
 pub struct Granted {
     pub known: Known,
+    /// When they were written or checked last.
     pub written: Option<Instant>,
+    /// When they are to be checked: somebody else may have changed them.
+    pub check: Option<Instant>,
+    /// Endpoints that asked to be looked at, and the values they did it with.
+    pub asked: BTreeSet<(String, String)>,
 }
 
 /// One leadership's state: a new leader begins with nothing and reads it all.

@@ -162,6 +162,44 @@ async fn the_dispatcher_may_read_exactly_what_endpoints_name_and_only_while_they
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_somebody_else_took_away_or_changed_is_repaired_when_that_is_asked_for() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "repaired");
+    team.endpoint("crm", "https://127.0.0.1:9/", json!({}));
+    team.ready("whe/crm");
+    let all = ["configmaps/receiver-ca", "secrets/crm-signing"];
+    until_granted(&team, &all);
+    let bindings = || {
+        let args = ["get", "rolebindings", "-n", "repaired", "-o", "name"];
+        let listed = shared.cluster.kubectl_ok(&args).unwrap();
+        let own = listed.lines().filter(|name| name.contains("/tidings-dispatcher-"));
+        own.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let before = bindings();
+    assert!(!before.is_empty());
+    for binding in &before {
+        shared
+            .cluster
+            .kubectl_ok(&["delete", binding, "-n", "repaired"])
+            .unwrap();
+    }
+    let role = tidings::controller::grants::shard_name(tidings::controller::grants::shard_of("crm-signing"));
+    let rules =
+        json!({"rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["other"], "verbs": ["get"]}]});
+    let other = rules.to_string();
+    let patch = ["patch", "role", &role, "-n", "repaired", "--type=merge", "-p", &other];
+    shared.cluster.kubectl_ok(&patch).unwrap();
+
+    team.ask("crm", "reconcile");
+    until_granted(&team, &all);
+    let deadline = Instant::now() + PATIENCE;
+    while bindings() != before {
+        assert!(Instant::now() < deadline, "{:?}, not {before:?}", bindings());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_used_only_when_its_owner_opened_it_and_the_message_is_the_command_for_that() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "opened");

@@ -40,14 +40,14 @@ impl Scope<'_> {
             }
             writes += 1;
             match new {
-                // A shard that was there with names has its RoleBinding; an empty one is unknown.
-                Some(shard) if old.is_some_and(|old| *old != Shard::default()) => {
-                    self.apply(number, &role(self.namespace, number, shard)).await?;
-                }
                 Some(shard) => {
                     self.apply(number, &role(self.namespace, number, shard)).await?;
-                    self.apply(number, &binding(self.namespace, number, self.grantee))
-                        .await?;
+                    // A shard that was there with names had its RoleBinding; an empty one is unknown.
+                    let had = old.is_some_and(|old| *old != Shard::default());
+                    if !had || !self.is_bound(number).await? {
+                        self.apply(number, &binding(self.namespace, number, self.grantee))
+                            .await?;
+                    }
                 }
                 None => self.delete(number).await?,
             }
@@ -68,6 +68,13 @@ impl Scope<'_> {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         within(api.patch(&shard_name(number), &params, &Patch::Apply(&body))).await?;
         Ok(())
+    }
+
+    /// Whether the RoleBinding is as we write it. A read instead of a write: it nearly always is.
+    async fn is_bound(&self, number: u8) -> Result<bool, RequestError> {
+        let bindings: Api<RoleBinding> = Api::namespaced(self.context.client.clone(), self.namespace);
+        let found = optional(within(bindings.get_with(&shard_name(number), &GetParams::any())).await)?;
+        Ok(found.is_some_and(|found| binds(&found, number, self.grantee)))
     }
 
     /// The RoleBinding goes first: without its Role it would be an error in every authorisation's log.

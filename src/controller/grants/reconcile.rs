@@ -1,5 +1,6 @@
-//! The grants of one namespace, brought about at most once a second.
+//! The grants of one namespace, brought about at most once a second, and checked now and then.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -8,12 +9,17 @@ use tokio::time::Instant;
 use super::Wanted;
 use super::apply::Scope;
 use crate::api::WebhookEndpoint;
+use crate::api::names::RECONCILE_REQUESTED;
 use crate::api::resolve::{Reference, references_of};
 use crate::controller::context::{Context, Key};
 use crate::controller::work::{Again, Error};
 
 /// At most one write of a namespace's Roles in this time: changes meanwhile go together.
 const GAP: Duration = Duration::from_secs(1);
+/// How often what was granted is read again, at most: it is repaired when somebody else changed it.
+const CHECK_EVERY: Duration = Duration::from_secs(600);
+/// For each namespace, thirty-two reads: eighty reads a second in the long run.
+const CHECK_EACH: Duration = Duration::from_millis(400);
 
 /// Grants what the namespace's endpoints name, and no more.
 pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Error> {
@@ -30,13 +36,19 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
     let mut granted = granted.lock().await;
     let endpoints = context.endpoints_of(namespace);
     let wanted = wanted(endpoints.iter().map(AsRef::as_ref));
-    if granted.known.as_ref() == Some(&wanted) {
-        return Ok(None);
+    let asked = asked(endpoints.iter().map(AsRef::as_ref));
+    let is_first = granted.known.is_none();
+    let is_check = granted.check.is_some_and(|at| at <= Instant::now()) || !asked.is_subset(&granted.asked);
+    if granted.known.as_ref() == Some(&wanted) && !is_check {
+        return Ok(granted.check);
     }
     if let Some(next) = granted.written.map(|at| at + GAP)
         && next > Instant::now()
     {
         return Ok(Some(next));
+    }
+    if is_check {
+        granted.known = None;
     }
     let scope = Scope {
         context,
@@ -45,17 +57,40 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
     };
     let result = scope.bring_about(&wanted, &mut granted.known).await;
     let writes = result.map_err(Error::when("grant the dispatcher access to Secrets"))?;
-    if writes > 0 {
+    if writes > 0 || is_check {
         granted.written = Some(Instant::now());
         tracing::debug!(namespace, writes, "granted");
     }
+    if granted.check.is_none() || is_check {
+        granted.check = Some(Instant::now() + check_after(context.stores.namespaces.len(), rand::random()));
+    }
+    granted.asked = asked;
+    // Without endpoints there is nothing that somebody could miss.
+    let check = granted.check.filter(|_| !endpoints.is_empty());
     drop(granted);
+    if writes == 0 && !is_first {
+        return Ok(check);
+    }
     for endpoint in endpoints {
         context
             .queue
             .add(Key::Endpoint(namespace.to_owned(), endpoint.name_any()), Instant::now());
     }
-    Ok(None)
+    Ok(check)
+}
+
+/// How long until the next check: spread by `random`, so that what was read together at a start is not read together for
+/// ever.
+fn check_after(namespaces: usize, random: u8) -> Duration {
+    let every = CHECK_EVERY.max(CHECK_EACH * u32::try_from(namespaces).unwrap_or(u32::MAX));
+    every + every * u32::from(random) / u32::from(u8::MAX) / 2
+}
+
+/// Which endpoints ask to be looked at, and with which value.
+fn asked<'a>(endpoints: impl Iterator<Item = &'a WebhookEndpoint>) -> BTreeSet<(String, String)> {
+    endpoints
+        .filter_map(|e| Some((e.name_any(), e.annotations().get(RECONCILE_REQUESTED)?.clone())))
+        .collect()
 }
 
 /// What these endpoints name.
@@ -75,4 +110,16 @@ pub async fn covers(context: &Context, namespace: &str, references: &[Reference]
     let granted = granted.lock().await;
     let known = granted.known.as_ref();
     known.is_some_and(|known| references.iter().all(|r| known.covers(r)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_checked_every_ten_to_fifteen_minutes_and_less_often_where_there_are_many_namespaces() {
+        assert_eq!(check_after(1, 0), CHECK_EVERY);
+        assert_eq!(check_after(1, u8::MAX), CHECK_EVERY * 3 / 2);
+        assert_eq!(check_after(5_000, 0), CHECK_EACH * 5_000);
+    }
 }
