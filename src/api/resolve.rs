@@ -42,7 +42,7 @@ pub struct Unresolved {
 
 impl Unresolved {
     /// Something outside the resource is missing: it is looked at again.
-    fn waiting(reason: &'static str, message: impl Into<String>) -> Unresolved {
+    pub(crate) fn waiting(reason: &'static str, message: impl Into<String>) -> Unresolved {
         Unresolved {
             reason,
             message: message.into(),

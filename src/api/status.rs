@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// How many failures `recentFailures` keeps.
 pub const RECENT_FAILURES: usize = 5;
 
+/// How many characters `handledEnableRequest` holds: its schema's bound.
+pub const ENABLE_REQUEST_LONGEST: usize = 256;
+
 /// What is known of a WebhookEndpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -17,8 +17,10 @@ use super::grants::reconcile::covers;
 use super::memory::Asked;
 use super::work::{Again, Error};
 use crate::api::WebhookEndpoint;
+use crate::api::conditions::reasons;
 use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
-use crate::api::resolve::{References, references_of, resolve_endpoint, signing_reference};
+use crate::api::resolve::{References, Unresolved, references_of, resolve_endpoint, signing_reference};
+use signing::Signing;
 
 /// The plural, as dispatchers' Leases name it.
 const PLURAL: &str = "webhookendpoints";
@@ -50,7 +52,11 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     for (reference, found) in &material {
         values.insert(reference.clone(), found.to_lookup());
     }
-    let outcome = resolve_endpoint(&endpoint, &values, &egress);
+    let outcome = match (resolve_endpoint(&endpoint, &values, &egress), signing.refused()) {
+        (Err(unresolved), _) if unresolved.stalled => Err(unresolved),
+        (_, Some(message)) => Err(Unresolved::waiting(reasons::SECRET_ACCESS_DENIED, message)),
+        (outcome, None) => outcome,
+    };
 
     let granted = covers(context, namespace, &references_of(&endpoint)).await;
     let standing = status::Standing {
@@ -68,6 +74,10 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     );
     context.wait_for_dispatcher(key.clone(), report.waits);
     status::apply(context, &key, &endpoint, &report).await?;
+    if let Signing::Refused { error, .. } = signing {
+        // Told; tried again like everything that failed.
+        return Err(error);
+    }
 
     let reread = Instant::now() + context.references.period() + MARGIN;
     let due = signing

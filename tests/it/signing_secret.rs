@@ -79,6 +79,32 @@ async fn a_signing_secret_is_provisioned_kept_adopted_and_goes_only_where_that_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signing_secret_that_the_api_server_refuses_is_said_with_its_own_words() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "refused");
+    let url = "https://127.0.0.1:9/hooks";
+    // The prefix passes the resource's own rules and not the API server's.
+    let labelled = |name: &str| json!({"signing": {"secretTemplate": {"labels": {name: "crm"}}}});
+    team.endpoint("crm", url, labelled("example..com/team"));
+    let refused = team.until("refused", "whe", "crm", |endpoint| {
+        let conditions = endpoint["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "False"))
+    });
+    let conditions = refused["status"]["conditions"].as_array().unwrap();
+    let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!(ready["reason"], "SecretAccessDenied");
+    let message = ready["message"].as_str().unwrap();
+    assert!(
+        message.contains("crm-signing") && message.contains("example..com/team"),
+        "{message}"
+    );
+    assert_eq!(team.condition("whe", "crm", "Stalled"), None);
+
+    team.endpoint("crm", url, json!({}));
+    team.ready("whe/crm");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_of_another_type_is_never_written_to() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "conflict");

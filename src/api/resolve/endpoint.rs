@@ -17,6 +17,7 @@ use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unresolved};
 use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
+use crate::api::status::ENABLE_REQUEST_LONGEST;
 use crate::api::{WebhookEndpoint, names};
 use crate::signing::{KeyError, Scheme, Signer};
 
@@ -166,8 +167,14 @@ pub fn resolve_endpoint(
         disable_after,
         suspend: spec.suspend,
         egress: Arc::clone(egress),
-        enable_request: endpoint.annotations().get(names::ENABLE_REQUESTED).cloned(),
+        enable_request: enable_request(endpoint),
     })
+}
+
+/// The annotation, cut to what `handledEnableRequest` can hold.
+fn enable_request(endpoint: &WebhookEndpoint) -> Option<String> {
+    let value = endpoint.annotations().get(names::ENABLE_REQUESTED)?;
+    Some(value.chars().take(ENABLE_REQUEST_LONGEST).collect())
 }
 
 fn header_names(headers: &[Header]) -> Result<Vec<HeaderName>, Unresolved> {

@@ -9,6 +9,9 @@ use super::{EgressRules, Host, Target, Unresolved};
 use crate::api::address;
 use crate::api::conditions::reasons;
 
+/// RFC 1035, section 2.3.4, without the trailing dot. `status.target` holds no longer one either.
+const NAME_LONGEST: usize = 253;
+
 /// The target, unless the text is no usable https URL or names an address that is not opened.
 pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresolved> {
     let url = Url::parse(text).map_err(|error| {
@@ -29,6 +32,9 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
     let host = match url.host() {
         Some(url::Host::Domain(name)) if name.ends_with('.') => {
             return refuse("url must name its host without a trailing dot");
+        }
+        Some(url::Host::Domain(name)) if name.len() > NAME_LONGEST => {
+            return refuse("url must name a host of at most 253 characters: no DNS name is longer");
         }
         Some(url::Host::Domain(name)) => Host::Name(name.to_owned()),
         Some(url::Host::Ipv4(ip)) => Host::Address(IpAddr::V4(ip)),

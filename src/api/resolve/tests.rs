@@ -111,7 +111,9 @@ fn a_port_and_an_ipv6_host_show_in_authority_and_origin() {
 
 #[test]
 fn urls_that_cannot_be_used_are_stalled_with_a_reason() {
+    let long = format!("https://{}com/", "a.".repeat(126));
     for (url, reason) in [
+        (long.as_str(), reasons::INVALID_SPEC),
         ("http://example.com/", reasons::INVALID_SPEC),
         ("example.com", reasons::INVALID_SPEC),
         ("https://user@example.com/", reasons::INVALID_SPEC),
@@ -137,6 +139,17 @@ fn urls_that_cannot_be_used_are_stalled_with_a_reason() {
             "{url}: {unresolved}"
         );
     }
+}
+
+#[test]
+fn a_host_may_have_253_characters_and_a_request_to_enable_is_cut_to_what_status_holds() {
+    let host = format!("{}c", "a.".repeat(126));
+    let mut endpoint = endpoint(&format!("https://{host}/"));
+    let asked = (names::ENABLE_REQUESTED.to_owned(), "ä".repeat(300));
+    endpoint.metadata.annotations = Some(BTreeMap::from([asked]));
+    let resolved = resolve_endpoint(&endpoint, &generated(), &closed()).unwrap();
+    assert_eq!((host.len(), resolved.target.host), (253, Host::Name(host)));
+    assert_eq!(resolved.enable_request, Some("ä".repeat(256)));
 }
 
 #[test]

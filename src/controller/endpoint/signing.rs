@@ -32,6 +32,11 @@ const STEPS: usize = 6;
 /// Overlap where the spec has no `rotation`: the schema's default.
 const DEFAULT_OVERLAP: Duration = Duration::from_secs(24 * 3600);
 
+/// Characters of the API server's answer that are told.
+const TOLD_LONGEST: usize = 300;
+/// No key's text has fewer characters without a break.
+const KEY_SHORTEST: usize = 32;
+
 /// How the endpoint's signing stands.
 #[derive(Debug)]
 #[expect(
@@ -52,6 +57,8 @@ pub enum Signing {
     },
     /// It cannot be read or is no signing Secret: resolving says why. Nothing is written.
     Unusable { name: String },
+    /// The API server refuses what is due: a quota, an admission policy, a template it does not take.
+    Refused { name: String, error: Error },
 }
 
 impl Signing {
@@ -64,6 +71,38 @@ impl Signing {
             _ => None,
         }
     }
+
+    /// What the API server said when it refused what is due.
+    pub fn refused(&self) -> Option<String> {
+        let Signing::Refused { name, error } = self else {
+            return None;
+        };
+        let said = refusal(error)?;
+        Some(format!("the API server refuses to write Secret {name}: {said}"))
+    }
+}
+
+/// What the API server said, if it refused for good: trying again helps only when somebody changed something.
+fn refusal(error: &Error) -> Option<String> {
+    let Error::Request {
+        source: RequestError::Api(kube::Error::Api(status)),
+        ..
+    } = error
+    else {
+        return None;
+    };
+    matches!(status.code, 400 | 403 | 413 | 422).then(|| told(&status.reason, &status.message))
+}
+
+/// An answer of the API server about a Secret, for everybody to read: it may quote what was to be written, so one that
+/// holds anything that could be a key, as text or as base64 or hexadecimal, is left out.
+fn told(reason: &str, message: &str) -> String {
+    let could_be_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_');
+    let mut runs = message.split(|c| !could_be_key(c));
+    if message.is_empty() || runs.any(|run| run.len() >= KEY_SHORTEST) {
+        return reason.to_owned();
+    }
+    message.chars().take(TOLD_LONGEST).collect()
 }
 
 /// Takes every step that is due.
@@ -76,6 +115,19 @@ pub async fn bring_about(
     let Some(name) = generated_secret(endpoint) else {
         return Ok(Signing::Foreign);
     };
+    match take_steps(context, key, endpoint, seen, name.clone()).await {
+        Err(error) if refusal(&error).is_some() => Ok(Signing::Refused { name, error }),
+        taken => taken,
+    }
+}
+
+async fn take_steps(
+    context: &Context,
+    key: &Key,
+    endpoint: &WebhookEndpoint,
+    seen: &Seen,
+    name: String,
+) -> Result<Signing, Error> {
     let desk = Desk {
         context,
         endpoint,
@@ -352,5 +404,26 @@ pub fn next_rotation(signing: &Signing) -> Option<Timestamp> {
     match signing {
         Signing::Generated { secret, rotation, .. } => rotation::next_rotation(secret, *rotation),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_said_is_told_unless_it_could_hold_a_key() {
+        let quota = "secrets \"crm-signing\" is forbidden: exceeded quota: team, requested: count/secrets=1";
+        assert_eq!(told("Forbidden", quota), quota);
+        assert_eq!(told("Forbidden", &"no ".repeat(200)).len(), TOLD_LONGEST);
+        assert_eq!(told("Forbidden", ""), "Forbidden");
+        for scheme in [Scheme::StandardWebhooks, Scheme::Ed25519, Scheme::GitHub] {
+            let key = scheme.generate([7; 32]);
+            let in_base64 = k8s_openapi::ByteString(key.clone().into_bytes());
+            let in_base64 = serde_json::to_string(&in_base64).unwrap();
+            for quoted in [key, in_base64] {
+                assert_eq!(told("Invalid", &format!("data.current: {quoted}: no")), "Invalid");
+            }
+        }
     }
 }

@@ -204,7 +204,7 @@ fn signing_status(
             }
         }
         // The last good keys stay in use: what was said of them stays, too.
-        Signing::Unusable { name } => {
+        Signing::Unusable { name } | Signing::Refused { name, .. } => {
             let before = endpoint.status.as_ref().and_then(|s| s.signing.clone());
             before.unwrap_or_else(|| SigningStatus {
                 secret_name: Some(name.clone()),
