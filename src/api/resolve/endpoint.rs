@@ -15,6 +15,7 @@ use super::limits::{breaker, disable_after, duration, number, rate, resolve_retr
 use super::references::without_newline;
 use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unresolved};
+use crate::api::common::is_object_name;
 use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
 use crate::api::status::ENABLE_REQUEST_LONGEST;
@@ -67,8 +68,15 @@ pub fn signing_reference(endpoint: &WebhookEndpoint) -> Option<Reference> {
     }
 }
 
-/// Every Secret and ConfigMap that must be read before the endpoint can be resolved, each once, in a fixed order.
+/// Every Secret and ConfigMap that must be read before the endpoint can be resolved, each once, in a fixed order. What no
+/// object can be called is left out, so that no request is made of it.
 pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
+    let named = named_by(endpoint).into_iter();
+    named.filter(|reference| is_object_name(&reference.name)).collect()
+}
+
+/// Everything that the endpoint names.
+fn named_by(endpoint: &WebhookEndpoint) -> BTreeSet<Reference> {
     let mut all = BTreeSet::from_iter(signing_reference(endpoint));
     let headers = endpoint.spec.headers.iter();
     all.extend(
@@ -92,7 +100,16 @@ pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
         let client = tls.client_certificate.iter();
         all.extend(client.map(|client| Reference::secret(&client.secret_ref.name)));
     }
-    all.into_iter().collect()
+    all
+}
+
+fn check_names(endpoint: &WebhookEndpoint) -> Result<(), Unresolved> {
+    match named_by(endpoint).into_iter().find(|r| !is_object_name(&r.name)) {
+        Some(Reference { kind, name }) => Err(Unresolved::invalid(format!(
+            "{name:?} is no name of a {kind:?}: write it as it is in its metadata, lower case letters, digits, - and ."
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The endpoint as delivery uses it, or why it cannot be used.
@@ -111,6 +128,7 @@ pub fn resolve_endpoint(
         (None, Some(_)) => None,
         _ => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
     };
+    check_names(endpoint)?;
     let timeout = duration("timeout", &spec.timeout)?;
     let retry = resolve_retry(&spec.retry)?;
     let max_in_flight = number("maxInFlight", spec.max_in_flight)?;

@@ -164,3 +164,30 @@ fn a_client_certificate_and_its_key_must_belong_together() {
         assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
     }
 }
+
+#[test]
+fn what_no_object_can_be_called_is_never_asked_for_and_is_the_specs_fault() {
+    let named = |name: &str| with_header("x-team", None, Some(reference(name, "token")));
+    for name in [
+        "crm token",
+        "team/crm",
+        "crm?x",
+        "../../other/secrets/x",
+        "..",
+        "Crm",
+        "crm-",
+        "",
+    ] {
+        let endpoint = named(name);
+        assert_eq!(references_of(&endpoint), [Reference::secret("crm-signing")], "{name}");
+        let mut references = generated();
+        references.insert(Reference::secret(name), secret("Opaque", true, &[("token", "t")]));
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        assert_eq!(
+            (unresolved.reason, unresolved.stalled),
+            (reasons::INVALID_SPEC, true),
+            "{name}"
+        );
+    }
+    assert!(references_of(&named("0.crm-token.v1")).contains(&Reference::secret("0.crm-token.v1")));
+}
