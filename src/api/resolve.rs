@@ -70,6 +70,8 @@ impl Unresolved {
 pub struct ResolvedEndpoint {
     pub namespace: String,
     pub name: String,
+    /// The object's: another one may take the name after it.
+    pub uid: String,
     pub generation: i64,
     pub target: Target,
     /// Sent with every request; values from Secrets are marked sensitive (their Debug is redacted).

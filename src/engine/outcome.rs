@@ -197,7 +197,9 @@ impl State {
                 endpoint.override_due_times();
             }
             let request = resolved.enable_request.as_deref();
-            let observed = endpoint.health.observe_spec(resolved.generation, request, now);
+            let observed = endpoint
+                .health
+                .observe_spec(&resolved.uid, resolved.generation, request, now);
             endpoint.health.limit.set_ceiling(resolved.max_in_flight);
             let signing = endpoint.health.observe_signing(resolved.signing.current_id(), now);
             endpoint.health_dirty |= observed.durable || signing;

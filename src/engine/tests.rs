@@ -419,6 +419,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
     ResolvedEndpoint {
         namespace: "team".into(),
         name: name.into(),
+        uid: "5d0c".into(),
         generation: 1,
         target: Target {
             host: Host::Name("hooks.example.com".into()),

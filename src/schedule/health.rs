@@ -49,7 +49,7 @@ pub enum DisabledBy {
     Failing,
 }
 
-/// Disabled until a newer generation or a new `tidings.dev/enable-requested-at`.
+/// Disabled until a newer generation, another object of the name, or a new `tidings.dev/enable-requested-at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disabled {
     pub by: DisabledBy,
@@ -89,6 +89,8 @@ pub struct Health {
     pub ours_streak: u32,
     pub disabled: Option<Disabled>,
     pub handled_enable: Option<String>,
+    /// The object's UID: a namesake made after it went is another endpoint, whose generations begin anew.
+    pub uid: Option<String>,
     /// The newest generation seen.
     pub generation: Option<i64>,
     pub failing_since: Option<UnixMillis>,
@@ -114,6 +116,7 @@ impl Default for Health {
             ours_streak: 0,
             disabled: None,
             handled_enable: None,
+            uid: None,
             generation: None,
             failing_since: None,
             consecutive_failures: 0,
@@ -129,7 +132,7 @@ impl Default for Health {
 /// What a new spec changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// A newer generation: older due times no longer count.
+    /// A newer generation, or another object: older due times no longer count.
     pub changed: bool,
     /// It was disabled and is not any more.
     pub enabled: bool,
@@ -155,12 +158,20 @@ impl Health {
     }
 
     /// A spec was loaded. The same one again changes nothing, also after a restart.
-    pub fn observe_spec(&mut self, generation: i64, enable_request: Option<&str>, now: UnixMillis) -> Observed {
+    pub fn observe_spec(
+        &mut self,
+        uid: &str,
+        generation: i64,
+        enable_request: Option<&str>,
+        now: UnixMillis,
+    ) -> Observed {
+        let recreated = self.uid.as_deref().is_some_and(|before| before != uid);
         let mut observed = Observed {
-            changed: self.generation.is_some_and(|before| generation > before),
+            changed: recreated || self.generation.is_some_and(|before| generation > before),
             ..Observed::default()
         };
-        if self.generation != Some(generation) {
+        if self.uid.as_deref() != Some(uid) || self.generation != Some(generation) {
+            self.uid = Some(uid.to_owned());
             self.generation = Some(generation);
             observed.durable = true;
         }
@@ -170,15 +181,13 @@ impl Health {
             self.handled_enable = enable_request.map(str::to_owned);
             observed.durable = true;
         }
-        if self
-            .disabled
-            .is_some_and(|disabled| asked || generation > disabled.generation)
-        {
+        let enabled = |disabled: &Disabled| recreated || asked || generation > disabled.generation;
+        observed.enabled = self.disabled.as_ref().is_some_and(enabled);
+        if observed.enabled || recreated {
             self.disabled = None;
             self.failing_since = None;
             self.breaker.close();
             self.limit.ramp();
-            observed.enabled = true;
             observed.durable = true;
         }
         if observed.changed || observed.enabled {
@@ -271,6 +280,7 @@ impl Health {
                 .map(|hold| hold.until.0),
             disabled: self.disabled,
             handled_enable: self.handled_enable.clone(),
+            uid: self.uid.clone(),
             generation: self.generation,
             failing_since: self.failing_since.map(|at| at.0),
             consecutive_failures: self.consecutive_failures,
@@ -310,6 +320,7 @@ impl Health {
             ours_streak: 0,
             disabled: stored.disabled,
             handled_enable: stored.handled_enable,
+            uid: stored.uid,
             generation: stored.generation,
             failing_since: stored.failing_since.map(UnixMillis),
             consecutive_failures: stored.consecutive_failures,
@@ -328,6 +339,7 @@ struct Stored {
     pause: Option<i64>,
     disabled: Option<Disabled>,
     handled_enable: Option<String>,
+    uid: Option<String>,
     generation: Option<i64>,
     failing_since: Option<i64>,
     consecutive_failures: u32,
@@ -352,6 +364,7 @@ mod tests {
     use crate::api::resolve::BreakerPolicy;
 
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+    const UID: &str = "5d0c";
     const DISABLE_AFTER: Duration = Duration::from_secs(120 * 3600);
 
     fn note(at: UnixMillis) -> FailureNote {
@@ -370,7 +383,7 @@ mod tests {
             health.succeeded(200, true, NOW);
         }
         health.failed(note(NOW), Some(DISABLE_AFTER), NOW);
-        health.observe_spec(4, Some("a"), NOW);
+        health.observe_spec(UID, 4, Some("a"), NOW);
         health.observe_signing(Some("k1"), NOW);
         health.breaker.open(&BreakerPolicy::default(), NOW, 0.5);
         health.disable(DisabledBy::Gone, NOW);
@@ -378,6 +391,7 @@ mod tests {
         assert_eq!(after.limit.value(), 1);
         assert_eq!(after.breaker, health.breaker);
         assert_eq!(after.disabled, health.disabled);
+        assert_eq!(after.uid.as_deref(), Some(UID));
         assert_eq!(after.recent, health.recent);
         assert_eq!(after.handled_enable, health.handled_enable);
         assert_eq!(after.failing_since, health.failing_since);
@@ -389,16 +403,16 @@ mod tests {
     #[test]
     fn the_same_request_enables_once_and_one_made_while_enabled_is_spent() {
         let mut health = Health::default();
-        health.observe_spec(1, Some("monday"), NOW);
+        health.observe_spec(UID, 1, Some("monday"), NOW);
         health.disable(DisabledBy::Gone, NOW);
-        assert!(!health.observe_spec(1, Some("monday"), NOW).enabled);
+        assert!(!health.observe_spec(UID, 1, Some("monday"), NOW).enabled);
         assert_eq!(health.gate(NOW), Gate::Disabled);
-        assert!(health.observe_spec(1, Some("tuesday"), NOW).enabled);
+        assert!(health.observe_spec(UID, 1, Some("tuesday"), NOW).enabled);
         assert_eq!(health.gate(NOW), Gate::Go { limit: 1 });
         health.disable(DisabledBy::Gone, NOW);
-        assert!(!health.observe_spec(1, Some("tuesday"), NOW).enabled);
+        assert!(!health.observe_spec(UID, 1, Some("tuesday"), NOW).enabled);
         assert!(
-            health.observe_spec(2, Some("tuesday"), NOW).enabled,
+            health.observe_spec(UID, 2, Some("tuesday"), NOW).enabled,
             "a newer generation"
         );
     }
@@ -425,10 +439,48 @@ mod tests {
     #[test]
     fn a_newer_generation_is_probed_at_once() {
         let mut health = Health::default();
-        health.observe_spec(1, None, NOW);
+        health.observe_spec(UID, 1, None, NOW);
         health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
         assert!(matches!(health.gate(NOW), Gate::Until(_)));
-        assert!(health.observe_spec(2, None, NOW).changed);
+        assert!(health.observe_spec(UID, 2, None, NOW).changed);
         assert_eq!(health.gate(NOW), Gate::Probe);
+    }
+
+    #[test]
+    fn an_endpoint_made_again_under_the_name_begins_anew_whatever_its_generation() {
+        let mut health = Health::default();
+        health.observe_spec(UID, 4, Some("monday"), NOW);
+        health.failed(note(NOW), Some(DISABLE_AFTER), NOW);
+        health.breaker.open(&BreakerPolicy::default(), NOW, 0.0);
+        health.hold = Some(Hold {
+            reason: HoldReason::RetryAfter,
+            until: NOW.plus(DISABLE_AFTER),
+        });
+        health.disable(DisabledBy::Gone, NOW);
+        let mut health = Health::restore(&health.store());
+        assert!(!health.observe_spec(UID, 4, Some("monday"), NOW).enabled);
+        assert_eq!(health.gate(NOW), Gate::Disabled);
+
+        let observed = health.observe_spec("9a71", 1, Some("monday"), NOW);
+        assert!(observed.changed && observed.enabled && observed.durable);
+        assert_eq!(health.gate(NOW), Gate::Go { limit: 1 });
+        assert_eq!((health.failing_since, health.generation), (None, Some(1)));
+        health.disable(DisabledBy::Gone, NOW);
+        assert!(
+            health.observe_spec("9a71", 2, None, NOW).enabled,
+            "its own generations count"
+        );
+    }
+
+    #[test]
+    fn a_state_stored_before_uids_were_kept_is_of_the_same_endpoint() {
+        let mut health = Health::default();
+        health.observe_spec(UID, 1, None, NOW);
+        health.disable(DisabledBy::Gone, NOW);
+        let mut stored: serde_json::Value = serde_json::from_slice(&health.store()).unwrap();
+        stored.as_object_mut().unwrap().remove("uid");
+        let mut health = Health::restore(stored.to_string().as_bytes());
+        assert!(!health.observe_spec(UID, 1, None, NOW).enabled);
+        assert_eq!(health.gate(NOW), Gate::Disabled);
     }
 }

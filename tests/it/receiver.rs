@@ -276,6 +276,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
     ResolvedEndpoint {
         namespace: "sales".into(),
         name: "crm".into(),
+        uid: "5d0c".into(),
         generation: 1,
         target: Target {
             host,

@@ -171,6 +171,7 @@ pub fn resolve_endpoint(
     Ok(ResolvedEndpoint {
         name: endpoint.name_any(),
         namespace,
+        uid: endpoint.uid().unwrap_or_default(),
         generation: endpoint.metadata.generation.unwrap_or_default(),
         target,
         headers,

@@ -232,6 +232,30 @@ async fn gone_disables_until_it_is_enabled_by_hand() {
 }
 
 #[tokio::test]
+async fn one_made_again_under_the_name_is_not_disabled_and_gets_the_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Answer(410), Act::Answer(200)]);
+    world.send(id, 1).await;
+    world.until_delivering(id, Delivering::Disabled).await;
+
+    let key = ResourceKey {
+        namespace_uid: "uid".into(),
+        name: "crm".into(),
+    };
+    let at = world.clock.now();
+    world.put_endpoint(id, key, EndpointState::Deleted { at }).await;
+    world
+        .endpoint_with("crm", |endpoint| endpoint.uid = "9a71".into())
+        .await;
+    world.until_counts(id, 0, 0).await;
+    world.until_delivering(id, Delivering::Succeeding).await;
+    assert_eq!(world.script.count("crm"), 2);
+}
+
+#[tokio::test]
 async fn endpoints_that_hang_do_not_stop_another() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;
