@@ -48,7 +48,8 @@ pub struct Material<R, V> {
     acted: BTreeMap<R, String>,
     running: bool,
     again: bool,
-    /// No read has ended since the spec changed: what is held may be older than the spec.
+    /// No read that began since the last news has ended: what is held may be older than the spec, or than the version in
+    /// status.
     unread: bool,
     /// The change that the current tries belong to.
     since: Instant,
@@ -96,7 +97,7 @@ impl<R: Ord + Clone, V> Material<R, V> {
         if read && !wanted.is_empty() {
             self.ask(now);
         }
-        self.unread |= is_new_spec;
+        self.unread |= read;
         if wanted.is_empty() {
             (self.next, self.unread) = (None, false);
         }
@@ -167,8 +168,8 @@ impl<R: Ord + Clone, V> Material<R, V> {
             })
     }
 
-    /// Whether everything has been tried since the spec changed: only then does the endpoint count as loaded, or a POST
-    /// after Ready could still be signed with the key before.
+    /// Whether everything has been tried since the spec, or a version in status, changed: only then does the endpoint count
+    /// as loaded, or a POST after Ready could still be signed with the key before.
     pub fn is_read(&self) -> bool {
         !self.unread
     }
@@ -329,6 +330,30 @@ mod tests {
             material.is_read(),
             "a failure is an answer too: the last good value stays"
         );
+    }
+
+    #[test]
+    fn a_new_version_in_status_counts_as_loaded_only_after_a_read_that_began_after_it() {
+        let now = Instant::now();
+        let mut material = Tested::new(now);
+        read(&mut material, ok("5", 1), now);
+        material.start();
+        material.observe(&wanted(Some("6")), false, now);
+        assert!(!material.is_read(), "told, and not read");
+        material.finish(ok("5", 1), now);
+        assert!(!material.is_read(), "that read began before");
+        read(&mut material, ok("6", 2), now);
+        assert!(material.is_read());
+        for (version, trouble) in [("7", Trouble::Missing), ("8", Trouble::Denied), ("9", Trouble::Away)] {
+            material.observe(&wanted(Some(version)), false, now);
+            assert!(!material.is_read(), "{version}");
+            read(&mut material, vec![(KEY, Err(trouble))], now);
+            material.observe(&wanted(Some(version)), false, now);
+            assert!(
+                material.is_read(),
+                "{trouble:?} is an answer: Ready does not hang on it"
+            );
+        }
     }
 
     #[test]
