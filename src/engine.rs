@@ -21,8 +21,6 @@ use crate::queue::{Arrival, Fence, Queue, QueueError};
 use crate::registry::{Change, Registry};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
-use crate::schedule::limit::{self, Limit};
-use crate::schedule::rate::Bucket;
 
 pub mod clock;
 mod endpoint;
@@ -260,14 +258,12 @@ impl Drop for Engine {
 /// What lay in the store: counts and due times, states, and the ids of fresh messages.
 async fn load(state: &mut State, queue: &dyn Queue, fence: Fence, clock: &Clock) -> Result<(), QueueError> {
     let now = clock.now();
-    for (id, stored) in queue.endpoint_states(fence).await? {
-        state.endpoint(id).health = Health::restore(&stored);
-    }
     let backlogs = queue.backlog(fence).await?;
     for backlog in &backlogs {
-        let health = &mut state.endpoint(backlog.endpoint).health;
-        health.limit = Limit::starting_at(limit::RAMP);
-        health.bucket = Bucket::empty();
+        state.endpoint(backlog.endpoint).health = Health::after_restart();
+    }
+    for (id, stored) in queue.endpoint_states(fence).await? {
+        state.endpoint(id).health = Health::restore(&stored);
     }
     state.counted(&backlogs, now);
     let mut after = MessageId(0);

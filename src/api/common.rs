@@ -1,6 +1,7 @@
 //! Parts that several resources share. Doc comments here are what `kubectl explain` shows.
 
 use kube::KubeSchema;
+use kube::core::Rule;
 use serde::{Deserialize, Serialize};
 
 /// One key of a Secret in the same namespace.
@@ -10,11 +11,11 @@ pub struct SecretKeyReference {
     /// Name of the Secret. It must carry the label tidings.dev/use: "true", which its owner sets to open it for endpoints:
     /// whoever may create endpoints could otherwise send any Secret of the namespace to a URL of his own.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("write the name of a Secret as it is in its metadata: lower case letters, digits, - and ., as in crm-token"))]
+    #[x_kube(validation = object_name("a Secret", "crm-token"))]
     pub name: String,
     /// Key in the Secret's data. One trailing newline of the value is dropped.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._A-Za-z0-9]+$')").message("write a key of the data: letters, digits, -, _ and ., as in token"))]
+    #[x_kube(validation = data_key("token"))]
     pub key: String,
 }
 
@@ -24,7 +25,7 @@ pub struct SecretKeyReference {
 pub struct SecretReference {
     /// Name of the Secret. It must carry the label tidings.dev/use: "true", which its owner sets to open it for endpoints.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("write the name of a Secret as it is in its metadata: lower case letters, digits, - and ., as in crm-token"))]
+    #[x_kube(validation = object_name("a Secret", "crm-token"))]
     pub name: String,
 }
 
@@ -34,11 +35,11 @@ pub struct SecretReference {
 pub struct ConfigMapKeyReference {
     /// Name of the ConfigMap.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("write the name of a ConfigMap as it is in its metadata: lower case letters, digits, - and ., as in receiver-ca"))]
+    #[x_kube(validation = object_name("a ConfigMap", "receiver-ca"))]
     pub name: String,
     /// Key in the ConfigMap's data.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^[-._A-Za-z0-9]+$')").message("write a key of the data: letters, digits, -, _ and ., as in ca.crt"))]
+    #[x_kube(validation = data_key("ca.crt"))]
     pub key: String,
 }
 
@@ -51,7 +52,19 @@ pub struct EndpointReference {
     pub name: String,
 }
 
-/// Whether a Secret or ConfigMap can have this name; the rules above say the same. Requests put it into their path as it is.
+fn object_name(of: &str, such_as: &str) -> Rule {
+    Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message(&*format!(
+        "write the name of {of} as it is in its metadata: lower case letters, digits, - and ., as in {such_as}"
+    ))
+}
+
+fn data_key(such_as: &str) -> Rule {
+    Rule::new("self.matches('^[-._A-Za-z0-9]+$')").message(&*format!(
+        "write a key of the data: letters, digits, -, _ and ., as in {such_as}"
+    ))
+}
+
+/// Whether a Secret or ConfigMap can have this name; [`object_name`] says the same. Requests put it into their path as it is.
 pub(super) fn is_object_name(name: &str) -> bool {
     let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     name.starts_with(ends) && name.ends_with(ends) && name.chars().all(|c| ends(c) || c == '-' || c == '.')

@@ -245,6 +245,7 @@ impl State {
         };
         let access = endpoint.access(now);
         let due = endpoint.has_due(now);
+        let paced = endpoint.paced_until(now);
         let mut page = false;
         let mut wake = None;
         let mut waiting = true;
@@ -258,19 +259,19 @@ impl State {
             }
             Access::Probe => {
                 page = endpoint.window.is_empty() && endpoint.in_flight == 0 && endpoint.next_due().is_some();
-                wake = endpoint.paced_until(now);
+                wake = paced;
             }
             Access::Go { .. } => {
                 waiting = due;
                 page = due && endpoint.window.len() <= LOW_WATER;
                 let due = endpoint.next_due().filter(|due| *due > now);
-                wake = [due, endpoint.paced_until(now)].into_iter().flatten().min();
+                wake = [due, paced].into_iter().flatten().min();
             }
         }
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
-        let paced = endpoint.paced_until(now).is_some();
+        let paced = paced.is_some();
         if paced != endpoint.paced {
             endpoint.paced = paced;
             self.metrics.rate_limited.inc_by(if paced { 1 } else { -1 });

@@ -46,6 +46,19 @@ pub struct Dirty {
     pub not_before: Option<Instant>,
 }
 
+impl Dirty {
+    /// Outdated since now, and nothing more.
+    pub fn new(now: Instant, last_write: Option<Instant>) -> Dirty {
+        Dirty {
+            since: now,
+            urgent: None,
+            overtaken: false,
+            last_write,
+            not_before: None,
+        }
+    }
+}
+
 /// What may be spent.
 #[derive(Debug)]
 pub struct Allowance {

@@ -3,6 +3,7 @@
 //! One task; writes run beside it, at most one an object. Invariant: every write was planned, so the budget holds; what is
 //! unchanged is not written, also after a restart.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,13 +151,8 @@ impl Writer {
             return;
         };
         let now = Instant::now();
-        let dirty = self.dirty.entry(id).or_insert(Dirty {
-            since: now,
-            urgent: None,
-            overtaken: false,
-            last_write: self.last_write.get(&id).copied(),
-            not_before: None,
-        });
+        let last_write = self.last_write.get(&id).copied();
+        let dirty = self.dirty.entry(id).or_insert_with(|| Dirty::new(now, last_write));
         dirty.overtaken = wanted.change.is_overtaken;
         if urgent || wanted.change.is_transition {
             dirty.urgent.get_or_insert(now);
@@ -253,13 +249,7 @@ impl Writer {
                 }
             }
             None => {
-                let dirty = self.dirty.entry(done.id).or_insert(Dirty {
-                    since: now,
-                    urgent: None,
-                    overtaken: false,
-                    last_write: None,
-                    not_before: None,
-                });
+                let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));
                 dirty.urgent = [dirty.urgent, done.urgent].into_iter().flatten().min();
                 dirty.not_before = Some(now + AGAIN);
                 // It was not shown: its interval does not count from this try.
@@ -274,7 +264,7 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
     let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let generation = endpoint.metadata.generation.unwrap_or(0);
     let delivery = status.and_then(|s| s.delivery.as_ref());
-    let view = &not_before_shown(view, delivery);
+    let view = &*not_before_shown(view, delivery);
     let own = view::endpoint(view, conditions, generation, now);
     let current = own_part(&endpoint.status, &view::OWN_FIELDS, view::is_own_condition);
     if is_unchanged(&current, &own) {
@@ -304,13 +294,16 @@ fn shown_pending(subscription: &EventSubscription) -> Option<i64> {
 
 /// A success among successes is not kept at once, so a process that was killed may know of an older one than status does:
 /// its time never goes back.
-fn not_before_shown(view: &EndpointView, shown: Option<&EndpointDelivery>) -> EndpointView {
+fn not_before_shown<'a>(view: &'a EndpointView, shown: Option<&EndpointDelivery>) -> Cow<'a, EndpointView> {
     let shown = shown.and_then(|delivery| delivery.last_success.as_ref());
     let shown = shown.map(|success| UnixMillis(success.time.0.as_millisecond()));
-    EndpointView {
-        last_success: view.last_success.max(shown),
-        ..view.clone()
+    if shown <= view.last_success {
+        return Cow::Borrowed(view);
     }
+    Cow::Owned(EndpointView {
+        last_success: shown,
+        ..view.clone()
+    })
 }
 
 impl Object {

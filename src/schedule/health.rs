@@ -294,14 +294,20 @@ impl Health {
         Bytes::from(serde_json::to_vec(&stored).unwrap_or_default())
     }
 
-    /// The state after a restart: the limit is 1 and the bucket empty, whatever they were.
+    /// What a restart leaves of an endpoint of which nothing else is stored: the limit is 1 and the bucket empty, whatever
+    /// they were, so that no herd starts.
+    pub fn after_restart() -> Health {
+        Health {
+            limit: Limit::starting_at(limit::RAMP),
+            bucket: Bucket::empty(),
+            ..Health::default()
+        }
+    }
+
+    /// The state after a restart (see [`Health::after_restart`]).
     pub fn restore(bytes: &[u8]) -> Health {
         let Ok(stored) = serde_json::from_slice::<Stored>(bytes) else {
-            return Health {
-                limit: Limit::starting_at(limit::RAMP),
-                bucket: Bucket::empty(),
-                ..Health::default()
-            };
+            return Health::after_restart();
         };
         let failure = |stored: StoredFailure| FailureNote {
             at: UnixMillis(stored.at),
@@ -309,15 +315,21 @@ impl Health {
             status: stored.status,
             reason: super::decide::known_reason(&stored.reason),
         };
+        let Health {
+            limit,
+            bucket,
+            ours_streak,
+            ..
+        } = Health::after_restart();
         Health {
             breaker: stored.breaker,
-            limit: Limit::starting_at(limit::RAMP),
-            bucket: Bucket::empty(),
+            limit,
+            bucket,
+            ours_streak,
             hold: stored.pause.map(|until| Hold {
                 reason: HoldReason::RetryAfter,
                 until: UnixMillis(until),
             }),
-            ours_streak: 0,
             disabled: stored.disabled,
             handled_enable: stored.handled_enable,
             uid: stored.uid,

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{KeyError, MAX_KEYS, hex};
+use super::{Key, KeyError, Keys, short_name, without_newline};
 
 /// What a private key begins with (Standard Webhooks 1.0.0, "Signature scheme").
 const PRIVATE: &str = "whsk_";
@@ -31,9 +31,9 @@ pub struct Ed25519Key {
 impl Ed25519Key {
     /// Reads `whsk_` and base64; one trailing newline is dropped.
     pub fn parse(text: &str) -> Result<Ed25519Key, KeyError> {
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        let encoded = text.strip_prefix(PRIVATE).ok_or(KeyError::PrivatePrefix)?;
+        let encoded = without_newline(text)
+            .strip_prefix(PRIVATE)
+            .ok_or(KeyError::PrivatePrefix)?;
         let bytes = STANDARD.decode(encoded).map_err(|_| KeyError::PrivateForm)?;
         let (seed, public) = bytes.split_at_checked(HALF).ok_or(KeyError::PrivateForm)?;
         let seed: [u8; HALF] = seed.try_into().map_err(|_| KeyError::PrivateForm)?;
@@ -63,15 +63,17 @@ impl Ed25519Key {
         format!("{PUBLIC}{}", STANDARD.encode(self.public()))
     }
 
-    /// A short public name derived from the public key: eight hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
-        let mut name = String::with_capacity(8);
-        hex(&Sha256::digest(self.public())[..4], &mut name);
-        name
-    }
-
     fn public(&self) -> &[u8] {
         self.pair.public_key().as_ref()
+    }
+}
+
+impl Key for Ed25519Key {
+    const NONE: KeyError = KeyError::NoPrivate;
+
+    /// Derived from the public key.
+    fn fingerprint(&self) -> String {
+        short_name(&Sha256::digest(self.public()))
     }
 }
 
@@ -89,25 +91,10 @@ impl fmt::Debug for Ed25519Key {
     }
 }
 
-/// The pairs an endpoint signs with, current first. Never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ed25519Keys {
-    /// The public id of the current key.
-    pub current_id: String,
-    pub keys: Vec<Ed25519Key>,
-}
+/// The pairs an endpoint signs with.
+pub type Ed25519Keys = Keys<Ed25519Key>;
 
 impl Ed25519Keys {
-    /// From keys read one by one, current first; without an id the current key's fingerprint is its id.
-    pub fn new(current_id: Option<&str>, keys: Vec<Ed25519Key>) -> Result<Ed25519Keys, KeyError> {
-        if keys.len() > MAX_KEYS {
-            return Err(KeyError::TooMany { keys: keys.len() });
-        }
-        let current = keys.first().ok_or(KeyError::NoPrivate)?;
-        let current_id = current_id.map_or_else(|| current.fingerprint(), str::to_owned);
-        Ok(Ed25519Keys { current_id, keys })
-    }
-
     /// The value of `webhook-signature`: one `v1a,<base64>` per key, the current key's first.
     pub(super) fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> HeaderValue {
         let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();

@@ -8,6 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use super::{short_name, without_newline};
+
 /// What a symmetric key begins with (Standard Webhooks 1.0.0, "Signature scheme").
 const PREFIX: &str = "whsec_";
 /// The specification's bounds of a key, in bytes.
@@ -27,11 +29,9 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// Reads one key; one trailing newline is dropped, since people make Secrets with `echo`.
+    /// Reads one key; one trailing newline is dropped.
     pub fn parse(text: &str) -> Result<SigningKey, KeyError> {
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        let encoded = text.strip_prefix(PREFIX).ok_or(KeyError::Prefix)?;
+        let encoded = without_newline(text).strip_prefix(PREFIX).ok_or(KeyError::Prefix)?;
         let bytes = STANDARD.decode(encoded).map_err(|_| KeyError::Base64)?;
         SigningKey::from_bytes(bytes)
     }
@@ -70,14 +70,6 @@ impl SigningKey {
         format!("{PREFIX}{}", STANDARD.encode(&self.bytes))
     }
 
-    /// A short public name derived one way from the key, for keys that nobody gave an id: eight hexadecimal digits.
-    pub fn fingerprint(&self) -> String {
-        let mut mac = self.mac();
-        mac.update(b"tidings.dev/key-id");
-        let tag = mac.finalize().into_bytes();
-        tag.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-    }
-
     /// A MAC that has taken in the key and nothing else.
     pub(super) fn mac(&self) -> Hmac<Sha256> {
         self.mac.clone()
@@ -86,6 +78,16 @@ impl SigningKey {
 
 fn mac_of(key: &[u8]) -> Hmac<Sha256> {
     Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length")
+}
+
+impl Key for SigningKey {
+    const NONE: KeyError = KeyError::None;
+
+    fn fingerprint(&self) -> String {
+        let mut mac = self.mac();
+        mac.update(b"tidings.dev/key-id");
+        short_name(&mac.finalize().into_bytes())
+    }
 }
 
 impl PartialEq for SigningKey {
@@ -102,32 +104,46 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// The keys an endpoint signs with, current first. Never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SigningKeys {
-    /// The public id of the current key (an annotation of the Secret), shown in status.
-    pub current_id: String,
-    pub keys: Vec<SigningKey>,
+/// What an endpoint can sign with.
+pub trait Key {
+    /// What is wrong with a list that holds none.
+    const NONE: KeyError;
+
+    /// A short public name derived one way from the key, for keys that nobody gave an id: eight hexadecimal digits.
+    fn fingerprint(&self) -> String;
 }
 
+/// The keys an endpoint signs with, current first. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys<K> {
+    /// The public id of the current key (an annotation of the Secret), shown in status.
+    pub current_id: String,
+    pub keys: Vec<K>,
+}
+
+impl<K: Key> Keys<K> {
+    /// From keys read one by one, current first; without an id the current key's fingerprint is its id.
+    pub fn new(current_id: Option<&str>, keys: Vec<K>) -> Result<Keys<K>, KeyError> {
+        if keys.len() > MAX_KEYS {
+            return Err(KeyError::TooMany { keys: keys.len() });
+        }
+        let current = keys.first().ok_or(K::NONE)?;
+        let current_id = current_id.map_or_else(|| current.fingerprint(), str::to_owned);
+        Ok(Keys { current_id, keys })
+    }
+}
+
+/// The symmetric keys an endpoint signs with.
+pub type SigningKeys = Keys<SigningKey>;
+
 impl SigningKeys {
-    /// Reads keys separated by white space, current first; without an id the current key's fingerprint is its id.
+    /// Reads keys separated by white space, current first.
     pub fn parse(current_id: Option<&str>, text: &str) -> Result<SigningKeys, KeyError> {
         let keys = text
             .split_whitespace()
             .map(SigningKey::parse)
             .collect::<Result<Vec<_>, _>>()?;
         SigningKeys::new(current_id, keys)
-    }
-
-    /// From keys read one by one, current first.
-    pub fn new(current_id: Option<&str>, keys: Vec<SigningKey>) -> Result<SigningKeys, KeyError> {
-        if keys.len() > MAX_KEYS {
-            return Err(KeyError::TooMany { keys: keys.len() });
-        }
-        let current = keys.first().ok_or(KeyError::None)?;
-        let current_id = current_id.map_or_else(|| current.fingerprint(), str::to_owned);
-        Ok(SigningKeys { current_id, keys })
     }
 }
 

@@ -6,7 +6,7 @@
 use http::{HeaderName, HeaderValue};
 
 use super::standard::{HEADER_SIGNATURE, sign_v1};
-use super::{Ed25519Key, Ed25519Keys, KeyError, SigningKey, SigningKeys, github, stripe};
+use super::{Ed25519Key, Ed25519Keys, Key as _, KeyError, SigningKey, SigningKeys, github, hex, stripe};
 
 /// How requests are signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,11 @@ impl Scheme {
         match self {
             Scheme::StandardWebhooks => SigningKey::generate(random).to_text(),
             Scheme::Ed25519 => Ed25519Key::generate(random).to_text(),
-            Scheme::GitHub | Scheme::Stripe | Scheme::None => random.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Scheme::GitHub | Scheme::Stripe | Scheme::None => {
+                let mut text = String::with_capacity(2 * random.len());
+                hex(&random, &mut text);
+                text
+            }
         }
     }
 

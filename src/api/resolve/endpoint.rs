@@ -14,8 +14,8 @@ use super::credentials::{authorization, client_identity, secret_target};
 use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
 use super::references::without_newline;
 use super::target::target;
-use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Unresolved};
-use crate::api::common::is_object_name;
+use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Target, Unresolved};
+use crate::api::common::{SecretKeyReference, is_object_name};
 use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
 use crate::api::status::ENABLE_REQUEST_LONGEST;
@@ -123,9 +123,9 @@ pub fn resolve_endpoint(
 ) -> Result<ResolvedEndpoint, Unresolved> {
     let namespace = endpoint.namespace().unwrap_or_default();
     let spec = &endpoint.spec;
-    let written = match (&spec.url, &spec.url_from) {
-        (Some(url), None) => Some(target(url, egress)?),
-        (None, Some(_)) => None,
+    let url = match (&spec.url, &spec.url_from) {
+        (Some(url), None) => Url::Written(target(url, egress)?),
+        (None, Some(from)) => Url::Secret(&from.secret_key_ref),
         _ => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
     };
     check_names(endpoint)?;
@@ -141,10 +141,9 @@ pub fn resolve_endpoint(
             "auth sets the header Authorization: remove it from headers, or remove auth",
         ));
     }
-    let target = match (written, &spec.url_from) {
-        (None, Some(from)) => secret_target(&from.secret_key_ref, &namespace, references, egress)?,
-        (Some(written), _) => written,
-        (None, None) => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
+    let target = match url {
+        Url::Written(target) => target,
+        Url::Secret(key) => secret_target(key, &namespace, references, egress)?,
     };
     let signing = signing(endpoint, &namespace, references)?;
     let values = spec
@@ -188,6 +187,12 @@ pub fn resolve_endpoint(
         egress: Arc::clone(egress),
         enable_request: enable_request(endpoint),
     })
+}
+
+/// Where the URL is: in the spec, or still to be read.
+enum Url<'a> {
+    Written(Target),
+    Secret(&'a SecretKeyReference),
 }
 
 /// The annotation, cut to what `handledEnableRequest` can hold.

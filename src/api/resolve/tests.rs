@@ -9,6 +9,7 @@ use crate::api::endpoint::{CaBundleSource, Header, SigningScheme, Tls};
 use crate::api::retry::Retry;
 use crate::api::subscription::PayloadFormat;
 use crate::api::{EventSubscription, EventSubscriptionSpec, WebhookEndpoint, WebhookEndpointSpec, names};
+use crate::signing::Key as _;
 use crate::signing::{Scheme, SigningKey, SigningKeys};
 
 mod credentials;

@@ -2,7 +2,10 @@
 //!
 //! Owns the encoding of header values; knows nothing of data. Invariant: ingest reads back what is written here.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::{Read, RenderError};
 
@@ -34,22 +37,11 @@ pub(super) fn headers(read: &Read<'_>) -> Result<Vec<(HeaderName, HeaderValue)>,
     Ok(headers)
 }
 
-/// A header's value (3.1.3.2): white space, the double quote, the percent sign and everything outside of printable ASCII
-/// are percent-encoded.
+/// What a header's value cannot hold as it is (3.1.3.2): white space, the double quote, the percent sign, and with
+/// [`utf8_percent_encode`] everything outside of ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
 fn encoded(name: &str, value: &str) -> Result<HeaderValue, RenderError> {
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        match byte {
-            b'!'..=b'~' if byte != b'"' && byte != b'%' => out.push(char::from(byte)),
-            _ => {
-                const DIGITS: [char; 16] = [
-                    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
-                ];
-                out.push('%');
-                out.push(DIGITS[usize::from(byte >> 4)]);
-                out.push(DIGITS[usize::from(byte & 15)]);
-            }
-        }
-    }
-    HeaderValue::try_from(out).map_err(|_| RenderError::Header(name.to_owned()))
+    let encoded = Cow::from(utf8_percent_encode(value, ENCODED));
+    HeaderValue::from_str(&encoded).map_err(|_| RenderError::Header(name.to_owned()))
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use percent_encoding::percent_decode;
 
 use super::{ParseError, single};
 use crate::event::{Data, Event, rules};
@@ -95,27 +96,13 @@ fn decoded<'a>(attribute: &str, value: &'a [u8]) -> Result<Cow<'a, str>, ParseEr
         return std::str::from_utf8(value).map(Cow::Borrowed).map_err(|_| not_utf8());
     }
     let unquoted = unquoted(value);
-    let mut out = Vec::with_capacity(unquoted.len());
-    let mut rest = unquoted.as_ref();
-    while let Some((first, tail)) = rest.split_first() {
-        if *first != b'%' {
-            out.push(*first);
-            rest = tail;
-            continue;
-        }
-        let hex = |byte: &u8| char::from(*byte).to_digit(16);
-        match tail {
-            [high, low, after @ ..] => match (hex(high), hex(low)) {
-                (Some(high), Some(low)) => {
-                    out.push((high * 16 + low) as u8);
-                    rest = after;
-                }
-                _ => return Err(broken_encoding(attribute)),
-            },
-            _ => return Err(broken_encoding(attribute)),
-        }
+    // The crate takes a lone % for itself: then what follows would be read as more than was meant.
+    let mut escapes = unquoted.split(|byte| *byte == b'%').skip(1);
+    if !escapes.all(|after| after.len() >= 2 && after[..2].iter().all(u8::is_ascii_hexdigit)) {
+        return Err(broken_encoding(attribute));
     }
-    String::from_utf8(out).map(Cow::Owned).map_err(|_| not_utf8())
+    let decoded = percent_decode(&unquoted).collect();
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| not_utf8())
 }
 
 fn broken_encoding(attribute: &str) -> ParseError {
