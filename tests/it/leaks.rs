@@ -28,6 +28,7 @@ const URL_KEY: &str = "hook-key-6Rt9Wn2Yb5";
 const UNUSABLE_URL: &str = "http://plain.example/hook-key-2Hj4Vc8Mx1";
 const GITHUB_KEY: &str = "raw-key-9Fe3Lk7Ub2";
 const UNOPENED: &str = "unopened-value-Qm3v8Lx0pR";
+const QUOTED_KEY: &str = "whsec_cXVvdGVkIGluIGEgcmVmdXNhbCwgMzIgYnl0ZXM=";
 const ANSWER: &str = "what-the-receiver-says-5h2Kd9";
 
 /// Answers by its path, with a body and a header that must not be repeated in status.
@@ -46,6 +47,44 @@ async fn receiver() -> Receiver {
         }
     })
     .await
+}
+
+/// Has the API server refuse the signing Secret of an endpoint with a sentence that quotes a key; returns when it does.
+fn refuse_signing_secret_of(team: &Team<'_>, endpoint: &str) {
+    let name = format!("{endpoint}-signing");
+    let kind = |kind: &str, spec: Value| {
+        let object = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+            "metadata": {"name": "quotes"}, "spec": spec});
+        team.cluster.apply(&object.to_string()).unwrap();
+    };
+    let secrets = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["secrets"]});
+    kind(
+        "ValidatingAdmissionPolicy",
+        json!({
+            "matchConstraints": {"resourceRules": [secrets]},
+            "validations": [{
+                "expression": format!("object.metadata.name != '{name}'"),
+                "message": format!("data.current is {QUOTED_KEY}, which may not be"),
+            }],
+        }),
+    );
+    kind(
+        "ValidatingAdmissionPolicyBinding",
+        json!({"policyName": "quotes", "validationActions": ["Deny"]}),
+    );
+    let deadline = Instant::now() + PATIENCE;
+    let attempt = [
+        "create",
+        "secret",
+        "generic",
+        &name,
+        "-n",
+        &team.namespace,
+        "--dry-run=server",
+    ];
+    while team.cluster.kubectl(&attempt).unwrap().status.success() {
+        assert!(Instant::now() < deadline, "the policy was never in force");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,6 +120,7 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         ("a URL's key", URL_KEY),
         ("an unusable URL", UNUSABLE_URL),
         ("a key of another scheme", GITHUB_KEY),
+        ("a key that a refusal quotes", QUOTED_KEY),
         ("Basic credentials", &STANDARD.encode(format!("tidings:{PASSWORD}"))),
         ("a private key", TRUSTED.key_pem.lines().nth(1).unwrap()),
         ("a key of one's own", SECRET),
@@ -181,6 +221,10 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
     team.until_reason("whe", "control", "Ready", "SecretInvalid");
     team.until_reason("whe", "unopened", "Ready", "SecretNotAllowed");
     team.until_reason("whe", "nokey", "Ready", "SecretInvalid");
+    // An admission policy that quotes what was to be written, as its author pleases.
+    refuse_signing_secret_of(&team, "quoted");
+    team.endpoint("quoted", &url(200), json!({}));
+    team.until_reason("whe", "quoted", "Ready", "SecretAccessDenied");
     scan.add("a generated key", &keys(&team, "well").current);
     scan.add("a key that will be lost", &keys(&team, "refused").current);
 

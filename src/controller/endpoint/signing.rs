@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch as KubePatch, PatchParams, PostParams};
+use kube::core::Status;
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -91,10 +92,22 @@ fn refusal(error: &Error) -> Option<String> {
     else {
         return None;
     };
-    matches!(status.code, 400 | 403 | 413 | 422).then(|| told(&status.reason, &status.message))
+    matches!(status.code, 400 | 403 | 413 | 422).then(|| status.message.clone())
 }
 
-/// An answer of the API server about a Secret, for everybody to read: it may quote what was to be written, so one that
+/// An answer to a write of key material, as it may be logged and told.
+fn for_everybody(error: RequestError) -> RequestError {
+    match error {
+        RequestError::Api(kube::Error::Api(status)) => RequestError::Api(kube::Error::Api(Box::new(Status {
+            message: told(&status.reason, &status.message),
+            details: None,
+            ..*status
+        }))),
+        other => other,
+    }
+}
+
+/// What an API server said about a Secret, for everybody to read: it may quote what was to be written, so one that
 /// holds anything that could be a key, as text or as base64 or hexadecimal, is left out.
 fn told(reason: &str, message: &str) -> String {
     let could_be_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_');
@@ -264,7 +277,7 @@ impl Desk<'_> {
             }
             Err(source) => Err(Error::Request {
                 doing: "write the signing Secret",
-                source,
+                source: for_everybody(source),
             }),
         }
     }
