@@ -8,6 +8,7 @@ pub mod common;
 pub mod conditions;
 pub mod crd;
 pub mod duration;
+pub mod egress;
 pub mod endpoint;
 pub mod event_type;
 pub mod limits;
@@ -15,6 +16,7 @@ pub mod names;
 pub mod policy;
 pub mod resolve;
 pub mod retry;
+pub mod selector;
 pub mod status;
 pub mod subscription;
 

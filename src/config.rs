@@ -81,6 +81,15 @@ mod tests {
 
     const OPEN: &str = "rules: [{namespaceSelector: {}, egress: {openCIDRs: [127.0.0.0/8]}}]";
 
+    #[test]
+    fn the_examples_are_policies() {
+        for name in ["policy.yaml", "policy-with-everything.yaml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+            let policy = Policy::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+            assert_ne!(policy, Policy::default(), "{name}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_wrong_file_changes_nothing_and_shows_in_the_metric() {
         let dir = tempfile::tempdir().unwrap();
@@ -91,7 +100,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let file = PolicyFile::new(&path, invalid.clone());
         let task = tokio::spawn(file.follow(sender, shutdown.clone()));
-        let open = |policy: &Policy| policy.egress_for(&BTreeMap::new()).open_cidrs.len();
+        let open = |policy: &Policy| policy.rules_for(&BTreeMap::new()).egress.open_cidrs.len();
 
         policy.changed().await.unwrap();
         assert_eq!((open(&policy.borrow_and_update()), invalid.get()), (1, 0));

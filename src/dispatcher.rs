@@ -22,6 +22,7 @@ use crate::api::policy::Policy;
 use crate::config::PolicyFile;
 use crate::delivery::{self, HttpsSender};
 use crate::ingest::auth::Auth;
+use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
 use crate::queue::Queue;
 use crate::queue::sqlite::{Options, SqliteQueue};
@@ -141,6 +142,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         registry.clone(),
         queue.clone(),
         auth,
+        Declarations::new(config.client.clone()),
         config.max_event,
         metrics.ingest.clone(),
     );

@@ -22,6 +22,7 @@ use rand::RngExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::task::TaskTracker;
 
+use crate::api::policy::UndeclaredTypes;
 use crate::event::Event;
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue};
@@ -30,6 +31,7 @@ use crate::registry::{NamespaceView, Registry};
 mod accept;
 pub mod answer;
 pub mod auth;
+pub mod declared;
 pub mod metrics;
 pub mod parse;
 pub mod problem;
@@ -42,6 +44,7 @@ pub use serve::serve;
 use crate::schema::{self, Fit};
 use answer::Told;
 use auth::{Auth, Identity};
+use declared::Declarations;
 use parse::{Events, Head, Mode};
 use problem::Problem;
 use whole::Whole;
@@ -63,6 +66,7 @@ pub struct Ingest {
     registry: Arc<Registry>,
     queue: Arc<dyn Queue>,
     auth: Auth,
+    declarations: Declarations,
     metrics: Arc<Metrics>,
     max_event: usize,
     bodies: Semaphore,
@@ -78,6 +82,7 @@ impl Ingest {
         registry: Arc<Registry>,
         queue: Arc<dyn Queue>,
         auth: Auth,
+        declarations: Declarations,
         max_event: usize,
         metrics: Arc<Metrics>,
     ) -> Ingest {
@@ -85,6 +90,7 @@ impl Ingest {
             registry,
             queue,
             auth,
+            declarations,
             metrics,
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             bodies: Semaphore::new(BODIES),
@@ -139,6 +145,7 @@ impl Ingest {
         };
         let events = parse::parse(mode, request, body, self.max_event, random_id)?;
         self.authorise(&identity, namespace, events.as_slice()).await?;
+        let view = self.declared(namespace, view, &events).await?;
         let fits = check(&view, &events)?;
         let placed = accept::place(&view, events.as_slice(), now).map_err(|position| {
             tracing::warn!(namespace, "refused an event that too many subscriptions match");
@@ -179,6 +186,37 @@ impl Ingest {
             .buffered(GRANTS_AT_ONCE)
             .try_collect()
             .await
+    }
+
+    /// Where the policy takes declared types only: the view that has all of them, or a refusal of the whole request.
+    async fn declared(
+        &self,
+        namespace: &str,
+        view: Arc<NamespaceView>,
+        events: &Events,
+    ) -> Result<Arc<NamespaceView>, Problem> {
+        let missing = |view: &NamespaceView| {
+            let mut events = events.as_slice().iter();
+            events.position(|event| !view.types.contains_key(&event.r#type))
+        };
+        if view.rules.undeclared_types == UndeclaredTypes::Accept || missing(&view).is_none() {
+            return Ok(view);
+        }
+        let in_batch = |position| matches!(events, Events::Batch(_)).then_some(position);
+        for (position, event) in events.as_slice().iter().enumerate() {
+            if !view.types.contains_key(&event.r#type) && !self.declarations.exists(namespace, &event.r#type).await? {
+                return Err(Problem::undeclared(&event.r#type, namespace, in_batch(position)));
+            }
+        }
+        // They were created a moment ago: what the watch has brought meanwhile counts.
+        let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
+        match missing(&view) {
+            Some(position) => Err(Problem::not_loaded(
+                &events.as_slice()[position].r#type,
+                in_batch(position),
+            )),
+            None => Ok(view),
+        }
     }
 
     /// The whole body, within its limit and the memory meant for bodies; the permit lasts until the answer. Room is taken
@@ -287,6 +325,7 @@ fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violat
         let fit = view
             .types
             .get(&event.r#type)
+            .and_then(Option::as_ref)
             .map_or(Fit::Fits, |rule| rule.check(event));
         match fit {
             Fit::Fits => warnings.push(Vec::new()),

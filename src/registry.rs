@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
+use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::matching::Index;
@@ -80,8 +81,10 @@ pub enum Change {
 pub struct NamespaceView {
     pub uid: Arc<str>,
     pub subscriptions: Arc<Index<Arc<SubscriptionEntry>>>,
-    /// Declared types that count (the oldest object of a type), compiled.
-    pub types: Arc<HashMap<String, Arc<TypeRule>>>,
+    /// Declared types that count (the oldest object of a type); without a rule where no schema of it compiled.
+    pub types: Arc<HashMap<String, Option<Arc<TypeRule>>>>,
+    /// What the administrator's policy says of it.
+    pub rules: Arc<NamespaceRules>,
 }
 
 /// Ids are given in order by the store, so a table of chunks finds them without hashing.
@@ -313,6 +316,7 @@ mod tests {
             uid: "u1".into(),
             subscriptions: Arc::new(Index::new([])),
             types: Arc::new(HashMap::new()),
+            rules: Arc::default(),
         };
         registry.put_namespaces([("a".to_owned(), Some(view())), ("b".to_owned(), Some(view()))]);
         let held = registry.namespace("a").expect("just put");

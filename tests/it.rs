@@ -29,6 +29,7 @@ mod it {
     mod ready;
     mod receiver;
     mod rotation;
+    mod rules;
     mod scan;
     mod schemes;
     mod secrets;

@@ -216,6 +216,7 @@ mod tests {
     fn what_the_administrator_opened_passes_also_in_its_mapped_form_and_nothing_else_does() {
         let egress = EgressRules {
             open_cidrs: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+            ..EgressRules::default()
         };
         for text in ["127.0.0.1", "::ffff:127.0.0.1", "::1"] {
             assert_eq!(forbidden(text.parse().unwrap(), &egress), None, "{text}");

@@ -22,6 +22,7 @@ use super::status::EventTypeStatus;
     shortname = "evtype",
     category = "tidings",
     namespaced,
+    selectable = ".spec.type",
     status = "EventTypeStatus",
     derive = "PartialEq",
     doc = "A type of event in its namespace, and the JSON Schema that data of events of this type must fit. Where two objects declare the same type, the oldest counts.",

@@ -8,24 +8,52 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::cidr::CidrError;
+use super::egress::{HostError, HostPattern};
 use super::resolve::{Cidr, EgressRules};
+use super::selector::Selector;
 
 /// The most rules: each is looked at for each namespace.
 pub const MAX_RULES: usize = 256;
-/// The most ranges of one rule: each is looked at for each connection.
-pub const MAX_RANGES: usize = 64;
+/// The most entries of a list in one rule: each is looked at for each connection or each endpoint.
+pub const MAX_ENTRIES: usize = 64;
 
 /// A valid policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
-    closed: Arc<EgressRules>,
+    /// For namespaces that no rule matches.
+    closed: Arc<NamespaceRules>,
+}
+
+/// What the policy says of one namespace; by default it opens nothing and asks for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceRules {
+    pub egress: Arc<EgressRules>,
+    pub secret_label: SecretLabel,
+    pub undeclared_types: UndeclaredTypes,
+}
+
+/// Whether a Secret must carry the label that opens it before an endpoint may send it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum SecretLabel {
+    #[default]
+    Required,
+    NotRequired,
+}
+
+/// What becomes of an event whose type no EventType declares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum UndeclaredTypes {
+    #[default]
+    Accept,
+    Reject,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
     namespaces: Selector,
-    egress: Arc<EgressRules>,
+    rules: Arc<NamespaceRules>,
 }
 
 impl Policy {
@@ -36,41 +64,70 @@ impl Policy {
         if rules.len() > MAX_RULES {
             return Err(PolicyError::TooManyRules { rules: rules.len() });
         }
-        let rules = (1..).zip(rules).map(|(number, rule)| Rule::new(number, rule));
+        let rules = (1..)
+            .zip(rules)
+            .map(|(number, rule)| Rule::new(rule).map_err(|source| PolicyError::Rule { rule: number, source }));
         Ok(Policy {
             rules: rules.collect::<Result<_, _>>()?,
             closed: Arc::default(),
         })
     }
 
-    /// What is open for a namespace with these labels: the first rule that matches counts.
-    pub fn egress_for(&self, namespace_labels: &BTreeMap<String, String>) -> Arc<EgressRules> {
+    /// What holds for a namespace with these labels: the first rule that matches counts.
+    pub fn rules_for(&self, namespace_labels: &BTreeMap<String, String>) -> Arc<NamespaceRules> {
         let rule = self.rules.iter().find(|rule| rule.namespaces.matches(namespace_labels));
-        Arc::clone(rule.map_or(&self.closed, |rule| &rule.egress))
+        Arc::clone(rule.map_or(&self.closed, |rule| &rule.rules))
     }
 }
 
 impl Rule {
-    fn new(number: usize, file: RuleFile) -> Result<Rule, PolicyError> {
-        let ranges = file.egress.open_cidrs;
-        if ranges.len() > MAX_RANGES {
-            let ranges = ranges.len();
-            return Err(PolicyError::TooManyRanges { rule: number, ranges });
+    fn new(file: RuleFile) -> Result<Rule, RuleError> {
+        if let Some(key) = file.namespace_selector.malformed() {
+            return Err(RuleError::Values(key.to_owned()));
         }
-        let open_cidrs = ranges.iter().map(|text| text.parse::<Cidr>()).collect::<Result<_, _>>();
-        for expression in &file.namespace_selector.match_expressions {
-            let wants_values = matches!(expression.operator, Operator::In | Operator::NotIn);
-            if wants_values == expression.values.is_empty() {
-                let key = expression.key.clone();
-                return Err(PolicyError::Values { rule: number, key });
-            }
+        let EgressFile {
+            open_cidrs,
+            hosts,
+            ports,
+        } = file.egress;
+        bounded("egress.openCIDRs", &open_cidrs)?;
+        let egress = EgressRules {
+            open_cidrs: open_cidrs
+                .iter()
+                .map(|text| text.parse::<Cidr>())
+                .collect::<Result<_, _>>()?,
+            hosts: narrowing("egress.hosts", hosts)?
+                .map(|hosts| hosts.iter().map(|text| text.parse::<HostPattern>()).collect())
+                .transpose()?,
+            ports: narrowing("egress.ports", ports)?,
+        };
+        if egress.ports.iter().flatten().any(|port| *port == 0) {
+            return Err(RuleError::Port);
         }
         Ok(Rule {
             namespaces: file.namespace_selector,
-            egress: Arc::new(EgressRules {
-                open_cidrs: open_cidrs.map_err(|source| PolicyError::Range { rule: number, source })?,
+            rules: Arc::new(NamespaceRules {
+                egress: Arc::new(egress),
+                secret_label: file.secret_label,
+                undeclared_types: file.undeclared_types,
             }),
         })
+    }
+}
+
+fn bounded<T>(field: &'static str, entries: &[T]) -> Result<(), RuleError> {
+    match entries.len() {
+        ..=MAX_ENTRIES => Ok(()),
+        entries => Err(RuleError::TooMany { field, entries }),
+    }
+}
+
+/// A list that narrows when it is there: an empty one could be meant either way.
+fn narrowing<T>(field: &'static str, list: Option<Vec<T>>) -> Result<Option<Vec<T>>, RuleError> {
+    match list {
+        Some(entries) if entries.is_empty() => Err(RuleError::Empty(field)),
+        Some(entries) => bounded(field, &entries).map(|()| Some(entries)),
+        None => Ok(None),
     }
 }
 
@@ -87,6 +144,10 @@ struct RuleFile {
     namespace_selector: Selector,
     #[serde(default)]
     egress: EgressFile,
+    #[serde(default)]
+    secret_label: SecretLabel,
+    #[serde(default)]
+    undeclared_types: UndeclaredTypes,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,56 +155,8 @@ struct RuleFile {
 struct EgressFile {
     #[serde(default, rename = "openCIDRs")]
     open_cidrs: Vec<String>,
-}
-
-/// A Kubernetes label selector; the empty one matches every namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Selector {
-    #[serde(default)]
-    match_labels: BTreeMap<String, String>,
-    #[serde(default)]
-    match_expressions: Vec<Expression>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expression {
-    key: String,
-    operator: Operator,
-    #[serde(default)]
-    values: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-enum Operator {
-    In,
-    NotIn,
-    Exists,
-    DoesNotExist,
-}
-
-impl Selector {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let same = |(key, value): (&String, &String)| labels.get(key) == Some(value);
-        self.match_labels.iter().all(same)
-            && self
-                .match_expressions
-                .iter()
-                .all(|expression| expression.matches(labels))
-    }
-}
-
-impl Expression {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let value = labels.get(&self.key);
-        match self.operator {
-            Operator::In => value.is_some_and(|value| self.values.contains(value)),
-            Operator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-        }
-    }
+    hosts: Option<Vec<String>>,
+    ports: Option<Vec<u16>>,
 }
 
 /// Why a policy file is refused as a whole.
@@ -153,15 +166,25 @@ pub enum PolicyError {
     Format(String),
     #[error("the policy has {rules} rules: write at most {MAX_RULES}")]
     TooManyRules { rules: usize },
-    #[error("rule {rule} opens {ranges} ranges: write at most {MAX_RANGES}")]
-    TooManyRanges { rule: usize, ranges: usize },
-    #[error("rule {rule}, egress.openCIDRs: {source}")]
-    Range {
-        rule: usize,
-        source: super::cidr::CidrError,
-    },
-    #[error("rule {rule}, namespaceSelector, {key}: In and NotIn need values, Exists and DoesNotExist have none")]
-    Values { rule: usize, key: String },
+    #[error("rule {rule}, {source}")]
+    Rule { rule: usize, source: RuleError },
+}
+
+/// What is wrong with a rule; begins with the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    #[error("{field}: it has {entries} entries: write at most {MAX_ENTRIES}")]
+    TooMany { field: &'static str, entries: usize },
+    #[error("{0}: an empty list would allow nothing: leave it out to allow everything, or name at least one")]
+    Empty(&'static str),
+    #[error("egress.openCIDRs: {0}")]
+    Range(#[from] CidrError),
+    #[error("egress.hosts: {0}")]
+    Host(#[from] HostError),
+    #[error("egress.ports: write ports from 1 to 65535")]
+    Port,
+    #[error("namespaceSelector, {0}: In and NotIn need values, Exists and DoesNotExist have none")]
+    Values(String),
 }
 
 #[cfg(test)]
@@ -186,8 +209,8 @@ mod tests {
         )
         .unwrap();
         let open = |pairs: &[(&str, &str)]| -> Vec<String> {
-            let egress = policy.egress_for(&labels(pairs));
-            egress.open_cidrs.iter().map(ToString::to_string).collect()
+            let rules = policy.rules_for(&labels(pairs));
+            rules.egress.open_cidrs.iter().map(ToString::to_string).collect()
         };
         assert_eq!(open(&[]), [""; 0]);
         assert_eq!(open(&[("tidings.dev/loopback", "open")]), ["127.0.0.0/8", "::1/128"]);
@@ -205,7 +228,21 @@ mod tests {
             assert_eq!(Policy::parse(text), Ok(Policy::default()), "{text:?}");
         }
         let all = Policy::parse("rules: [{namespaceSelector: {}, egress: {openCIDRs: [10.0.0.0/8]}}]").unwrap();
-        assert_eq!(all.egress_for(&labels(&[])).open_cidrs.len(), 1);
+        assert_eq!(all.rules_for(&labels(&[])).egress.open_cidrs.len(), 1);
+    }
+
+    #[test]
+    fn what_a_rule_leaves_out_is_as_without_a_rule() {
+        let text =
+            "rules: [{namespaceSelector: {matchLabels: {a: b}}, egress: {hosts: ['*.example.com'], ports: [443]},
+                     secretLabel: NotRequired, undeclaredTypes: Reject}, {namespaceSelector: {}}]";
+        let policy = Policy::parse(text).unwrap();
+        assert_eq!(*policy.rules_for(&labels(&[])), NamespaceRules::default());
+        let said = policy.rules_for(&labels(&[("a", "b")]));
+        assert_eq!(said.secret_label, SecretLabel::NotRequired);
+        assert_eq!(said.undeclared_types, UndeclaredTypes::Reject);
+        assert_eq!(said.egress.hosts.as_ref().map(Vec::len), Some(1));
+        assert_eq!(said.egress.ports, Some(vec![443]));
     }
 
     #[test]
@@ -214,7 +251,35 @@ mod tests {
             ("rule: []", "unknown field `rule`"),
             ("rules: [{egress: {}}]", "namespaceSelector"),
             ("rules: [{namespaceSelector: {}, egress: {openCidrs: []}}]", "openCidrs"),
-            ("rules: [{namespaceSelector: {}, egress: {hosts: []}}]", "hosts"),
+            (
+                "rules: [{namespaceSelector: {}, egress: {host: []}}]",
+                "unknown field `host`",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, egress: {hosts: []}}]",
+                "rule 1, egress.hosts: an empty list",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, egress: {hosts: ['*']}}]",
+                "*.example.com",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, egress: {ports: []}}]",
+                "rule 1, egress.ports: an empty list",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, egress: {ports: [0]}}]",
+                "from 1 to 65535",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, egress: {ports: [65536]}}]",
+                "egress.ports",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, secretLabel: Optional}]",
+                "`NotRequired`",
+            ),
+            ("rules: [{namespaceSelector: {}, undeclaredTypes: Refuse}]", "`Reject`"),
             ("rules: [{namespaceSelector: {labels: {}}}]", "labels"),
             (
                 "rules: [{namespaceSelector: {}, egress: {openCIDRs: [10.0.0.1/8]}}]",

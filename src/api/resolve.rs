@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::egress::HostPattern;
 use crate::signing::Signer;
 
 mod credentials;
@@ -122,6 +123,25 @@ pub enum Host {
     Address(IpAddr),
 }
 
+impl From<url::Host> for Host {
+    fn from(host: url::Host) -> Host {
+        match host {
+            url::Host::Domain(name) => Host::Name(name),
+            url::Host::Ipv4(ip) => Host::Address(IpAddr::V4(ip)),
+            url::Host::Ipv6(ip) => Host::Address(IpAddr::V6(ip)),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Name(name) => f.write_str(name),
+            Host::Address(ip) => ip.fmt(f),
+        }
+    }
+}
+
 /// A PEM bundle and its SHA-256, by which clients are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaBundle {
@@ -174,10 +194,15 @@ pub struct BreakerPolicy {
     pub probe_after_max: Duration,
 }
 
-/// What the administrator opened for a namespace.
+/// What the administrator opened for a namespace, and to what he narrowed it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressRules {
+    /// Ranges that are refused otherwise.
     pub open_cidrs: Vec<Cidr>,
+    /// None: every host.
+    pub hosts: Option<Vec<HostPattern>>,
+    /// None: every port.
+    pub ports: Option<Vec<u16>>,
 }
 
 /// An address range; IPv4-mapped addresses are compared as IPv4.

@@ -47,12 +47,12 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
 
     let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
     let material = dereference::read(context, &endpoint, &seen).await?;
-    let egress = context.policy.load().egress_for(home.labels());
-    let mut values = References::default();
+    let rules = context.policy.load().rules_for(home.labels());
+    let mut values = References::under(rules.secret_label);
     for (reference, found) in &material {
         values.insert(reference.clone(), found.to_lookup());
     }
-    let outcome = match (resolve_endpoint(&endpoint, &values, &egress), signing.refused()) {
+    let outcome = match (resolve_endpoint(&endpoint, &values, &rules.egress), signing.refused()) {
         (Err(unresolved), _) if unresolved.stalled => Err(unresolved),
         (_, Some(message)) => Err(Unresolved::waiting(reasons::SECRET_ACCESS_DENIED, message)),
         (outcome, None) => outcome,

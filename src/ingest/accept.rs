@@ -151,6 +151,7 @@ mod tests {
             uid: "u1".into(),
             subscriptions: Arc::new(Index::new(vec![(spec, entry); subscriptions])),
             types: Arc::new(HashMap::new()),
+            rules: Arc::default(),
         };
         (view, gauge)
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::accept::MAX_MATCHED;
 use super::auth::{AuthError, Identity, Unavailable};
+use super::declared::Unanswered;
 use super::parse::ParseError;
 use crate::queue::QueueError;
 use crate::schema::Violation;
@@ -81,6 +82,27 @@ impl Problem {
             event,
             errors,
             ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "SchemaViolation", detail)
+        }
+    }
+
+    /// 422: the administrator's policy takes declared types only.
+    pub fn undeclared(event_type: &str, namespace: &str, event: Option<usize>) -> Problem {
+        let detail = format!(
+            "no EventType in namespace {namespace} declares {event_type}, and the administrator's policy takes events of \
+             declared types only: create an EventType with spec.type {event_type}"
+        );
+        Problem {
+            event,
+            ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "UndeclaredType", detail)
+        }
+    }
+
+    /// 503: it is declared, and checked a moment later.
+    pub fn not_loaded(event_type: &str, event: Option<usize>) -> Problem {
+        let detail = format!("EventType {event_type} is being loaded: nothing was accepted");
+        Problem {
+            event,
+            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "NotLoaded", detail).retry(SOON)
         }
     }
 
@@ -176,6 +198,12 @@ impl From<Unavailable> for Problem {
     fn from(_: Unavailable) -> Problem {
         let detail = "the Kubernetes API could not be asked what this producer may publish";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "AuthUnavailable", detail).retry(SOON)
+    }
+}
+
+impl From<Unanswered> for Problem {
+    fn from(err: Unanswered) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "TypesUnavailable", err.to_string()).retry(SOON)
     }
 }
 

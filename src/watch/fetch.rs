@@ -10,6 +10,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use super::material::{Read, Trouble};
+use crate::api::policy::SecretLabel;
 use crate::api::resolve::{Found, Lookup, Reference, References};
 use crate::api::status::{ReferenceKind, ReferenceStatus};
 use crate::kubernetes::{RequestError, within};
@@ -74,8 +75,12 @@ pub fn version_in(references: &[ReferenceStatus], wanted: &Reference) -> Option<
 
 /// What resolving takes: the values held, and for the rest why there is none. One that nobody could tell of (the API
 /// server is away) counts as unreadable, not as missing.
-pub fn references(held: &BTreeMap<Reference, Found>, troubles: &BTreeMap<Reference, Trouble>) -> References {
-    let mut references = References::default();
+pub fn references(
+    label: SecretLabel,
+    held: &BTreeMap<Reference, Found>,
+    troubles: &BTreeMap<Reference, Trouble>,
+) -> References {
+    let mut references = References::under(label);
     for (reference, trouble) in troubles {
         let lookup = match trouble {
             Trouble::Missing => Lookup::NotFound,
@@ -98,7 +103,7 @@ mod tests {
         let (kept, lost) = (Reference::secret("kept"), Reference::secret("lost"));
         let held = BTreeMap::from([(kept.clone(), Found::default())]);
         let troubles = BTreeMap::from([(kept.clone(), Trouble::Missing), (lost.clone(), Trouble::Away)]);
-        let references = references(&held, &troubles);
+        let references = references(SecretLabel::Required, &held, &troubles);
         assert_eq!(references.get(&kept), Some(&Lookup::Found(Found::default())));
         assert_eq!(references.get(&lost), Some(&Lookup::Denied));
     }

@@ -104,7 +104,7 @@ impl Loader {
                 Some(chunk) = steps.next() => chunk.into_iter().for_each(|input| self.world.apply(input)),
                 Some(read) = reads.join_next() => self.finish(read),
                 Some(id) = refresh.recv() => self.refresh(id),
-                Ok(()) = policy.changed() => self.world.touch_endpoints(),
+                Ok(()) = policy.changed() => self.policy_changed(),
                 () = until(next) => {}
             }
             self.load().await;

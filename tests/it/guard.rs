@@ -20,6 +20,7 @@ fn ip(text: &str) -> IpAddr {
 fn opened(cidrs: &[&str]) -> Arc<EgressRules> {
     Arc::new(EgressRules {
         open_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        ..EgressRules::default()
     })
 }
 

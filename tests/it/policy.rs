@@ -71,7 +71,7 @@ fn assert_waits(whe: &Value) {
     assert!(coming.is_null() || coming == 1, "{whe:#}");
 }
 
-fn until_invalid(controller: &Controller, dispatcher: &Dispatcher, invalid: u8) {
+pub fn until_invalid(controller: &Controller, dispatcher: &Dispatcher, invalid: u8) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let says = |metrics: String, name: &str| metrics.lines().any(|line| line == format!("{name} {invalid}"));

@@ -302,6 +302,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         suspend: false,
         egress: Arc::new(EgressRules {
             open_cidrs: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],
+            ..EgressRules::default()
         }),
         enable_request: None,
     }

@@ -1,6 +1,7 @@
 //! Values of Secrets and ConfigMaps as somebody else read them, and what may be taken from them.
 //!
-//! Invariant: a Secret's value is given out only when its owner opened the Secret with the label; Debug shows no value.
+//! Invariant: a Secret's value is given out only when its owner opened the Secret with the label, or the administrator's
+//! policy asks for none; Debug shows no value.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,6 +12,7 @@ use super::Unresolved;
 use crate::api::common::{ConfigMapKeyReference, SecretKeyReference};
 use crate::api::conditions::reasons;
 use crate::api::names;
+use crate::api::policy::SecretLabel;
 use crate::api::status::ReferenceKind;
 
 /// One object that a resource refers to, in its own namespace.
@@ -98,9 +100,18 @@ impl From<ConfigMap> for Found {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     read: HashMap<Reference, Lookup>,
+    label: SecretLabel,
 }
 
 impl References {
+    /// Nothing read yet; `label` is what the policy says of the namespace.
+    pub fn under(label: SecretLabel) -> References {
+        References {
+            read: HashMap::new(),
+            label,
+        }
+    }
+
     pub fn insert(&mut self, reference: Reference, lookup: Lookup) {
         self.read.insert(reference, lookup);
     }
@@ -113,7 +124,8 @@ impl References {
     pub(super) fn secret_value(&self, namespace: &str, wanted: &SecretKeyReference) -> Result<&[u8], Unresolved> {
         let name = &wanted.name;
         let secret = self.object(&Reference::secret(name))?;
-        if secret.labels.get(names::USE_LABEL).map(String::as_str) != Some(names::USE_LABEL_VALUE) {
+        let is_open = secret.labels.get(names::USE_LABEL).map(String::as_str) == Some(names::USE_LABEL_VALUE);
+        if self.label == SecretLabel::Required && !is_open {
             let (label, value) = (names::USE_LABEL, names::USE_LABEL_VALUE);
             return Err(Unresolved::waiting(
                 reasons::SECRET_NOT_ALLOWED,

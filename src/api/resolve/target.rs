@@ -1,7 +1,5 @@
 //! A URL's text, parsed as the URL standard says (so `127.1`, octal and hexadecimal hosts are addresses), to a target.
 
-use std::net::IpAddr;
-
 use http::uri::PathAndQuery;
 use url::Url;
 
@@ -36,9 +34,7 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
         Some(url::Host::Domain(name)) if name.len() > NAME_LONGEST => {
             return refuse("url must name a host of at most 253 characters: no DNS name is longer");
         }
-        Some(url::Host::Domain(name)) => Host::Name(name.to_owned()),
-        Some(url::Host::Ipv4(ip)) => Host::Address(IpAddr::V4(ip)),
-        Some(url::Host::Ipv6(ip)) => Host::Address(IpAddr::V6(ip)),
+        Some(host) => Host::from(host.to_owned()),
         None => return refuse("url must name a host"),
     };
     let port = match url.port_or_known_default() {
@@ -62,6 +58,9 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
                      administrator to open it for this namespace (egress.openCIDRs of the policy file)"
             ),
         ));
+    }
+    if let Some(why) = egress.refusal(&host, port) {
+        return Err(Unresolved::stalled(reasons::POLICY_DENIED, why));
     }
     let name = url.host_str().unwrap_or_default();
     let authority = match url.port() {

@@ -102,6 +102,7 @@ fn a_minimal_endpoint_resolves_with_the_defaults() {
 fn a_port_and_an_ipv6_host_show_in_authority_and_origin() {
     let egress = Arc::new(EgressRules {
         open_cidrs: vec!["::1/128".parse().unwrap()],
+        ..EgressRules::default()
     });
     let resolved = resolve_endpoint(&endpoint("https://[::1]:8443"), &generated(), &egress).unwrap();
     assert_eq!(resolved.target.host, Host::Address("::1".parse().unwrap()));
@@ -157,6 +158,7 @@ fn a_host_may_have_253_characters_and_a_request_to_enable_is_cut_to_what_status_
 fn an_opened_literal_resolves_however_it_is_written() {
     let egress = Arc::new(EgressRules {
         open_cidrs: vec!["127.0.0.0/8".parse().unwrap()],
+        ..EgressRules::default()
     });
     for url in ["https://127.1:8443/x", "https://2130706433:8443/x"] {
         let resolved = resolve_endpoint(&endpoint(url), &generated(), &egress).unwrap();

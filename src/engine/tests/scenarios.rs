@@ -394,6 +394,7 @@ async fn what_was_blocked_is_looked_at_anew_when_the_policy_opens_something_else
 
     let open = EgressRules {
         open_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+        ..EgressRules::default()
     };
     world
         .endpoint_with("crm", |resolved| resolved.egress = Arc::new(open))

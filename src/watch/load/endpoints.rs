@@ -13,6 +13,7 @@ use super::Loader;
 use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::ENABLE_REQUESTED;
+use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{EgressRules, Found, Reference, Unresolved, references_of, resolve_endpoint};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
@@ -85,18 +86,22 @@ impl Endpoint {
     }
 
     /// Resolves with what was read last, or where that is spoilt with what was good.
-    fn resolve(&mut self, egress: &Arc<EgressRules>) -> EndpointState {
+    fn resolve(&mut self, rules: &NamespaceRules) -> EndpointState {
         let held: BTreeMap<Reference, Found> = self
             .references
             .iter()
             .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
             .collect();
-        match resolve_endpoint(&self.object, &fetch::references(&held, &self.troubles()), egress) {
+        match resolve_endpoint(
+            &self.object,
+            &fetch::references(rules.secret_label, &held, &self.troubles()),
+            &rules.egress,
+        ) {
             Ok(resolved) => {
                 self.good = held;
                 EndpointState::Usable(Arc::new(resolved))
             }
-            Err(unresolved) => self.resolve_good(held, &unresolved, egress),
+            Err(unresolved) => self.resolve_good(held, &unresolved, rules),
         }
     }
 
@@ -105,7 +110,7 @@ impl Endpoint {
         &self,
         mut held: BTreeMap<Reference, Found>,
         unresolved: &Unresolved,
-        egress: &Arc<EgressRules>,
+        rules: &NamespaceRules,
     ) -> EndpointState {
         for (reference, good) in &self.good {
             if let Some(found) = held.get_mut(reference) {
@@ -114,7 +119,10 @@ impl Endpoint {
             }
         }
         let again = (is_spoilt(unresolved.reason) && !self.good.is_empty())
-            .then(|| resolve_endpoint(&self.object, &fetch::references(&held, &BTreeMap::new()), egress).ok())
+            .then(|| {
+                let references = fetch::references(rules.secret_label, &held, &BTreeMap::new());
+                resolve_endpoint(&self.object, &references, &rules.egress).ok()
+            })
             .flatten();
         match again {
             Some(resolved) => EndpointState::Usable(Arc::new(resolved)),
@@ -135,7 +143,7 @@ impl Endpoint {
             .collect()
     }
 
-    fn news(&self, state: &EndpointState, egress: &Arc<EgressRules>) -> Told {
+    fn news(&self, state: &EndpointState, rules: &NamespaceRules) -> Told {
         Told {
             uid: self.object.metadata.uid.clone(),
             generation: self.object.metadata.generation,
@@ -145,7 +153,7 @@ impl Endpoint {
                 .iter()
                 .map(|r| self.material.version(r).map(str::to_owned))
                 .collect(),
-            egress: egress.clone(),
+            egress: Arc::clone(&rules.egress),
             unusable: match state {
                 EndpointState::Unusable { reason, message, .. } => Some((reason, message.clone())),
                 _ => None,
@@ -198,8 +206,8 @@ impl Loader {
             let Some(space) = self.world.spaces.get(&key.0) else {
                 continue;
             };
-            let egress = policy.egress_for(&space.labels);
-            self.load_endpoint(&key, &egress).await;
+            let rules = policy.rules_for(&space.labels);
+            self.load_endpoint(&key, &rules).await;
             self.reschedule(&key);
         }
     }
@@ -223,7 +231,7 @@ impl Loader {
         self.reschedule(key);
     }
 
-    async fn load_endpoint(&mut self, key: &Key, egress: &Arc<EgressRules>) {
+    async fn load_endpoint(&mut self, key: &Key, rules: &NamespaceRules) {
         let Some(resource) = self.resource_key(key) else { return };
         let Some(id) = self.endpoint_ids.get(&resource).copied() else {
             return;
@@ -244,8 +252,8 @@ impl Loader {
             self.world.endpoints.loaded(key);
             return;
         }
-        let state = endpoint.resolve(egress);
-        let told = endpoint.news(&state, egress);
+        let state = endpoint.resolve(rules);
+        let told = endpoint.news(&state, rules);
         if endpoint.told.as_ref() != Some(&told) {
             endpoint.told = Some(told);
             self.put_endpoint(id, resource, &key.0, state).await;
@@ -306,7 +314,7 @@ mod tests {
         endpoint.material.start();
         let reads = vec![read("token", token), read("header", header)];
         endpoint.material.finish(reads, Instant::now());
-        endpoint.resolve(&Arc::default())
+        endpoint.resolve(&NamespaceRules::default())
     }
 
     #[test]

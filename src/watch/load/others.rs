@@ -163,6 +163,19 @@ impl Loader {
         }
     }
 
+    /// The policy changed: every endpoint is resolved anew, and what it says of other things is in the views.
+    pub(super) fn policy_changed(&mut self) {
+        self.world.touch_endpoints();
+        let policy = self.tools.policy.borrow().clone();
+        for (name, space) in &self.world.spaces {
+            let rules = policy.rules_for(&space.labels);
+            let view = self.tools.registry.namespace(name);
+            if view.is_none_or(|view| view.rules != rules) {
+                self.world.views.insert(name.clone());
+            }
+        }
+    }
+
     /// Builds the views that changed, and puts them up together.
     pub(super) fn build_views(&mut self) {
         let names = std::mem::take(&mut self.world.views);
@@ -197,6 +210,7 @@ impl Loader {
                 subscriptions.map(|(_, entry)| (entry.spec.clone(), entry.clone())),
             )),
             types: Arc::new(that_count(types)),
+            rules: self.tools.policy.borrow().rules_for(&space.labels),
         })
     }
 
@@ -245,7 +259,7 @@ fn is_same(before: &SubscriptionEntry, now: &SubscriptionEntry) -> bool {
 }
 
 /// The rule of each type: of its oldest object. While that one does not compile, events of the type are not checked.
-fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, Arc<TypeRule>> {
+fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, Option<Arc<TypeRule>>> {
     let mut oldest: BTreeMap<&str, &Declared> = BTreeMap::new();
     for declared in types {
         let kept = oldest.entry(&declared.name).or_insert(declared);
@@ -255,6 +269,6 @@ fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, 
     }
     oldest
         .into_iter()
-        .filter_map(|(name, declared)| Some((name.to_owned(), declared.rule.clone()?)))
+        .map(|(name, declared)| (name.to_owned(), declared.rule.clone()))
         .collect()
 }
