@@ -12,6 +12,7 @@ mod outcome;
 mod pool;
 pub mod resolver;
 pub mod tls;
+mod tokens;
 
 pub use client::{Config, HttpsSender};
 
@@ -74,6 +75,8 @@ pub enum Fault {
     Reset,
     /// Status outside 100-599, a malformed or oversized head, more than 8 interim responses.
     Protocol,
+    /// The token server refused the endpoint's client, or gave no token.
+    Auth,
 }
 
 /// Why it is us.
@@ -83,12 +86,22 @@ pub enum OurFault {
     NoPorts,
     DnsDown,
     NoSecret,
+    /// The token server is away.
+    Token(TokenTrouble),
+}
+
+/// How a token server is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TokenTrouble {
+    Fault(Fault),
+    Status(u16),
 }
 
 /// Sends one request to an endpoint. The dispatcher's engine holds it as a trait object, so that its decisions can be
 /// tested over paused time; the one in production is the HTTPS client of this room.
 #[async_trait::async_trait]
 pub trait Sender: Send + Sync + 'static {
-    /// One attempt within the endpoint's timeout. Never panics, never longer than timeout plus a second.
+    /// One attempt within the endpoint's timeout. Never panics, never longer than timeout plus a second, and than what a token
+    /// takes where one is needed.
     async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult;
 }

@@ -65,7 +65,8 @@ pub struct EngineConfig {
     pub random: fn() -> f64,
     /// How long a deleted endpoint or subscription may come back and find its messages.
     pub bury_after: Duration,
-    /// Told of each attempt that the receiver answered with 401 or 403: its Secrets may have changed. Must not wait.
+    /// Told of each attempt that the receiver answered with 401 or 403, or its token server refused: its Secrets may have
+    /// changed. Must not wait.
     pub refused: Box<dyn Fn(EndpointId) + Send + Sync>,
 }
 

@@ -24,6 +24,7 @@ mod it {
     mod local;
     mod manifests;
     mod misbehaving;
+    mod oauth2;
     mod outage;
     mod policy;
     mod ready;

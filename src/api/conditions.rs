@@ -43,6 +43,7 @@ pub mod reasons {
     pub const DISABLED: &str = "Disabled";
     pub const SUSPENDED: &str = "Suspended";
     pub const SECRET_UNAVAILABLE: &str = "SecretUnavailable";
+    pub const TOKEN_UNAVAILABLE: &str = "TokenUnavailable";
     pub const BLOCKED: &str = "Blocked";
     pub const CIRCUIT_OPEN: &str = "CircuitOpen";
     pub const BACKOFF: &str = "Backoff";

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -17,6 +18,7 @@ use crate::signing::Signer;
 mod credentials;
 mod endpoint;
 mod limits;
+mod oauth2;
 mod references;
 mod subscription;
 mod target;
@@ -77,6 +79,8 @@ pub struct ResolvedEndpoint {
     pub target: Target,
     /// Sent with every request; values from Secrets are marked sensitive (their Debug is redacted).
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Requests carry a token that is got with this.
+    pub token: Option<Arc<TokenRequest>>,
     /// Trusted in addition to the public roots; none means the public roots alone.
     pub ca: Option<Arc<CaBundle>>,
     /// Shown to a receiver that asks for one.
@@ -159,6 +163,23 @@ pub struct ClientIdentity {
 impl fmt::Debug for ClientIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientIdentity(redacted)")
+    }
+}
+
+/// How a token is asked for (RFC 6749, 4.4.2).
+pub struct TokenRequest {
+    pub target: Target,
+    /// `application/x-www-form-urlencoded`.
+    pub form: Bytes,
+    /// The client's id and secret, where they are not in the form.
+    pub authorization: Option<HeaderValue>,
+    /// SHA-256 of all of it and of the namespace, by which tokens are shared.
+    pub digest: [u8; 32],
+}
+
+impl fmt::Debug for TokenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenRequest({:?}, redacted)", self.target)
     }
 }
 

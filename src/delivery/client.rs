@@ -1,15 +1,15 @@
 //! The HTTPS client: one attempt from a rendered request to an [`Outcome`]. HTTP/1.1 on kept connections, no proxy, no
 //! redirect, every address through the guard.
 //!
-//! Invariant: an attempt sends at most twice, and the second time only when a kept connection had been closed before any
-//! byte of an answer.
+//! Invariant: a request is sent at most twice, and the second time only when a kept connection had been closed before any
+//! byte of an answer. An attempt has one request, and a second only with a new token after a 401.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body_util::Full;
@@ -25,8 +25,9 @@ use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
 use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::{Identities, identity};
+use super::tokens::{self, TOKEN_TIME, Token, Tokens};
 use super::{AttemptResult, Fault, OurFault, Outcome, Request, Sender, guard, outcome};
-use crate::api::resolve::{Host, ResolvedEndpoint};
+use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
 use crate::signing::{HEADER_ID, HEADER_TIMESTAMP};
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_ID);
@@ -75,6 +76,7 @@ pub struct HttpsSender {
     resolver: Resolver,
     identities: Identities,
     pool: Arc<Pool>,
+    tokens: Tokens,
     user_agent: HeaderValue,
     metrics: Metrics,
     sweeper: JoinHandle<()>,
@@ -106,6 +108,7 @@ impl HttpsSender {
             resolver: Resolver::new(config.dns_server)?,
             identities: Identities::new(),
             pool,
+            tokens: Tokens::new(),
             user_agent: config.user_agent,
             metrics,
             sweeper,
@@ -115,13 +118,11 @@ impl HttpsSender {
     /// Sends, on a kept connection if there is one, and waits for the head of the answer.
     async fn exchange(
         &self,
-        endpoint: &ResolvedEndpoint,
-        key: &Key,
-        request: &Request,
+        to: &Route<'_>,
+        rendered: impl Fn() -> Result<http::Request<Full<Bytes>>, Outcome>,
         deadline: Instant,
     ) -> Result<(Connection, http::Response<Incoming>), Outcome> {
-        let rendered = || render(endpoint, request, &self.user_agent);
-        if let Some(mut kept) = self.pool.take(key, &endpoint.egress).await {
+        if let Some(mut kept) = self.pool.take(&to.key, &to.endpoint.egress).await {
             self.metrics.reused.inc();
             match kept.request(rendered()?).await {
                 Ok(answer) => return answered(kept, answer),
@@ -130,7 +131,7 @@ impl HttpsSender {
             };
         }
         // Boxed: rare and large, it would make every attempt's future as large.
-        let mut connection = Box::pin(self.dial(endpoint, deadline)).await?;
+        let mut connection = Box::pin(self.dial(to, deadline)).await?;
         match connection.request(rendered()?).await {
             Ok(answer) => answered(connection, answer),
             Err(error) => Err(failed(&connection, &error)),
@@ -138,8 +139,8 @@ impl HttpsSender {
     }
 
     /// A new connection: look-up, guard, TCP, TLS. What the guard passed is what is dialled; no second look-up.
-    async fn dial(&self, endpoint: &ResolvedEndpoint, deadline: Instant) -> Result<Connection, Outcome> {
-        let target = &endpoint.target;
+    async fn dial(&self, to: &Route<'_>, deadline: Instant) -> Result<Connection, Outcome> {
+        let Route { target, endpoint, .. } = to;
         let (addresses, server): (Arc<[IpAddr]>, ServerName<'static>) = match &target.host {
             Host::Address(address) => (Arc::new([*address]), ServerName::from(*address)),
             Host::Name(name) => {
@@ -164,11 +165,121 @@ impl HttpsSender {
             .map_err(|error| outcome::of_http(&error))
     }
 
+    /// One request to the receiver, with the token that it wants, if any.
+    async fn post(
+        &self,
+        endpoint: &ResolvedEndpoint,
+        request: &Request,
+        token: Option<&Token>,
+        deadline: Instant,
+    ) -> AttemptResult {
+        let started = Instant::now();
+        let to = Route::new(&endpoint.target, endpoint);
+        let rendered = || render(endpoint, request, token, &self.user_agent);
+        let exchanged = timeout_at(deadline, self.exchange(&to, rendered, deadline)).await;
+        let took = started.elapsed();
+        let outcome = match exchanged {
+            Ok(Ok((connection, answer))) => self.finish(to, token, connection, answer, deadline).await,
+            Ok(Err(outcome)) => outcome,
+            Err(_) => Outcome::Fault(Fault::Timeout),
+        };
+        self.metrics.attempt(&outcome, took);
+        AttemptResult { took, outcome }
+    }
+
+    /// An attempt with a token. One that the receiver refuses is replaced once, unless it was got just now. What token
+    /// servers take is not of the attempt's time.
+    async fn post_with_token(
+        &self,
+        endpoint: &ResolvedEndpoint,
+        request: &Request,
+        wanted: &TokenRequest,
+    ) -> AttemptResult {
+        let started = std::time::Instant::now();
+        let none = |outcome| AttemptResult {
+            took: Duration::ZERO,
+            outcome,
+        };
+        let token = match self.token(endpoint, wanted).await {
+            Ok(token) => token,
+            Err(outcome) => return none(outcome),
+        };
+        let first = self
+            .post(endpoint, request, Some(&token), Instant::now() + endpoint.timeout)
+            .await;
+        if !matches!(first.outcome, Outcome::Status { code: 401, .. }) || token.obtained >= started {
+            return first;
+        }
+        self.tokens.refused(&(wanted.digest, identity(endpoint)), &token).await;
+        let token = match self.token(endpoint, wanted).await {
+            Ok(token) => token,
+            Err(outcome) => return none(outcome),
+        };
+        let left = endpoint.timeout.saturating_sub(first.took);
+        let second = self.post(endpoint, request, Some(&token), Instant::now() + left).await;
+        AttemptResult {
+            took: first.took + second.took,
+            ..second
+        }
+    }
+
+    async fn token(&self, endpoint: &ResolvedEndpoint, wanted: &TokenRequest) -> Result<Arc<Token>, Outcome> {
+        let key = (wanted.digest, identity(endpoint));
+        self.tokens
+            .get(key, Box::pin(self.ask_for_token(endpoint, wanted)))
+            .await
+    }
+
+    /// Asks the token server, behind the same guard and with the same TLS as the receiver.
+    async fn ask_for_token(&self, endpoint: &ResolvedEndpoint, wanted: &TokenRequest) -> Result<Token, Outcome> {
+        let deadline = Instant::now() + TOKEN_TIME;
+        let to = Route::new(&wanted.target, endpoint);
+        let rendered = || tokens::render(wanted, &self.user_agent).ok_or(Outcome::Fault(Fault::Auth));
+        let exchange = async {
+            let (mut connection, answer) = self.exchange(&to, rendered, deadline).await?;
+            let (head, body) = answer.into_parts();
+            let mut text = BytesMut::new();
+            if !connection
+                .drain(body, tokens::MAX_ANSWER, tokens::MAX_ANSWER, &mut text)
+                .await
+            {
+                return Err(Outcome::Fault(Fault::Reset));
+            }
+            Ok((connection, head.status.as_u16(), text))
+        };
+        let asked = match timeout_at(deadline, exchange).await {
+            Ok(asked) => asked,
+            Err(_late) => Err(Outcome::Fault(Fault::Timeout)),
+        };
+        let token = match asked {
+            Err(outcome) => Err(tokens::unanswered(outcome)),
+            Ok((mut connection, status, text)) => {
+                if connection.ready().await {
+                    self.pool.put(to.key, connection);
+                }
+                let token = tokens::answered(status, &text);
+                if token.is_err() {
+                    let (namespace, name, error) = (&endpoint.namespace, &endpoint.name, tokens::error_code(&text));
+                    tracing::warn!(
+                        namespace,
+                        endpoint = name,
+                        status,
+                        error,
+                        "the token server gave no token"
+                    );
+                }
+                token
+            }
+        };
+        self.metrics.token(token.as_ref().err());
+        token
+    }
+
     /// The verdict is in the head; the body is read for the excerpt and to keep the connection.
     async fn finish(
         &self,
-        endpoint: &ResolvedEndpoint,
-        key: Key,
+        to: Route<'_>,
+        token: Option<&Token>,
         mut connection: Connection,
         answer: http::Response<Incoming>,
         deadline: Instant,
@@ -193,12 +304,14 @@ impl HttpsSender {
         let until = deadline.min(Instant::now() + DRAIN_TIME);
         let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
         if drained == Ok(true) && connection.ready().await {
-            self.pool.put(key, connection);
+            self.pool.put(to.key, connection);
         }
+        let own = to.endpoint.headers.iter().map(|(_, value)| value);
+        let values = own.chain(token.map(|token| &token.value));
         Outcome::Status {
             code,
             retry_after,
-            excerpt: conceal(&endpoint.target.path, &endpoint.headers, &excerpt),
+            excerpt: conceal(&to.target.path, values, &excerpt),
         }
     }
 }
@@ -212,23 +325,31 @@ impl Drop for HttpsSender {
 #[async_trait::async_trait]
 impl Sender for HttpsSender {
     async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult {
-        let started = Instant::now();
-        let deadline = started + endpoint.timeout;
-        let target = &endpoint.target;
+        match &endpoint.token {
+            None => {
+                self.post(endpoint, &request, None, Instant::now() + endpoint.timeout)
+                    .await
+            }
+            Some(wanted) => Box::pin(self.post_with_token(endpoint, &request, wanted)).await,
+        }
+    }
+}
+
+/// Where a request goes, and on whose behalf: whose rules, roots and certificate count.
+struct Route<'a> {
+    target: &'a Target,
+    endpoint: &'a ResolvedEndpoint,
+    key: Key,
+}
+
+impl<'a> Route<'a> {
+    fn new(target: &'a Target, endpoint: &'a ResolvedEndpoint) -> Route<'a> {
         let key = Key {
             host: target.host.clone(),
             port: target.port,
             identity: identity(endpoint),
         };
-        let exchanged = timeout_at(deadline, self.exchange(endpoint, &key, &request, deadline)).await;
-        let took = started.elapsed();
-        let outcome = match exchanged {
-            Ok(Ok((connection, answer))) => self.finish(endpoint, key, connection, answer, deadline).await,
-            Ok(Err(outcome)) => outcome,
-            Err(_) => Outcome::Fault(Fault::Timeout),
-        };
-        self.metrics.attempt(&outcome, took);
-        AttemptResult { took, outcome }
+        Route { target, endpoint, key }
     }
 }
 
@@ -281,6 +402,7 @@ async fn connect(addresses: &[IpAddr], port: u16, deadline: Instant) -> Result<(
 fn render(
     endpoint: &ResolvedEndpoint,
     request: &Request,
+    token: Option<&Token>,
     user_agent: &HeaderValue,
 ) -> Result<http::Request<Full<Bytes>>, Outcome> {
     let mut headers = HeaderMap::with_capacity(8 + request.headers.len() + endpoint.headers.len());
@@ -301,6 +423,9 @@ fn render(
     // The format's last: an endpoint's header cannot pass for an attribute of the event.
     for (name, value) in endpoint.headers.iter().chain(&request.headers) {
         headers.insert(name, value.clone());
+    }
+    if let Some(token) = token {
+        headers.insert(AUTHORIZATION, token.value.clone());
     }
     if let Some(content_type) = &request.content_type {
         headers.insert(CONTENT_TYPE, content_type.clone());

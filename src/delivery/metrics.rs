@@ -22,6 +22,7 @@ struct Class {
 pub struct Metrics {
     attempts: Family<Class, Counter>,
     duration: Histogram,
+    tokens: Family<Class, Counter>,
     pub(super) opened: Counter,
     pub(super) reused: Counter,
     pub(super) resent: Counter,
@@ -37,6 +38,7 @@ impl Default for Metrics {
         Metrics {
             attempts: Family::default(),
             duration: Histogram::new(DURATIONS),
+            tokens: Family::default(),
             opened: Counter::default(),
             reused: Counter::default(),
             resent: Counter::default(),
@@ -54,6 +56,8 @@ impl Metrics {
         registry.register("attempts", "Requests to receivers by outcome", metrics.attempts.clone());
         let help = "Seconds from the start of an attempt to the complete head of its answer, or its failure";
         registry.register("attempt_duration_seconds", help, metrics.duration.clone());
+        let help = "Requests to token servers by outcome";
+        registry.register("token_requests", help, metrics.tokens.clone());
         registry.register(
             "connections_opened",
             "Connections dialled to receivers",
@@ -73,6 +77,11 @@ impl Metrics {
         );
         registry.register("connections_open", "Connections to receivers", metrics.sockets.clone());
         metrics
+    }
+
+    pub(super) fn token(&self, failure: Option<&Outcome>) {
+        let outcome = failure.map_or("Given", class);
+        self.tokens.get_or_create(&Class { outcome }).inc();
     }
 
     pub(super) fn attempt(&self, outcome: &Outcome, took: Duration) {

@@ -37,6 +37,7 @@ impl Fault {
             Fault::Timeout => "Timeout",
             Fault::Reset => "Reset",
             Fault::Protocol => "Protocol",
+            Fault::Auth => "Auth",
         }
     }
 }
@@ -49,6 +50,7 @@ impl OurFault {
             OurFault::NoPorts => "NoPorts",
             OurFault::DnsDown => "DnsDown",
             OurFault::NoSecret => "NoSecret",
+            OurFault::Token(_) => "TokenUnavailable",
         }
     }
 }

@@ -429,6 +429,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
             origin: "https://hooks.example.com".into(),
         },
         headers: vec![],
+        token: None,
         ca: None,
         client: None,
         signing: Arc::new(

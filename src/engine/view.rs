@@ -4,6 +4,7 @@
 
 use super::endpoint::Endpoint;
 use super::state::State;
+use crate::delivery::{Fault, TokenTrouble};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::registry::EndpointState;
 use crate::report::board::{Board, Delivering, EndpointView, Failure, SubscriptionView};
@@ -30,12 +31,12 @@ pub(super) fn delivering(endpoint: &Endpoint) -> Delivering {
         }
         _ => {}
     }
-    if health
-        .hold
-        .is_some_and(|hold| matches!(hold.reason, HoldReason::Blocked { .. }))
-    {
-        Delivering::Blocked
-    } else if health.breaker.is_open() {
+    match health.hold.map(|hold| hold.reason) {
+        Some(HoldReason::Token(_)) => return Delivering::TokenUnavailable,
+        Some(HoldReason::Blocked { .. }) => return Delivering::Blocked,
+        Some(HoldReason::RetryAfter | HoldReason::Ours) | None => {}
+    }
+    if health.breaker.is_open() {
         Delivering::CircuitOpen
     } else if health.last_failed {
         Delivering::Backoff
@@ -51,6 +52,9 @@ fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
     let last = health.recent.front();
     let failed = last.map_or_else(String::new, |note| match note.status {
         Some(status) => format!("the last attempt was answered with status {status}"),
+        None if note.reason == Fault::Auth.reason() => {
+            "the last attempt failed: Auth, the token server refused the endpoint's client".to_owned()
+        }
         None => format!("the last attempt failed: {}", note.reason),
     });
     match delivering {
@@ -72,13 +76,27 @@ fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
             endpoint.entry.as_ref().map(|e| &e.state),
         ) {
             (_, Some(EndpointState::Unusable { message, .. })) => message.clone(),
-            (Some(HoldReason::Blocked { address }), _) => {
+            (Some(HoldReason::Blocked { address }), state) => {
+                let uses_token = matches!(state, Some(EndpointState::Usable(resolved)) if resolved.token.is_some());
+                let target = if uses_token {
+                    "target or its token server"
+                } else {
+                    "target"
+                };
                 format!(
-                    "The target resolves to {address}, which the administrator's policy does not open; messages wait."
+                    "The {target} resolves to {address}, which the administrator's policy does not open; messages wait."
                 )
             }
             _ => "The target's address is forbidden; messages wait.".to_owned(),
         },
+        Delivering::TokenUnavailable => {
+            let trouble = match health.hold.map(|hold| hold.reason) {
+                Some(HoldReason::Token(TokenTrouble::Status(status))) => format!("it answered with status {status}"),
+                Some(HoldReason::Token(TokenTrouble::Fault(fault))) => fault.reason().to_owned(),
+                _ => "it does not answer".to_owned(),
+            };
+            format!("The token server gives no token: {trouble}. It is asked again within 30 s; messages wait.")
+        }
         Delivering::CircuitOpen => format!("Only a probe is sent until the receiver answers; {failed}."),
         Delivering::Backoff => format!("Failed messages are tried again; {failed}."),
         Delivering::Succeeding => "The last attempt succeeded.".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Core;
 use super::outcome::End;
 use super::state::{Job, size};
-use crate::delivery::{AttemptResult, Outcome, Request};
+use crate::delivery::{AttemptResult, Fault, Outcome, Request};
 use crate::event::format::render;
 use crate::queue::StoredEvent;
 
@@ -58,7 +58,7 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         timestamp: job.started.0.div_euclid(1000),
     };
     let result = send(core, job, request).await;
-    if let Outcome::Status { code: 401 | 403, .. } = result.outcome {
+    if let Outcome::Status { code: 401 | 403, .. } | Outcome::Fault(Fault::Auth) = result.outcome {
         (core.refused)(job.pending.endpoint);
     }
     End::Answered(result)

@@ -84,10 +84,8 @@ pub fn decide(
             return unmade(keep(until), "Blocked");
         }
         Outcome::Ours(fault) => {
-            health.ours_streak = health.ours_streak.saturating_add(1);
-            let until = now.plus(backoff::ours(health.ours_streak, random));
-            hold(health, HoldReason::Ours, until);
-            return unmade(keep(until), our_reason(*fault));
+            let until = ours(health, *fault, now, random);
+            return unmade(keep(until), fault.reason());
         }
         Outcome::Status {
             code,
@@ -240,6 +238,21 @@ fn retry(
     (verdict, transition)
 }
 
+/// Holds everything back for a while that grows with each try. Attempts that were under way together are one try.
+fn ours(health: &mut Health, fault: OurFault, now: UnixMillis, random: f64) -> UnixMillis {
+    let reason = match fault {
+        OurFault::Token(trouble) => HoldReason::Token(trouble),
+        _ => HoldReason::Ours,
+    };
+    if let Some(held) = health.hold.filter(|held| held.reason.is_ours() && held.until > now) {
+        return held.until;
+    }
+    health.ours_streak = health.ours_streak.saturating_add(1);
+    let until = now.plus(backoff::ours(health.ours_streak, random));
+    hold(health, reason, until);
+    until
+}
+
 /// Holds everything back, unless the receiver asked for a longer pause: that stays, also over a restart.
 fn hold(health: &mut Health, reason: HoldReason, until: UnixMillis) {
     health.limit.ramp();
@@ -279,7 +292,7 @@ fn can_be_about_the_message(outcome: &Outcome) -> bool {
 /// Signs that fewer attempts at a time would do better.
 fn is_congestion(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Fault(fault) => !matches!(fault, Fault::Protocol | Fault::Certificate),
+        Outcome::Fault(fault) => !matches!(fault, Fault::Protocol | Fault::Certificate | Fault::Auth),
         Outcome::Status { code, .. } => matches!(code, 408 | 425 | 429 | 502..=504),
         Outcome::Blocked { .. } | Outcome::Ours(_) => false,
     }
@@ -298,33 +311,15 @@ pub fn reason(outcome: &Outcome) -> &'static str {
             500..=599 => "ServerError",
             _ => "UnexpectedStatus",
         },
-        Outcome::Fault(fault) => match fault {
-            Fault::Dns => "Dns",
-            Fault::Refused => "Refused",
-            Fault::Unreachable => "Unreachable",
-            Fault::Tls => "Tls",
-            Fault::Certificate => "Certificate",
-            Fault::Timeout => "Timeout",
-            Fault::Reset => "Reset",
-            Fault::Protocol => "Protocol",
-        },
+        Outcome::Fault(fault) => fault.reason(),
         Outcome::Blocked { .. } => "Blocked",
-        Outcome::Ours(fault) => our_reason(*fault),
-    }
-}
-
-fn our_reason(fault: OurFault) -> &'static str {
-    match fault {
-        OurFault::NoFileDescriptors => "NoFileDescriptors",
-        OurFault::NoPorts => "NoPorts",
-        OurFault::DnsDown => "DnsDown",
-        OurFault::NoSecret => "NoSecret",
+        Outcome::Ours(fault) => fault.reason(),
     }
 }
 
 /// A stored word as one of ours; a word of another version is `Unknown`.
 pub fn known_reason(word: &str) -> &'static str {
-    const WORDS: [&str; 21] = [
+    const WORDS: [&str; 23] = [
         "Delivered",
         "Redirect",
         "Unauthorized",
@@ -341,11 +336,13 @@ pub fn known_reason(word: &str) -> &'static str {
         "Timeout",
         "Reset",
         "Protocol",
+        "Auth",
         "Blocked",
         "NoFileDescriptors",
         "NoPorts",
         "DnsDown",
         "NoSecret",
+        "TokenUnavailable",
     ];
     WORDS.into_iter().find(|known| *known == word).unwrap_or("Unknown")
 }

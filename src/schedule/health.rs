@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::breaker::Breaker;
 use super::limit::{self, Limit};
 use super::rate::Bucket;
+use crate::delivery::TokenTrouble;
 use crate::ids::{MessageId, UnixMillis};
 
 /// Failures kept for status: enough to see a pattern.
@@ -31,6 +32,15 @@ pub enum HoldReason {
     Blocked { address: IpAddr },
     /// Our own fault.
     Ours,
+    /// The token server is away.
+    Token(TokenTrouble),
+}
+
+impl HoldReason {
+    /// Neither the receiver's doing nor the policy's.
+    pub fn is_ours(self) -> bool {
+        matches!(self, HoldReason::Ours | HoldReason::Token(_))
+    }
 }
 
 /// A hold: nothing goes out before `until`. A blocked or own fault is then tried by one attempt alone.

@@ -11,7 +11,8 @@ use super::team::{Shared, Team};
 
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
-fn put_secret(team: &Team<'_>, name: &str, opened: bool, data: Value) {
+/// Applies a Secret, opened for endpoints or not.
+pub fn put_secret(team: &Team<'_>, name: &str, opened: bool, data: Value) {
     let labels = if opened {
         json!({"tidings.dev/use": "true"})
     } else {
@@ -23,7 +24,7 @@ fn put_secret(team: &Team<'_>, name: &str, opened: bool, data: Value) {
 }
 
 /// Asks for the endpoint's Secrets to be read now, and waits until the dispatcher has what `secret` holds.
-async fn reread(team: &Team<'_>, endpoint: &str, secret: &str) {
+pub async fn reread(team: &Team<'_>, endpoint: &str, secret: &str) {
     let version = team.get("secret", secret)["metadata"]["resourceVersion"].clone();
     let asks = format!("tidings.dev/reconcile-requested-at={}", version.as_str().unwrap());
     let args = ["annotate", "whe", endpoint, "-n", &team.namespace, "--overwrite", &asks];

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, SYSTEM_NAMESPACE, Tidings};
 
 use super::keys::{keys, look, until_keys};
+use super::oauth2::{SOMEWHERE, Tokens, auth};
 use super::receiver::{NEXT_SECRET, Receiver, SECRET, TRUSTED};
 use super::scan::{Scan, shown};
 use super::team::{PATIENCE, TYPES, Team};
@@ -24,6 +25,8 @@ const UNUSABLE_HEADER: &str = "control-\u{1}-value-77aGd02Lmz1x";
 const UNUSABLE_KEY: &str = "whsec_this-is-no-base64-Zk29sLq8";
 const BEARER: &str = "bearer-value-8sLq2Zm4Kd";
 const PASSWORD: &str = "password-value-3Xv7Qp1Ts";
+const CLIENT_SECRET: &str = "client-secret-7Gd2Kq9Rv";
+const OTHER_CLIENT_SECRET: &str = "client-secret-1Mw8Xe3Pz";
 const URL_KEY: &str = "hook-key-6Rt9Wn2Yb5";
 const UNUSABLE_URL: &str = "http://plain.example/hook-key-2Hj4Vc8Mx1";
 const GITHUB_KEY: &str = "raw-key-9Fe3Lk7Ub2";
@@ -117,6 +120,8 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         ("an unopened Secret", UNOPENED),
         ("a bearer's token", BEARER),
         ("a password", PASSWORD),
+        ("an OAuth client's secret", CLIENT_SECRET),
+        ("an OAuth client's wrong secret", OTHER_CLIENT_SECRET),
         ("a URL's key", URL_KEY),
         ("an unusable URL", UNUSABLE_URL),
         ("a key of another scheme", GITHUB_KEY),
@@ -212,6 +217,14 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
     ] {
         team.deliver_to(name, &url(200), more);
     }
+    let tokens = Tokens::new(CLIENT_SECRET).await;
+    let token_server = tokens.serve(SOMEWHERE.into()).await;
+    for (name, value) in [("oauth2", CLIENT_SECRET), ("oauth2-refused", OTHER_CLIENT_SECRET)] {
+        team.apply(&secret(name, "secret", value));
+        let client = json!({"clientSecretKeyRef": {"name": name, "key": "secret"}, "clientAuthentication": "Body"});
+        let auth = json!({"auth": auth(token_server.address, &client)});
+        team.deliver_to(name, &format!("https://{}/", tokens.receiver.address), auth);
+    }
     let unusable = json!({"url": null, "urlFrom": reference("hook-unusable", "url")});
     team.endpoint("hook-unusable", &url(200), unusable);
     let broken = json!({"tls": {"clientCertificate": {"secretRef": {"name": "client-broken"}}}});
@@ -252,6 +265,8 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         ("hook", "Succeeding"),
         ("hook-away", "Backoff"),
         ("client", "Succeeding"),
+        ("oauth2", "Succeeding"),
+        ("oauth2-refused", "Backoff"),
         ("github", "Succeeding"),
         ("answers-410", "Disabled"),
         ("answers-401", "CircuitOpen"),
@@ -259,6 +274,10 @@ async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_
         ("refused", "CircuitOpen"),
     ] {
         team.until_reason("whe", name, "Delivering", reason);
+    }
+
+    for token in tokens.valid() {
+        scan.add("a token", &token);
     }
 
     // Rotated, edited by hand, lost, changed; processes killed, and the API server away.

@@ -286,6 +286,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
             origin: format!("https://{name}:{port}"),
         },
         headers: vec![(HeaderName::from_static("x-tenant"), HeaderValue::from_static("blue"))],
+        token: None,
         ca: Some(TRUSTED.bundle()),
         client: None,
         signing: Arc::new(SigningKeys::parse(Some("k1"), SECRET).unwrap().into()),

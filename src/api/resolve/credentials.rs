@@ -22,14 +22,19 @@ const MAX_URL: usize = 2048;
 const CERTIFICATE: &str = "tls.crt";
 const PRIVATE_KEY: &str = "tls.key";
 
-fn spoilt(from: &SecretKeyReference, why: &str) -> Unresolved {
+pub(super) fn spoilt(from: &SecretKeyReference, why: &str) -> Unresolved {
     let SecretKeyReference { name, key } = from;
     Unresolved::waiting(reasons::SECRET_INVALID, format!("key {key} of Secret {name}: {why}"))
 }
 
-/// The value of the header `Authorization`.
-pub(super) fn authorization(auth: &Auth, namespace: &str, references: &References) -> Result<HeaderValue, Unresolved> {
+/// The value of the header `Authorization`; none where it is a token that is yet to be got.
+pub(super) fn authorization(
+    auth: &Auth,
+    namespace: &str,
+    references: &References,
+) -> Result<Option<HeaderValue>, Unresolved> {
     let (from, value) = match (auth.kind, &auth.bearer, &auth.basic) {
+        (AuthType::OAuth2ClientCredentials, None, None) => return Ok(None),
         (AuthType::Bearer, Some(bearer), None) => {
             let from = &bearer.secret_key_ref;
             let token = references.secret_value(namespace, from)?;
@@ -52,7 +57,7 @@ pub(super) fn authorization(auth: &Auth, namespace: &str, references: &Reference
     let mut value = HeaderValue::from_bytes(&value)
         .map_err(|_| spoilt(from, "it holds control characters, which no header can carry"))?;
     value.set_sensitive(true);
-    Ok(value)
+    Ok(Some(value))
 }
 
 /// The certificate to show, if chain and key are what they should be and belong together.

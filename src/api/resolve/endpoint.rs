@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::credentials::{authorization, client_identity, secret_target};
 use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
+use super::oauth2::{token_request, token_target};
 use super::references::without_newline;
 use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Target, Unresolved};
@@ -89,7 +90,12 @@ fn named_by(endpoint: &WebhookEndpoint) -> BTreeSet<Reference> {
     if let Some(auth) = &endpoint.spec.auth {
         let token = auth.bearer.iter().map(|bearer| &bearer.secret_key_ref);
         let password = auth.basic.iter().map(|basic| &basic.password_secret_key_ref);
-        all.extend(token.chain(password).map(|r| Reference::secret(&r.name)));
+        let client = auth.oauth2.iter().flat_map(|client| {
+            let id = client.client_id_secret_key_ref.iter();
+            id.chain(std::iter::once(&client.client_secret_key_ref))
+        });
+        let named = token.chain(password).chain(client);
+        all.extend(named.map(|r| Reference::secret(&r.name)));
     }
     if let Some(tls) = &endpoint.spec.tls {
         if let Some(bundle) = &tls.ca_bundle {
@@ -141,6 +147,7 @@ pub fn resolve_endpoint(
             "auth sets the header Authorization: remove it from headers, or remove auth",
         ));
     }
+    let token = spec.auth.as_ref().map(|auth| token_target(auth, egress)).transpose()?;
     let target = match url {
         Url::Written(target) => target,
         Url::Secret(key) => secret_target(key, &namespace, references, egress)?,
@@ -156,8 +163,12 @@ pub fn resolve_endpoint(
         .map(|(name, value)| Ok((name, value?)))
         .collect::<Result<Vec<_>, Unresolved>>()?;
     if let Some(auth) = &spec.auth {
-        headers.push((AUTHORIZATION, authorization(auth, &namespace, references)?));
+        let value = authorization(auth, &namespace, references)?;
+        headers.extend(value.map(|value| (AUTHORIZATION, value)));
     }
+    let token = token
+        .flatten()
+        .map(|(client, target)| token_request(client, target, &namespace, references));
     let tls = spec.tls.as_ref();
     let ca = match tls.and_then(|tls| tls.ca_bundle.as_ref()) {
         Some(bundle) => Some(Arc::new(ca_bundle(bundle, &namespace, references)?)),
@@ -174,6 +185,7 @@ pub fn resolve_endpoint(
         generation: endpoint.metadata.generation.unwrap_or_default(),
         target,
         headers,
+        token: token.transpose()?.map(Arc::new),
         ca,
         client,
         signing: Arc::new(signing),

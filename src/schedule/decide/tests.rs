@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::delivery::TokenTrouble;
 use crate::ids::EventId;
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::Gate;
@@ -116,6 +117,12 @@ fn every_row_of_the_table_has_its_verdict_on_a_first_attempt() {
         (Outcome::Ours(OurFault::NoPorts), wait(1, 0), "NoPorts"),
         (Outcome::Ours(OurFault::DnsDown), wait(1, 0), "DnsDown"),
         (Outcome::Ours(OurFault::NoSecret), wait(1, 0), "NoSecret"),
+        (
+            Outcome::Ours(OurFault::Token(TokenTrouble::Status(503))),
+            wait(1, 0),
+            "TokenUnavailable",
+        ),
+        (Outcome::Fault(Fault::Auth), wait(1, 1), "Auth"),
     ];
     for (outcome, verdict, failure) in rows {
         let decision = run(&mut Health::default(), &attempt(0), outcome.clone(), NOW);
@@ -244,6 +251,26 @@ fn retry_after_pauses_the_whole_endpoint() {
     let until = NOW.plus(Duration::from_secs(120));
     assert_eq!(health.gate(NOW), Gate::Until(until));
     assert_eq!(health.gate(until), Gate::Go { limit: 1 });
+}
+
+#[test]
+fn attempts_that_meet_one_fault_of_ours_together_wait_as_long_as_one_and_the_next_longer() {
+    let mut health = Health::default();
+    let away = Outcome::Ours(OurFault::Token(TokenTrouble::Fault(Fault::Refused)));
+    let mut at = NOW;
+    for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        let until = at.plus(Duration::from_secs(seconds));
+        for _ in 0..64 {
+            let kept = Verdict::Wait {
+                due: until,
+                attempts: 2,
+            };
+            assert_eq!(run(&mut health, &attempt(2), away.clone(), at).verdict, kept);
+        }
+        assert_eq!(health.gate(at), Gate::Until(until));
+        at = until;
+    }
+    assert!(!health.breaker.is_open() && health.failing_since.is_none());
 }
 
 #[test]

@@ -17,7 +17,14 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
         username: "tidings".to_owned(),
         password_secret_key_ref: reference("token", "value"),
     };
-    let of = |kind, bearer, basic| Some(Auth { kind, bearer, basic });
+    let of = |kind, bearer, basic| {
+        Some(Auth {
+            kind,
+            bearer,
+            basic,
+            oauth2: None,
+        })
+    };
     let mut references = generated();
     references.insert(Reference::secret("token"), opened(&[("value", "very-secret\n")]));
     for (auth, header) in [
@@ -190,4 +197,76 @@ fn what_no_object_can_be_called_is_never_asked_for_and_is_the_specs_fault() {
         );
     }
     assert!(references_of(&named("0.crm-token.v1")).contains(&Reference::secret("0.crm-token.v1")));
+}
+
+#[test]
+fn a_request_for_a_token_holds_what_the_spec_says_and_shows_none_of_it() {
+    let client = |more: serde_json::Value| {
+        let mut client = serde_json::json!({
+            "tokenURL": "https://login.example.com/token",
+            "clientID": "tidings 1",
+            "clientSecretKeyRef": {"name": "client", "key": "secret"},
+        });
+        client
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let mut endpoint = endpoint("https://hooks.example.com/");
+        let auth = serde_json::json!({"type": "OAuth2ClientCredentials", "oauth2ClientCredentials": client});
+        endpoint.spec.auth = Some(serde_json::from_value(auth).unwrap());
+        endpoint
+    };
+    let mut references = generated();
+    let values = [("secret", "very/secret~\n"), ("id", "tidings 1"), ("empty", "")];
+    references.insert(Reference::secret("client"), opened(&values));
+    let resolved = |more| resolve_endpoint(&client(more), &references, &closed());
+    let token = |more| resolved(more).unwrap().token.unwrap();
+
+    let basic = token(serde_json::json!({"scopes": ["a", "b"], "parameters": [{"name": "audience", "value": "x&y"}]}));
+    assert_eq!(basic.form, "grant_type=client_credentials&scope=a%20b&audience=x%26y");
+    // printf 'tidings%%201:very%%2Fsecret~' | base64
+    assert_eq!(
+        basic.authorization.as_ref().unwrap(),
+        "Basic dGlkaW5ncyUyMDE6dmVyeSUyRnNlY3JldH4="
+    );
+    let body = token(serde_json::json!({"clientAuthentication": "Body"}));
+    let form = "grant_type=client_credentials&client_id=tidings%201&client_secret=very%2Fsecret~";
+    assert_eq!((&body.form[..], &body.authorization), (form.as_bytes(), &None));
+    assert_ne!(basic.digest, body.digest);
+    let from_secret = serde_json::json!({"clientID": null, "clientIDSecretKeyRef": {"name": "client", "key": "id"}, "clientAuthentication": "Body"});
+    assert_eq!(token(from_secret).digest, body.digest, "the same request");
+    let shown = format!("{:?}", resolved(serde_json::json!({})).unwrap());
+    assert!(!shown.contains("very") && !shown.contains("dGlkaW5n"), "{shown}");
+
+    for (more, reason, message) in [
+        (
+            serde_json::json!({"tokenURL": "http://x.example/"}),
+            reasons::INVALID_SPEC,
+            "tokenURL: url must begin with https",
+        ),
+        (
+            serde_json::json!({"tokenURL": "https://10.0.0.1/"}),
+            reasons::POLICY_DENIED,
+            "tokenURL: url names 10.0.0.1",
+        ),
+        (
+            serde_json::json!({"clientID": null}),
+            reasons::INVALID_SPEC,
+            "exactly one of clientID",
+        ),
+        (
+            serde_json::json!({"clientSecretKeyRef": {"name": "client", "key": "empty"}}),
+            reasons::SECRET_INVALID,
+            "it is empty",
+        ),
+        (
+            serde_json::json!({"clientSecretKeyRef": {"name": "client", "key": "none"}}),
+            reasons::SECRET_KEY_MISSING,
+            "none",
+        ),
+    ] {
+        let unresolved = resolved(more).unwrap_err();
+        assert_eq!(unresolved.reason, reason);
+        assert!(unresolved.message.contains(message), "{unresolved}");
+    }
 }
