@@ -14,7 +14,10 @@ use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
 #[cfg(test)]
 mod conformance;
+mod history;
 pub mod sqlite;
+
+pub use self::history::{Kept, KeptAttempt, MessageState, Page, Search, Standing};
 
 /// An endpoint's or subscription's identity in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -345,6 +348,16 @@ pub trait Queue: Send + Sync + 'static {
 
     /// An event's attributes and data.
     async fn event(&self, event: EventId) -> Result<Option<Arc<StoredEvent>>, QueueError>;
+
+    /// Messages of a namespace that fit, newest first, older than `before`: one bounded look, which holds up nobody who
+    /// writes. A page may be empty and still say where to go on.
+    async fn list(&self, search: Search, before: Option<MessageId>, limit: usize) -> Result<Page, QueueError>;
+
+    /// One message of a namespace, in whatever state.
+    async fn get(&self, namespace_uid: &str, message: MessageId) -> Result<Option<Kept>, QueueError>;
+
+    /// The failed attempts kept of a message, oldest first: at most one for each number of its schedule.
+    async fn attempts(&self, message: MessageId) -> Result<Vec<KeptAttempt>, QueueError>;
 
     /// Records outcomes; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
     /// return: outcomes wait in memory, 10,000 at most (beyond that `Write`), and are tried again each second.

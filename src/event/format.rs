@@ -158,6 +158,24 @@ pub fn accepted_event(stored: &StoredEvent) -> Result<(Event, UnixMillis), Rende
     Ok((event, UnixMillis(read.accepted)))
 }
 
+/// Whether attributes as they are stored are those of an event of this type and with this id, where asked.
+pub fn is_of(attributes: &[u8], event_type: Option<&str>, id: Option<&str>) -> bool {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow)]
+        id: Text<'a>,
+        #[serde(borrow)]
+        r#type: Text<'a>,
+    }
+    if event_type.is_none() && id.is_none() {
+        return true;
+    }
+    serde_json::from_slice::<Head<'_>>(attributes).is_ok_and(|head| {
+        event_type.is_none_or(|wanted| wanted == head.r#type.as_str())
+            && id.is_none_or(|wanted| wanted == head.id.as_str())
+    })
+}
+
 /// Renders a stored event for a receiver.
 pub fn render(format: Format, stored: &StoredEvent) -> Result<Rendered, RenderError> {
     let read: Read<'_> = serde_json::from_slice(&stored.attributes)?;

@@ -97,6 +97,8 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     an_event_with_too_many_targets_is_refused_whole(&make()).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
+    messages_are_listed_newest_first_in_every_state(&make()).await;
+    a_listing_pages_whole_and_filters(&make()).await;
     states_are_replaced(&make()).await;
     a_closed_store_takes_nothing(&make()).await;
 }
@@ -524,6 +526,203 @@ async fn pruning_leaves_what_is_pending<B: Bench>(bench: &B) {
         },
         "the key outlives history"
     );
+    queue.close().await;
+}
+
+/// Endpoint 1 and subscription 1 of the namespace `ns`, and two of `other`.
+async fn named(queue: &dyn Queue) {
+    let key = |ns: &str, name: &str| ResourceKey {
+        namespace_uid: ns.to_owned(),
+        name: name.to_owned(),
+    };
+    let keys = |prefix: &str| {
+        vec![
+            key("ns", &format!("{prefix}-1")),
+            key("ns", &format!("{prefix}-2")),
+            key("other", &format!("{prefix}-1")),
+        ]
+    };
+    let endpoints = queue.intern_endpoints(keys("e")).await.expect("intern");
+    let subscriptions = queue.intern_subscriptions(keys("s")).await.expect("intern");
+    assert_eq!(endpoints, [1, 2, 3].map(EndpointId));
+    assert_eq!(subscriptions, [1, 2, 3].map(SubscriptionId));
+}
+
+fn search(namespace_uid: &str) -> Search {
+    Search {
+        namespace_uid: namespace_uid.to_owned(),
+        ..Search::default()
+    }
+}
+
+async fn messages_are_listed_newest_first_in_every_state<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    named(&*queue).await;
+    let targets = vec![
+        target(1, 1, Placement::Fresh),
+        target(1, 1, Placement::Fresh),
+        target(2, 2, Placement::Fresh),
+        target(2, 2, Placement::Waiting),
+        target(3, 3, Placement::Fresh),
+    ];
+    let accepted = queue.accept(vec![new_event("a", targets)]).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    let due = UnixMillis(77);
+    let dead = Verdict::Dead {
+        reason: DeadReason::Exhausted,
+    };
+    let again = Pending {
+        attempts: 1,
+        due,
+        ..fresh[1]
+    };
+    for (one, verdict) in [
+        (fresh[0], Verdict::Delivered),
+        (fresh[1], Verdict::Wait { due, attempts: 1 }),
+        (again, dead),
+        (fresh[2], Verdict::Wait { due, attempts: 1 }),
+    ] {
+        queue
+            .settle(fence, vec![settlement(one, verdict)])
+            .await
+            .expect("settle");
+    }
+    let page = queue.list(search("ns"), None, 100).await.expect("list");
+    assert_eq!(page.go_on, None);
+    let seen: Vec<_> = page
+        .found
+        .iter()
+        .map(|kept| (kept.message, &*kept.endpoint, &*kept.subscription, kept.attempts))
+        .collect();
+    let id = |ordinal| MessageId::new(stored(&accepted[0]), ordinal);
+    let wanted = [
+        (id(3), "e-2", "s-2", 0),
+        (id(2), "e-2", "s-2", 1),
+        (id(1), "e-1", "s-1", 2),
+        (id(0), "e-1", "s-1", 1),
+    ];
+    assert_eq!(seen, wanted, "of another namespace there is nothing");
+    assert!(page.found.iter().all(|kept| &kept.attributes[..] == b"{\"id\":\"a\"}"));
+    let states: Vec<_> = page.found.iter().map(|kept| kept.standing.state().word()).collect();
+    assert_eq!(states, ["pending", "pending", "dead", "delivered"]);
+    assert_eq!(page.found[1].standing, Standing::Pending { due });
+    assert!(matches!(&page.found[2].standing, Standing::Dead { reason, .. } if reason == "Exhausted"));
+    let Standing::Delivered { status, took, .. } = page.found[3].standing else {
+        panic!("delivered")
+    };
+    assert_eq!((status, took), (Some(200), Some(Duration::from_millis(12))));
+
+    for kept in &page.found {
+        assert_eq!(queue.get("ns", kept.message).await.expect("get").as_ref(), Some(kept));
+        assert_eq!(queue.get("other", kept.message).await.expect("get"), None);
+    }
+    let foreign = queue
+        .get("other", id(4))
+        .await
+        .expect("get")
+        .expect("of the other namespace");
+    assert_eq!(
+        (&*foreign.endpoint, foreign.subscription_id),
+        ("e-1", SubscriptionId(3))
+    );
+    assert_eq!(queue.get("ns", id(5)).await.expect("get"), None);
+    let failed = queue.attempts(id(1)).await.expect("attempts");
+    assert_eq!(failed.iter().map(|one| one.number).collect::<Vec<_>>(), [1, 2]);
+    let last = &failed[1];
+    assert_eq!(
+        (last.took, last.status, &*last.reason, last.excerpt.as_deref()),
+        (Duration::from_millis(12), Some(500), "Status", Some(&b"no"[..]))
+    );
+    assert!(
+        queue.attempts(id(0)).await.expect("attempts").is_empty(),
+        "only failures are kept"
+    );
+    queue.close().await;
+}
+
+async fn a_listing_pages_whole_and_filters<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    named(&*queue).await;
+    let events = (0..40)
+        .map(|n| {
+            let mut event = new_event(&n.to_string(), vec![target(n % 3 + 1, n % 3 + 1, Placement::Fresh)]);
+            event.event = Arc::new(StoredEvent {
+                attributes: Bytes::from(format!("{{\"id\":\"{}\",\"type\":\"t{}\"}}", n / 2, n % 5)),
+                body: Bytes::new(),
+            });
+            event
+        })
+        .collect();
+    queue.accept(events).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    let settled = fresh
+        .iter()
+        .step_by(2)
+        .map(|one| settlement(*one, Verdict::Delivered))
+        .collect();
+    queue.settle(fence, settled).await.expect("settle");
+    let all = queue.list(search("ns"), None, 100).await.expect("list").found;
+    assert_eq!(all.len(), 27);
+    assert!(all.is_sorted_by(|a, b| a.message > b.message));
+    let mut paged = Vec::new();
+    let mut before = None;
+    loop {
+        let page = queue.list(search("ns"), before, 4).await.expect("list");
+        assert!(page.found.len() <= 4);
+        paged.extend(page.found);
+        before = page.go_on;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(paged, all);
+
+    let found = async |search: Search| queue.list(search, None, 100).await.expect("list").found;
+    let ns = || search("ns");
+    let of = |pick: &dyn Fn(&Kept) -> bool| all.iter().filter(|kept| pick(kept)).cloned().collect::<Vec<_>>();
+    for state in MessageState::ALL {
+        let state_only = Search {
+            state: Some(state),
+            ..ns()
+        };
+        assert_eq!(found(state_only).await, of(&|kept| kept.standing.state() == state));
+    }
+    let endpoint = Search {
+        endpoint: Some("e-2".to_owned()),
+        ..ns()
+    };
+    assert_eq!(found(endpoint).await, of(&|kept| kept.endpoint == "e-2"));
+    let both = Search {
+        endpoint: Some("e-2".to_owned()),
+        subscription: Some("s-1".to_owned()),
+        ..ns()
+    };
+    assert!(found(both).await.is_empty());
+    let of_type = Search {
+        event_type: Some("t3".to_owned()),
+        ..ns()
+    };
+    let typed = found(of_type.clone()).await;
+    assert_eq!(typed, of(&|kept| kept.attributes.ends_with(b"\"t3\"}")));
+    let of_id = Search {
+        event_id: Some("9".to_owned()),
+        ..of_type
+    };
+    let one = found(of_id).await;
+    assert_eq!(one.len(), 1);
+    assert_eq!(&one[0].attributes[..], b"{\"id\":\"9\",\"type\":\"t3\"}");
+    let second = UnixMillis(all[0].message.event().unix_seconds() * 1000);
+    let later = UnixMillis(second.0 + 5_000);
+    for (from, until, count) in [
+        (None, Some(later), all.len()),
+        (Some(later), None, 0),
+        (Some(UnixMillis(0)), Some(UnixMillis(second.0 - 60_000)), 0),
+    ] {
+        let between = Search { from, until, ..ns() };
+        assert_eq!(found(between).await.len(), count, "{from:?} {until:?}");
+    }
     queue.close().await;
 }
 

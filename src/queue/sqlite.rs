@@ -15,12 +15,12 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use self::inbox::{Call, Inbox, Operation, Reply};
-use self::reader::Readers;
+use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    Accepted, Arrival, Backlog, DeadReason, Fence, NewEvent, Pending, Queue, QueueError, ResourceKey, Settled,
-    Settlement, StoredEvent, Usage, Window,
+    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Page, Pending, Queue, QueueError,
+    ResourceKey, Search, Settled, Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -29,6 +29,7 @@ mod checkpoint;
 mod dedupe;
 #[cfg(test)]
 pub(crate) mod faults;
+mod history;
 mod inbox;
 mod open;
 mod prune;
@@ -129,6 +130,8 @@ type Burial = (Option<EndpointId>, Option<SubscriptionId>, MessageId);
 pub struct SqliteQueue {
     shared: Arc<Shared>,
     readers: Mutex<Option<Readers>>,
+    /// For whoever looks at history: a thread of its own, so that deliveries never wait for him.
+    history: Mutex<Option<Readers>>,
     arrivals: Mutex<Option<mpsc::Receiver<Vec<Arrival>>>>,
     arrivals_taken: Arc<AtomicBool>,
     burial: Mutex<Option<Burial>>,
@@ -187,9 +190,11 @@ impl SqliteQueue {
             pruner: prune::Pruner::new(retention, Instant::now()),
         };
         let (readers, questions) = Readers::new();
+        let (history, looks) = Readers::new();
         let queue = SqliteQueue {
             shared: Arc::clone(&shared),
             readers: Mutex::new(Some(readers)),
+            history: Mutex::new(Some(history)),
             arrivals: Mutex::new(Some(receiver)),
             arrivals_taken,
             burial: Mutex::new(None),
@@ -201,8 +206,13 @@ impl SqliteQueue {
             let conn = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
             schema::prepare_reader(&conn).map_err(OpenError::sqlite("open"))?;
             let questions = Arc::clone(&questions);
-            queue.spawn("queue-reader", move || reader::thread(&conn, &questions))?;
+            queue.spawn("queue-reader", move || reader::thread(&conn, &questions, Rest::Never))?;
         }
+        let looker = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
+        schema::prepare_reader(&looker).map_err(OpenError::sqlite("open"))?;
+        queue.spawn("queue-history", move || {
+            reader::thread(&looker, &looks, Rest::AsLongAsItRead)
+        })?;
         let second = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
         let with = Arc::clone(&shared);
         queue.spawn("queue-checkpoint", move || checkpoint::thread(&second, &with))?;
@@ -270,6 +280,15 @@ impl SqliteQueue {
         readers.ok_or(QueueError::Closed)?.ask(read).await
     }
 
+    async fn look<T, F>(&self, look: F) -> Result<T, QueueError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&rusqlite::Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        history.ok_or(QueueError::Closed)?.ask(look).await
+    }
+
     /// A read needs no transaction; the fence is checked against the store's own row all the same.
     async fn read_fenced<T, F>(&self, fence: Fence, read: F) -> Result<T, QueueError>
     where
@@ -307,6 +326,7 @@ impl SqliteQueue {
     fn end(&self) {
         self.shared.inbox.close();
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).take();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // The writer was started last and ends first; the checkpoint thread after it.
         for thread in threads.into_iter().rev() {
@@ -420,6 +440,20 @@ impl Queue for SqliteQueue {
     async fn event(&self, event: EventId) -> Result<Option<Arc<StoredEvent>>, QueueError> {
         let found = self.read(move |conn| reader::event(conn, event)).await?;
         Ok(found.map(Arc::new))
+    }
+
+    async fn list(&self, search: Search, before: Option<MessageId>, limit: usize) -> Result<Page, QueueError> {
+        self.look(move |conn| history::list(conn, &search, before, limit, history::LOOK))
+            .await
+    }
+
+    async fn get(&self, namespace_uid: &str, message: MessageId) -> Result<Option<Kept>, QueueError> {
+        let namespace_uid = namespace_uid.to_owned();
+        self.look(move |conn| history::get(conn, &namespace_uid, message)).await
+    }
+
+    async fn attempts(&self, message: MessageId) -> Result<Vec<KeptAttempt>, QueueError> {
+        self.look(move |conn| history::attempts(conn, message)).await
     }
 
     async fn settle(&self, fence: Fence, settlements: Vec<Settlement>) -> Result<Vec<Settled>, QueueError> {

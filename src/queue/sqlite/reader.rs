@@ -4,7 +4,7 @@
 //! can be folded back.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
@@ -62,12 +62,26 @@ impl Readers {
     }
 }
 
+/// Whether a reading thread rests after an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    Never,
+    /// So that also under constant questions half of the time no snapshot is held, and the WAL can start over.
+    AsLongAsItRead,
+}
+
 /// A reading thread: ends when nobody can ask any more.
-pub(super) fn thread(conn: &Connection, questions: &Questions) {
+pub(super) fn thread(conn: &Connection, questions: &Questions, rest: Rest) {
     loop {
         let next = questions.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match next {
-            Ok(question) => question(conn),
+            Ok(question) => {
+                let started = Instant::now();
+                question(conn);
+                if rest == Rest::AsLongAsItRead {
+                    std::thread::sleep(started.elapsed());
+                }
+            }
             Err(mpsc::RecvError) => return,
         }
     }

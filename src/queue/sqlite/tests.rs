@@ -14,6 +14,7 @@ use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{Accepted, Fence, Pending, Placement, Queue, QueueError, Settled, Verdict, Window};
 
 mod disk;
+mod history;
 mod kill;
 mod measure;
 mod model;

@@ -413,7 +413,8 @@ impl<'c> Transaction<'_, 'c> {
                 self.effects.settled.push((pair, 1));
             }
             Verdict::Dead { reason } => {
-                self.dead(message, pair, attempts, at, reason)?;
+                let made = attempts + u16::from(record.is_some());
+                self.dead(message, pair, made, at, reason)?;
                 self.effects.settled.push((pair, 1));
             }
             Verdict::Discard => self.effects.settled.push((pair, 1)),
