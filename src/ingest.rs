@@ -1,6 +1,6 @@
 //! Ingest: authenticate, authorise, parse, accept; from a producer to its 202.
 //!
-//! One path, `POST /v1/namespaces/{namespace}/events`. Cheap refusals come first: what does not depend on the body is
+//! Events come by `POST /v1/namespaces/{namespace}/events`; what became of them is read beside it ([`messages`]). Cheap refusals come first: what does not depend on the body is
 //! decided before it is read. Invariant: 202 is written only after [`Queue::accept`] returned, which means durable.
 //!
 //! An unknown namespace is told after authentication and before authorisation: a cluster-wide grant would authorise it, and
@@ -32,9 +32,11 @@ mod accept;
 pub mod answer;
 pub mod auth;
 pub mod declared;
+mod messages;
 pub mod metrics;
 pub mod parse;
 pub mod problem;
+mod route;
 mod serve;
 mod whole;
 
@@ -43,10 +45,11 @@ pub use serve::serve;
 
 use crate::schema::{self, Fit};
 use answer::Told;
-use auth::{Auth, Identity};
+use auth::{Auth, Identity, Rule};
 use declared::Declarations;
 use parse::{Events, Head, Mode};
 use problem::Problem;
+use route::{Route, route};
 use whole::Whole;
 
 /// Bodies in memory between their first byte and their answer, in bytes.
@@ -70,6 +73,8 @@ pub struct Ingest {
     metrics: Arc<Metrics>,
     max_event: usize,
     bodies: Semaphore,
+    /// Looks at messages under way.
+    looks: Semaphore,
     /// Accepts that must not be torn when a producer hangs up.
     accepts: TaskTracker,
 }
@@ -94,6 +99,7 @@ impl Ingest {
             metrics,
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             bodies: Semaphore::new(BODIES),
+            looks: Semaphore::new(messages::LOOKS),
             accepts: TaskTracker::new(),
         }
     }
@@ -118,12 +124,15 @@ impl Ingest {
                 problem.response()
             }
         };
-        self.metrics.answered(response.status(), start.elapsed());
+        match head.method {
+            Method::GET => self.metrics.looked(response.status()),
+            _ => self.metrics.answered(response.status(), start.elapsed()),
+        }
         response
     }
 
     async fn handle(&self, head: &http::request::Parts, body: &mut Incoming) -> Result<Response<Full<Bytes>>, Problem> {
-        let namespace = route(&head.method, head.uri.path())?;
+        let (namespace, route) = route(&head.method, head.uri.path())?;
         if !self.registry.synced() {
             return Err(Problem::not_synced());
         }
@@ -136,6 +145,10 @@ impl Ingest {
         };
         counter.inc();
         let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
+        if route != Route::Events {
+            // Boxed: what a look holds must not make every event's future larger.
+            return Box::pin(self.look(&identity, namespace, &view, route, head.uri.query())).await;
+        }
         let mode = Mode::of(&head.headers)?;
         let (body, _room) = self.read(&head.headers, body, mode.limit(self.max_event)).await?;
         self.metrics.bytes.inc_by(body.len() as u64);
@@ -172,7 +185,7 @@ impl Ingest {
     /// Every type of the request, or a refusal of all of it.
     async fn authorise(&self, identity: &Identity, namespace: &str, events: &[Event]) -> Result<(), Problem> {
         let ask = async |event_type: &str| -> Result<(), Problem> {
-            match self.auth.may_publish(identity, namespace, event_type).await? {
+            match self.auth.may(identity, namespace, Rule::publish(event_type)).await? {
                 true => Ok(()),
                 false => Err(Problem::may_not_publish(identity, namespace, event_type)),
             }
@@ -240,23 +253,6 @@ impl Ingest {
             }
         }
     }
-}
-
-/// The namespace of the one path there is.
-fn route<'a>(method: &Method, path: &'a str) -> Result<&'a str, Problem> {
-    let namespace = path
-        .strip_prefix("/v1/namespaces/")
-        .and_then(|rest| rest.strip_suffix("/events"))
-        .filter(|namespace| !namespace.is_empty() && !namespace.contains('/'));
-    let Some(namespace) = namespace else {
-        let detail = "events are posted to /v1/namespaces/{namespace}/events";
-        return Err(Problem::new(StatusCode::NOT_FOUND, "NotFound", detail));
-    };
-    if method != Method::POST {
-        let detail = "events are posted: use POST";
-        return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail));
-    }
-    Ok(namespace)
 }
 
 /// Room among [`BODIES`] for some bytes more.

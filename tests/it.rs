@@ -23,6 +23,7 @@ mod it {
     mod load;
     mod local;
     mod manifests;
+    mod messages;
     mod misbehaving;
     mod oauth2;
     mod outage;

@@ -158,19 +158,31 @@ pub fn accepted_event(stored: &StoredEvent) -> Result<(Event, UnixMillis), Rende
     Ok((event, UnixMillis(read.accepted)))
 }
 
+/// What a listing shows of an event: borrowed from the stored bytes.
+#[derive(Debug, Deserialize)]
+pub struct Shown<'a> {
+    /// When it was accepted, milliseconds since 1970.
+    #[serde(default)]
+    pub accepted: i64,
+    #[serde(borrow)]
+    pub(crate) id: Text<'a>,
+    #[serde(borrow, default)]
+    pub(crate) source: Text<'a>,
+    #[serde(borrow)]
+    pub(crate) r#type: Text<'a>,
+}
+
+/// Reads it from attributes as they are stored.
+pub fn head(attributes: &[u8]) -> Result<Shown<'_>, RenderError> {
+    Ok(serde_json::from_slice(attributes)?)
+}
+
 /// Whether attributes as they are stored are those of an event of this type and with this id, where asked.
 pub fn is_of(attributes: &[u8], event_type: Option<&str>, id: Option<&str>) -> bool {
-    #[derive(Deserialize)]
-    struct Head<'a> {
-        #[serde(borrow)]
-        id: Text<'a>,
-        #[serde(borrow)]
-        r#type: Text<'a>,
-    }
     if event_type.is_none() && id.is_none() {
         return true;
     }
-    serde_json::from_slice::<Head<'_>>(attributes).is_ok_and(|head| {
+    head(attributes).is_ok_and(|head| {
         event_type.is_none_or(|wanted| wanted == head.r#type.as_str())
             && id.is_none_or(|wanted| wanted == head.id.as_str())
     })
@@ -328,7 +340,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
 }
 
 /// RFC 3339 in UTC with milliseconds.
-fn rfc3339(at: UnixMillis) -> Cow<'static, str> {
+pub fn rfc3339(at: UnixMillis) -> Cow<'static, str> {
     match jiff::Timestamp::from_millisecond(at.0) {
         Ok(timestamp) => Cow::Owned(format!("{timestamp:.3}")),
         // Outside of the years that RFC 3339 can write; no clock of ours is there.

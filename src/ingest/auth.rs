@@ -17,6 +17,7 @@ use kube::api::{Api, PostParams};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
+use crate::api::names;
 use crate::ids::UnixMillis;
 
 pub mod cache;
@@ -50,6 +51,39 @@ impl Identity {
             .strip_prefix("system:serviceaccount:")?
             .split_once(':')
             .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
+    }
+}
+
+/// What a Role may grant to callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule<'a> {
+    pub verb: &'static str,
+    resource: &'static str,
+    subresource: Option<&'static str>,
+    name: Option<&'a str>,
+}
+
+impl<'a> Rule<'a> {
+    pub const GET_MESSAGES: Rule<'static> = Rule::messages("get");
+    pub const LIST_MESSAGES: Rule<'static> = Rule::messages("list");
+
+    /// To publish events of a type.
+    pub fn publish(event_type: &'a str) -> Rule<'a> {
+        Rule {
+            verb: "publish",
+            resource: "eventtypes",
+            subresource: None,
+            name: Some(event_type),
+        }
+    }
+
+    const fn messages(verb: &'static str) -> Rule<'static> {
+        Rule {
+            verb,
+            resource: "eventsubscriptions",
+            subresource: Some("messages"),
+            name: None,
+        }
     }
 }
 
@@ -138,19 +172,18 @@ impl Auth {
         }
     }
 
-    /// Whether the producer may publish events of this type in this namespace.
-    pub async fn may_publish(
-        &self,
-        identity: &Identity,
-        namespace: &str,
-        event_type: &str,
-    ) -> Result<bool, Unavailable> {
+    /// Whether who asks may do this in this namespace.
+    pub async fn may(&self, identity: &Identity, namespace: &str, rule: Rule<'_>) -> Result<bool, Unavailable> {
         let mut hash = Sha256::new();
         hash.update(identity.digest);
         part(&mut hash, namespace.as_bytes());
-        part(&mut hash, event_type.as_bytes());
+        part(&mut hash, rule.name.unwrap_or_default().as_bytes());
+        // Publishing, asked with every event, is what is meant when nothing follows.
+        if rule.subresource.is_some() {
+            part(&mut hash, rule.verb.as_bytes());
+        }
         let key: cache::Key = hash.finalize().into();
-        let ask = || self.review_access(identity, namespace, event_type);
+        let ask = || self.review_access(identity, namespace, rule);
         self.grants.get(key, ask).await.map(|(allowed, _)| allowed)
     }
 
@@ -186,12 +219,12 @@ impl Auth {
         Ok(status.user.and_then(|user| identity(user, token)).map(Arc::new))
     }
 
-    async fn review_access(&self, identity: &Identity, namespace: &str, event_type: &str) -> Result<bool, ReviewError> {
+    async fn review_access(&self, identity: &Identity, namespace: &str, rule: Rule<'_>) -> Result<bool, ReviewError> {
         let _question = self.question().await?;
         match &self.reviewer {
-            Reviewer::Cluster(client) => ask_about_access(client, identity, namespace, event_type).await,
+            Reviewer::Cluster(client) => ask_about_access(client, identity, namespace, rule).await,
             #[cfg(test)]
-            Reviewer::Table(table) => table.access(&identity.username, namespace, event_type),
+            Reviewer::Table(table) => table.access(&identity.username, namespace, rule),
         }
     }
 
@@ -209,7 +242,7 @@ async fn ask_about_access(
     client: &kube::Client,
     identity: &Identity,
     namespace: &str,
-    event_type: &str,
+    rule: Rule<'_>,
 ) -> Result<bool, ReviewError> {
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
@@ -219,11 +252,12 @@ async fn ask_about_access(
             extra: Some(identity.extra.clone()),
             resource_attributes: Some(ResourceAttributes {
                 namespace: Some(namespace.to_owned()),
-                verb: Some("publish".to_owned()),
-                group: Some("tidings.dev".to_owned()),
-                version: Some("v1alpha1".to_owned()),
-                resource: Some("eventtypes".to_owned()),
-                name: Some(event_type.to_owned()),
+                verb: Some(rule.verb.to_owned()),
+                group: Some(names::GROUP.to_owned()),
+                version: Some(names::VERSION.to_owned()),
+                resource: Some(rule.resource.to_owned()),
+                subresource: rule.subresource.map(str::to_owned),
+                name: rule.name.map(str::to_owned),
                 ..ResourceAttributes::default()
             }),
             non_resource_attributes: None,

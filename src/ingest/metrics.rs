@@ -31,6 +31,7 @@ pub struct Metrics {
     pub(super) auth_hits: Counter,
     pub(super) auth_misses: Counter,
     ack: Histogram,
+    looks: Family<Vec<(&'static str, String)>, Counter<u64, AtomicU64>>,
 }
 
 impl Default for Metrics {
@@ -48,6 +49,7 @@ impl Default for Metrics {
             auth_hits: Counter::default(),
             auth_misses: Counter::default(),
             ack: Histogram::new(ACK_SECONDS),
+            looks: Family::default(),
         }
     }
 }
@@ -81,10 +83,22 @@ impl Metrics {
             self.auth_misses.clone(),
         );
         registry.register(
+            "looks",
+            "Requests for messages and attempts, by status code",
+            self.looks.clone(),
+        );
+        registry.register(
             "ack_seconds",
             "From a request's head to its 200 or 202",
             self.ack.clone(),
         );
+    }
+
+    /// One answered GET.
+    pub(super) fn looked(&self, code: StatusCode) {
+        self.looks
+            .get_or_create(&vec![("code", code.as_str().to_owned())])
+            .inc();
     }
 
     /// One answered request.

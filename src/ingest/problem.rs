@@ -9,7 +9,7 @@ use http_body_util::Full;
 use serde::Serialize;
 
 use super::accept::MAX_MATCHED;
-use super::auth::{AuthError, Identity, Unavailable};
+use super::auth::{AuthError, Identity, Rule, Unavailable};
 use super::declared::Unanswered;
 use super::parse::ParseError;
 use crate::queue::QueueError;
@@ -28,6 +28,8 @@ pub struct Problem {
     pub errors: Vec<Violation>,
     /// Seconds.
     pub retry_after: Option<u32>,
+    /// The method that a path takes.
+    pub allow: Option<&'static str>,
 }
 
 /// When to try again after the API server, the watches or a write failed: they are tried again each second or two.
@@ -44,6 +46,7 @@ impl Problem {
             event: None,
             errors: Vec::new(),
             retry_after: None,
+            allow: None,
         }
     }
 
@@ -62,6 +65,34 @@ impl Problem {
     pub fn busy() -> Problem {
         let detail = "too many requests are being read";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail).retry(SOON)
+    }
+
+    /// 405, with the method there is.
+    pub fn not_allowed(method: &'static str, detail: &str) -> Problem {
+        Problem {
+            allow: Some(method),
+            ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", detail)
+        }
+    }
+
+    /// 404 of a message.
+    pub fn no_message() -> Problem {
+        let detail = "the namespace has no such message: it may be older than what is kept";
+        Problem::new(StatusCode::NOT_FOUND, "MessageNotFound", detail)
+    }
+
+    /// 500: our own fault.
+    pub fn internal(detail: &str) -> Problem {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", detail)
+    }
+
+    /// 503 of a store that cannot be read.
+    pub fn unread(err: &QueueError) -> Problem {
+        let (reason, detail) = match err {
+            QueueError::Fenced | QueueError::Closed => ("ShuttingDown", "this dispatcher is ending"),
+            _ => ("StoreFailed", "the store cannot be read"),
+        };
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).retry(SOON)
     }
 
     /// 413 of the whole body.
@@ -120,24 +151,28 @@ impl Problem {
     /// 403, with the commands that grant what is missing.
     pub fn may_not_publish(identity: &Identity, namespace: &str, event_type: &str) -> Problem {
         let role = format!("publish-{}", object_name(event_type));
-        let (subject, binding) = match identity.service_account() {
-            Some((in_namespace, name)) => (
-                format!("--serviceaccount={}", quoted(&format!("{in_namespace}:{name}"))),
-                format!("{role}-{in_namespace}-{}", object_name(name)),
-            ),
-            None => (
-                format!("--user={}", quoted(&identity.username)),
-                format!("{role}-{}", object_name(&identity.username)),
-            ),
-        };
+        let binding = role_binding(&role, identity, namespace);
         let detail = format!(
             "{} may not publish events of type {event_type} in namespace {namespace}. Missing rule: verb publish on \
              eventtypes.tidings.dev, resource name {event_type}. To grant it:\n\
              kubectl create role {role} --namespace={namespace} --verb=publish --resource=eventtypes.tidings.dev \
-             --resource-name={}\n\
-             kubectl create rolebinding {binding} --namespace={namespace} --role={role} {subject}",
+             --resource-name={}\n{binding}",
             identity.username,
             quoted(event_type)
+        );
+        Problem::new(StatusCode::FORBIDDEN, "MissingRule", detail)
+    }
+
+    /// 403, with the commands that grant what is missing.
+    pub fn may_not_read(identity: &Identity, namespace: &str, rule: Rule<'_>) -> Problem {
+        let (role, verb) = ("read-messages", rule.verb);
+        let binding = role_binding(role, identity, namespace);
+        let detail = format!(
+            "{} may not {verb} messages in namespace {namespace}. Missing rule: verb {verb} on \
+             eventsubscriptions.tidings.dev/messages; the roles edit and admin have it. To grant reading alone:\n\
+             kubectl create role {role} --namespace={namespace} --verb=get,list \
+             --resource=eventsubscriptions.tidings.dev/messages\n{binding}",
+            identity.username,
         );
         Problem::new(StatusCode::FORBIDDEN, "MissingRule", detail)
     }
@@ -175,8 +210,8 @@ impl Problem {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        if let Some(method) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(method));
         }
         response
     }
@@ -196,7 +231,7 @@ impl From<AuthError> for Problem {
 
 impl From<Unavailable> for Problem {
     fn from(_: Unavailable) -> Problem {
-        let detail = "the Kubernetes API could not be asked what this producer may publish";
+        let detail = "the Kubernetes API could not be asked what this caller may do";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "AuthUnavailable", detail).retry(SOON)
     }
 }
@@ -238,6 +273,21 @@ impl From<&QueueError> for Problem {
         };
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).retry(seconds)
     }
+}
+
+/// The command that binds a role to who asks.
+fn role_binding(role: &str, identity: &Identity, namespace: &str) -> String {
+    let (subject, binding) = match identity.service_account() {
+        Some((in_namespace, name)) => (
+            format!("--serviceaccount={}", quoted(&format!("{in_namespace}:{name}"))),
+            format!("{role}-{in_namespace}-{}", object_name(name)),
+        ),
+        None => (
+            format!("--user={}", quoted(&identity.username)),
+            format!("{role}-{}", object_name(&identity.username)),
+        ),
+    };
+    format!("kubectl create rolebinding {binding} --namespace={namespace} --role={role} {subject}")
 }
 
 /// An argument as a shell takes it: quoted where it is not plain.

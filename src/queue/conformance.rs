@@ -718,6 +718,8 @@ async fn a_listing_pages_whole_and_filters<B: Bench>(bench: &B) {
     for (from, until, count) in [
         (None, Some(later), all.len()),
         (Some(later), None, 0),
+        (Some(UnixMillis(i64::MAX)), None, 0),
+        (Some(UnixMillis(i64::MIN)), Some(UnixMillis(i64::MAX)), all.len()),
         (Some(UnixMillis(0)), Some(UnixMillis(second.0 - 60_000)), 0),
     ] {
         let between = Search { from, until, ..ns() };

@@ -30,9 +30,9 @@ impl Table {
         self.answer(user.and_then(|user| identity(user, token)).map(Arc::new))
     }
 
-    pub(super) fn access(&self, username: &str, namespace: &str, event_type: &str) -> Result<bool, ReviewError> {
+    pub(super) fn access(&self, username: &str, namespace: &str, rule: Rule<'_>) -> Result<bool, ReviewError> {
         let allowed = username.starts_with("system:serviceaccount:shop:");
-        self.answer(allowed && namespace == "shop" && event_type.starts_with("lead."))
+        self.answer(allowed && namespace == "shop" && rule.name.is_some_and(|name| name.starts_with("lead.")))
     }
 }
 

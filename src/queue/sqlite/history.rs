@@ -27,6 +27,9 @@ pub(super) const LOOK: Budget = Budget {
     time: Duration::from_millis(100),
 };
 
+/// The last second that an id can say.
+const LAST_SECOND: i64 = i64::MAX >> (EventId::SEQUENCE_BITS + MessageId::ORDINAL_BITS);
+
 /// A row of one of the three tables.
 struct Found {
     message: MessageId,
@@ -139,7 +142,7 @@ pub(super) fn list(
 /// Ids from the first on, and below the second.
 fn range(search: &Search, before: Option<MessageId>) -> (i64, i64) {
     let second = |at: UnixMillis, more: i64| {
-        let seconds = at.0.div_euclid(1000).clamp(0, i64::from(u32::MAX)) + more;
+        let seconds = at.0.div_euclid(1000).clamp(0, LAST_SECOND - 1) + more;
         MessageId::new(EventId(seconds << EventId::SEQUENCE_BITS), 0).0
     };
     let low = search.from.map_or(0, |from| second(from, 0));

@@ -1,0 +1,104 @@
+//! Looking at what is kept: messages and their failed attempts, for people and programs that may.
+//!
+//! Reads only; knows nothing of how a look is bounded (the store does that). Invariant: nothing is told of a message
+//! before the API server said that the caller may read messages of its namespace.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response};
+use http_body_util::Full;
+use serde::Serialize;
+use tokio::sync::SemaphorePermit;
+
+use super::auth::{Identity, Rule};
+use super::problem::Problem;
+use super::route::Route;
+use super::{Ingest, ROOM_WAIT};
+use crate::ids::MessageId;
+use crate::queue::Kept;
+use crate::registry::NamespaceView;
+
+mod query;
+mod shown;
+
+/// Looks at a time: the store makes them one after another, and a further one would wait for all of these.
+pub(super) const LOOKS: usize = 16;
+
+impl Ingest {
+    /// Answers a GET.
+    pub(super) async fn look(
+        &self,
+        identity: &Identity,
+        namespace: &str,
+        view: &NamespaceView,
+        route: Route,
+        query: Option<&str>,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
+        let rule = match route {
+            Route::Messages => Rule::LIST_MESSAGES,
+            _ => Rule::GET_MESSAGES,
+        };
+        if !self.auth.may(identity, namespace, rule).await? {
+            return Err(Problem::may_not_read(identity, namespace, rule));
+        }
+        match route {
+            Route::Message(id) => {
+                query::none(query)?;
+                let (kept, _place) = self.one(view, id).await?;
+                let event = self.queue.event(id.event()).await.map_err(|error| unread(&error))?;
+                let event = event.ok_or_else(Problem::no_message)?;
+                let subscription = self.registry.subscription(kept.subscription_id);
+                let subscription = subscription.filter(|entry| entry.deleted.is_none());
+                let format = subscription.map(|entry| entry.spec.format);
+                Ok(json(&shown::Whole::new(&kept, &event, format).map_err(unreadable)?))
+            }
+            Route::Attempts(id) => {
+                query::none(query)?;
+                let (_, _place) = self.one(view, id).await?;
+                let attempts = self.queue.attempts(id).await.map_err(|error| unread(&error))?;
+                Ok(json(&shown::Attempts::new(&attempts)))
+            }
+            Route::Messages | Route::Events => {
+                let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
+                let _place = self.place_to_look().await?;
+                let page = self
+                    .queue
+                    .list(search, before, limit)
+                    .await
+                    .map_err(|error| unread(&error))?;
+                Ok(json(&shown::Listed::new(&page).map_err(unreadable)?))
+            }
+        }
+    }
+
+    async fn one(&self, view: &NamespaceView, id: MessageId) -> Result<(Kept, SemaphorePermit<'_>), Problem> {
+        let place = self.place_to_look().await?;
+        let kept = self.queue.get(&view.uid, id).await.map_err(|error| unread(&error))?;
+        Ok((kept.ok_or_else(Problem::no_message)?, place))
+    }
+
+    async fn place_to_look(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        match tokio::time::timeout(ROOM_WAIT, self.looks.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) | Err(_) => Err(Problem::busy()),
+        }
+    }
+}
+
+fn unread(error: &crate::queue::QueueError) -> Problem {
+    tracing::warn!(%error, "failed to look at messages");
+    Problem::unread(error)
+}
+
+fn unreadable(error: crate::event::format::RenderError) -> Problem {
+    tracing::error!(%error, "the store holds an event that cannot be read");
+    Problem::internal("the stored event cannot be read")
+}
+
+/// Strings and numbers into memory: nothing that can fail.
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(serde_json::to_vec(value).unwrap_or_default()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,218 @@
+//! How messages are shown: as JSON. Pure.
+//!
+//! Invariant: nothing is shown that comes from a Secret: an endpoint's headers, URL and signature are made when a message
+//! is sent and are kept nowhere.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::query;
+use crate::api::resolve::Format;
+use crate::event::format::{self, RenderError, Rendered, rfc3339};
+use crate::ids::UnixMillis;
+use crate::queue::{Kept, KeptAttempt, Page, Standing, StoredEvent};
+
+/// A page.
+#[derive(Debug, Serialize)]
+pub(super) struct Listed {
+    messages: Vec<One<Named>>,
+    #[serde(rename = "continue", skip_serializing_if = "Option::is_none")]
+    go_on: Option<String>,
+}
+
+impl Listed {
+    pub(super) fn new(page: &Page) -> Result<Listed, RenderError> {
+        let messages = page.found.iter().map(|kept| {
+            let head = format::head(&kept.attributes)?;
+            let named = Named {
+                id: head.id.into_string(),
+                source: head.source.into_string(),
+                r#type: head.r#type.into_string(),
+            };
+            Ok(One::new(kept, UnixMillis(head.accepted), named))
+        });
+        Ok(Listed {
+            messages: messages.collect::<Result<_, RenderError>>()?,
+            go_on: page.go_on.map(query::token),
+        })
+    }
+}
+
+/// A message; its event by name or whole.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct One<E> {
+    id: String,
+    state: &'static str,
+    endpoint: String,
+    subscription: String,
+    event: E,
+    accepted_time: String,
+    attempts: u16,
+    /// Of a pending one: when it is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settled_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+}
+
+impl<E> One<E> {
+    fn new(kept: &Kept, accepted: UnixMillis, event: E) -> One<E> {
+        let mut one = One {
+            id: kept.message.to_string(),
+            state: kept.standing.state().word(),
+            endpoint: kept.endpoint.clone(),
+            subscription: kept.subscription.clone(),
+            event,
+            accepted_time: rfc3339(accepted).into_owned(),
+            attempts: kept.attempts,
+            due_time: None,
+            settled_time: None,
+            reason: None,
+            status_code: None,
+            duration_ms: None,
+        };
+        match &kept.standing {
+            Standing::Pending { due } => one.due_time = Some(rfc3339(*due).into_owned()),
+            Standing::Delivered { at, status, took } => {
+                one.settled_time = Some(rfc3339(*at).into_owned());
+                one.status_code = *status;
+                one.duration_ms = took.map(millis);
+            }
+            Standing::Dead { at, reason } => {
+                one.settled_time = Some(rfc3339(*at).into_owned());
+                one.reason = Some(reason.clone());
+            }
+        }
+        one
+    }
+}
+
+/// An event in a listing.
+#[derive(Debug, Serialize)]
+struct Named {
+    id: String,
+    source: String,
+    r#type: String,
+}
+
+/// A message with its event, and with what its receiver gets.
+#[derive(Debug, Serialize)]
+pub(super) struct Whole {
+    #[serde(flatten)]
+    message: One<Box<RawValue>>,
+    /// None once the subscription is deleted: it says the format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Request>,
+}
+
+/// What is sent, but for what belongs to the endpoint: its URL, its own headers and the signature.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    headers: BTreeMap<String, String>,
+    #[serde(flatten)]
+    body: Body,
+}
+
+/// Bytes: as text where they are.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Body {
+    Body(String),
+    BodyBase64(String),
+}
+
+impl Body {
+    fn new(bytes: &Bytes) -> Body {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Body::Body(text.to_owned()),
+            Err(_) => Body::BodyBase64(BASE64.encode(bytes)),
+        }
+    }
+}
+
+impl Whole {
+    pub(super) fn new(kept: &Kept, event: &StoredEvent, format: Option<Format>) -> Result<Whole, RenderError> {
+        let accepted = UnixMillis(format::head(&event.attributes)?.accepted);
+        let structured = format::render(Format::CloudEventsStructured, event)?;
+        let structured = String::from_utf8_lossy(&structured.body).into_owned();
+        // One that cannot be rendered has nothing to show: it is a dead letter `Unrenderable`.
+        let rendered = format.and_then(|format| format::render(format, event).ok());
+        Ok(Whole {
+            message: One::new(kept, accepted, RawValue::from_string(structured)?),
+            request: rendered.map(|rendered| request(kept, &rendered)),
+        })
+    }
+}
+
+fn request(kept: &Kept, rendered: &Rendered) -> Request {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let own = rendered
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), text(value)));
+    let mut headers: BTreeMap<String, String> = own.collect();
+    headers.insert("webhook-id".to_owned(), kept.message.to_string());
+    if let Some(content_type) = &rendered.content_type {
+        headers.insert("content-type".to_owned(), text(content_type));
+    }
+    Request {
+        headers,
+        body: Body::new(&rendered.body),
+    }
+}
+
+/// The failures of a message.
+#[derive(Debug, Serialize)]
+pub(super) struct Attempts {
+    attempts: Vec<Attempt>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Attempt {
+    number: u16,
+    time: String,
+    duration_ms: u64,
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_code: Option<u16>,
+    /// The beginning of what the receiver answered, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    excerpt: Option<String>,
+}
+
+impl Attempts {
+    pub(super) fn new(attempts: &[KeptAttempt]) -> Attempts {
+        let attempts = attempts.iter().map(|attempt| Attempt {
+            number: attempt.number,
+            time: rfc3339(attempt.at).into_owned(),
+            duration_ms: millis(attempt.took),
+            reason: attempt.reason.clone(),
+            status_code: attempt.status,
+            excerpt: attempt
+                .excerpt
+                .as_deref()
+                .map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+        });
+        Attempts {
+            attempts: attempts.collect(),
+        }
+    }
+}
+
+fn millis(took: std::time::Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
+}
