@@ -32,6 +32,7 @@ mod accept;
 pub mod answer;
 pub mod auth;
 pub mod declared;
+mod jwks;
 mod messages;
 pub mod metrics;
 pub mod parse;
@@ -75,6 +76,7 @@ pub struct Ingest {
     bodies: Semaphore,
     /// Looks at messages under way.
     looks: Semaphore,
+    public_keys: jwks::PublicKeys,
     /// Accepts that must not be torn when a producer hangs up.
     accepts: TaskTracker,
 }
@@ -100,6 +102,7 @@ impl Ingest {
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             bodies: Semaphore::new(BODIES),
             looks: Semaphore::new(messages::LOOKS),
+            public_keys: jwks::PublicKeys::default(),
             accepts: TaskTracker::new(),
         }
     }
@@ -135,6 +138,9 @@ impl Ingest {
         let (namespace, route) = route(&head.method, head.uri.path())?;
         if !self.registry.synced() {
             return Err(Problem::not_synced());
+        }
+        if route == Route::PublicKeys {
+            return Ok(self.public_keys.answer(&self.registry, namespace));
         }
         let now = UnixMillis::now();
         let (identity, cached) = self.auth.authenticate(&head.headers, now).await?;

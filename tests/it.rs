@@ -15,6 +15,7 @@ mod it {
     mod ingest;
     mod inspect;
     mod isolation;
+    mod jwks;
     mod keys;
     mod leader;
     mod leaks;

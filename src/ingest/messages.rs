@@ -58,7 +58,7 @@ impl Ingest {
                 let attempts = self.queue.attempts(id).await.map_err(|error| unread(&error))?;
                 Ok(json(&shown::Attempts::new(&attempts)))
             }
-            Route::Messages | Route::Events => {
+            Route::Messages | Route::Events | Route::PublicKeys => {
                 let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
                 let _place = self.place_to_look().await?;
                 let page = self

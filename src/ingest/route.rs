@@ -16,6 +16,8 @@ pub(super) enum Route {
     Message(MessageId),
     /// Its failed attempts.
     Attempts(MessageId),
+    /// The namespace's public keys, for anybody.
+    PublicKeys,
 }
 
 /// The namespace and what is asked of it.
@@ -24,6 +26,7 @@ pub(super) fn route<'a>(method: &Method, path: &'a str) -> Result<(&'a str, Rout
     let namespace = parts.next().unwrap_or_default();
     let route = match [parts.next(), parts.next(), parts.next(), parts.next()] {
         [Some("events"), None, ..] => Route::Events,
+        [Some("jwks.json"), None, ..] => Route::PublicKeys,
         [Some("messages"), None, ..] => Route::Messages,
         [Some("messages"), Some(id), None, _] => Route::Message(message(id)?),
         [Some("messages"), Some(id), Some("attempts"), None] => Route::Attempts(message(id)?),
@@ -37,6 +40,7 @@ pub(super) fn route<'a>(method: &Method, path: &'a str) -> Result<(&'a str, Rout
         Route::Messages | Route::Message(_) | Route::Attempts(_) if method != Method::GET => {
             Err(Problem::not_allowed("GET", "messages are read: use GET"))
         }
+        Route::PublicKeys if method != Method::GET => Err(Problem::not_allowed("GET", "public keys are read: use GET")),
         _ => Ok((namespace, route)),
     }
 }
@@ -48,7 +52,7 @@ fn message(id: &str) -> Result<MessageId, Problem> {
 
 fn unknown() -> Problem {
     let detail = "events are posted to /v1/namespaces/{namespace}/events; messages are read at \
-                  /v1/namespaces/{namespace}/messages[/{id}[/attempts]]";
+                  /v1/namespaces/{namespace}/messages[/{id}[/attempts]], and public keys at jwks.json beside them";
     Problem::new(StatusCode::NOT_FOUND, "NotFound", detail)
 }
 
@@ -62,6 +66,7 @@ mod tests {
         let message = MessageId::parse(id).unwrap();
         for (path, method, wanted) in [
             ("events", Method::POST, Route::Events),
+            ("jwks.json", Method::GET, Route::PublicKeys),
             ("messages", Method::GET, Route::Messages),
             (&format!("messages/{id}"), Method::GET, Route::Message(message)),
             (

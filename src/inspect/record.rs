@@ -104,7 +104,7 @@ pub fn judge(keys: &[SigningKey], headers: &HeaderMap, body: &[u8], now: i64) ->
         };
         match verify(&one, parts, body, now, TOLERANCE) {
             Ok(()) => {
-                let why = format!("signed with key {} of {} ({})", index + 1, keys.len(), one.current_id);
+                let why = format!("signed with key {} of {} ({})", index + 1, keys.len(), one.current_id());
                 return Judgement {
                     verdict: Verdict::Verified,
                     why,

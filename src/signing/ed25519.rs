@@ -63,7 +63,7 @@ impl Ed25519Key {
         format!("{PUBLIC}{}", STANDARD.encode(self.public()))
     }
 
-    fn public(&self) -> &[u8] {
+    pub(super) fn public(&self) -> &[u8] {
         self.pair.public_key().as_ref()
     }
 }

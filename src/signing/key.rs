@@ -116,20 +116,40 @@ pub trait Key {
 /// The keys an endpoint signs with, current first. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys<K> {
-    /// The public id of the current key (an annotation of the Secret), shown in status.
-    pub current_id: String,
+    /// Their public ids, one each (annotations of the Secret), shown in status.
+    ids: Vec<String>,
     pub keys: Vec<K>,
 }
 
 impl<K: Key> Keys<K> {
-    /// From keys read one by one, current first; without an id the current key's fingerprint is its id.
+    /// From keys read one by one, current first, and the current one's id.
     pub fn new(current_id: Option<&str>, keys: Vec<K>) -> Result<Keys<K>, KeyError> {
+        Keys::with_ids(&[current_id], keys)
+    }
+
+    /// The same with the ids of more than the first; a key without one has its fingerprint for an id.
+    pub fn with_ids(ids: &[Option<&str>], keys: Vec<K>) -> Result<Keys<K>, KeyError> {
         if keys.len() > MAX_KEYS {
             return Err(KeyError::TooMany { keys: keys.len() });
         }
-        let current = keys.first().ok_or(K::NONE)?;
-        let current_id = current_id.map_or_else(|| current.fingerprint(), str::to_owned);
-        Ok(Keys { current_id, keys })
+        if keys.is_empty() {
+            return Err(K::NONE);
+        }
+        let ids = ids.iter().copied().chain(std::iter::repeat(None));
+        let named = |(key, id): (&K, Option<&str>)| id.map_or_else(|| key.fingerprint(), str::to_owned);
+        let ids = keys.iter().zip(ids).map(named).collect();
+        Ok(Keys { ids, keys })
+    }
+
+    /// The public id of the current key.
+    pub fn current_id(&self) -> &str {
+        // Never empty.
+        &self.ids[0]
+    }
+
+    /// Each key with its id, current first.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &K)> {
+        self.ids.iter().map(String::as_str).zip(&self.keys)
     }
 }
 
@@ -208,8 +228,8 @@ mod tests {
     fn several_keys_are_separated_by_white_space_with_the_current_one_first() {
         let keys = SigningKeys::parse(None, &format!("{A}\n {B}\n")).unwrap();
         assert_eq!(keys.keys.len(), 2);
-        assert_eq!(keys.current_id, SigningKey::parse(A).unwrap().fingerprint());
-        assert_eq!(SigningKeys::parse(Some("k1"), A).unwrap().current_id, "k1");
+        assert_eq!(keys.current_id(), SigningKey::parse(A).unwrap().fingerprint());
+        assert_eq!(SigningKeys::parse(Some("k1"), A).unwrap().current_id(), "k1");
         assert_eq!(SigningKeys::parse(None, " \n"), Err(KeyError::None));
         let nine = [A; 9].join(" ");
         assert_eq!(SigningKeys::parse(None, &nine), Err(KeyError::TooMany { keys: 9 }));

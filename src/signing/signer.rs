@@ -65,23 +65,23 @@ impl Scheme {
         match self {
             Scheme::StandardWebhooks | Scheme::Ed25519 => {
                 let values: Vec<&[u8]> = text(value)?.split_whitespace().map(str::as_bytes).collect();
-                self.read_each(None, &values)
+                self.read_each(&[], &values)
             }
-            _ => self.read_each(None, &[value]),
+            _ => self.read_each(&[], &[value]),
         }
     }
 
-    /// Keys of one value each, current first.
-    pub fn read_each(self, current_id: Option<&str>, values: &[&[u8]]) -> Result<Signer, KeyError> {
+    /// Keys of one value each, current first, with those ids that are known.
+    pub fn read_each(self, ids: &[Option<&str>], values: &[&[u8]]) -> Result<Signer, KeyError> {
         if self == Scheme::Ed25519 {
             let keys = values.iter().map(|value| Ed25519Key::parse(text(value)?));
-            return Ok(Signer::Ed25519(Ed25519Keys::new(
-                current_id,
+            return Ok(Signer::Ed25519(Ed25519Keys::with_ids(
+                ids,
                 keys.collect::<Result<_, _>>()?,
             )?));
         }
         let keys = values.iter().map(|value| self.read_mac(value));
-        let keys = SigningKeys::new(current_id, keys.collect::<Result<_, _>>()?)?;
+        let keys = SigningKeys::with_ids(ids, keys.collect::<Result<_, _>>()?)?;
         Ok(match self {
             Scheme::GitHub => Signer::GitHub(keys),
             Scheme::Stripe => Signer::Stripe(keys),
@@ -106,8 +106,8 @@ impl Signer {
     /// The public id of the key that signs first; none where nothing is signed.
     pub fn current_id(&self) -> Option<&str> {
         match self {
-            Signer::StandardWebhooks(keys) | Signer::GitHub(keys) | Signer::Stripe(keys) => Some(&keys.current_id),
-            Signer::Ed25519(keys) => Some(&keys.current_id),
+            Signer::StandardWebhooks(keys) | Signer::GitHub(keys) | Signer::Stripe(keys) => Some(keys.current_id()),
+            Signer::Ed25519(keys) => Some(keys.current_id()),
             Signer::None => None,
         }
     }
@@ -125,6 +125,14 @@ impl Signer {
         match self {
             Signer::Ed25519(keys) => keys.keys.first().map(Ed25519Key::public_text),
             _ => None,
+        }
+    }
+
+    /// Every public key with its id, current first: 32 bytes each; none where there is no such key.
+    pub fn public_keys(&self) -> Vec<(&str, &[u8])> {
+        match self {
+            Signer::Ed25519(keys) => keys.named().map(|(id, key)| (id, key.public())).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -179,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_stripe_header_names_the_time_and_a_signature_of_every_key() {
-        let both = Scheme::Stripe.read_each(Some("k"), &[b"whsec_one", b"two"]).unwrap();
+        let both = Scheme::Stripe.read_each(&[Some("k")], &[b"whsec_one", b"two"]).unwrap();
         let (name, value) = both.sign("msg_1", 1_700_000_000, b"{}").unwrap();
         assert_eq!(name, "stripe-signature");
         // printf '1700000000.{}' | openssl dgst -sha256 -hmac KEY

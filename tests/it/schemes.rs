@@ -19,7 +19,7 @@ const OTHER: &str = "whsec_of_another_time";
 
 fn signer(scheme: Scheme, keys: &[&str]) -> Signer {
     let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
-    scheme.read_each(None, &keys).unwrap()
+    scheme.read_each(&[], &keys).unwrap()
 }
 
 /// A receiver in JavaScript that verifies with `key`: 204 for what verifies, 400 for the rest.

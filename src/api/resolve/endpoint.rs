@@ -331,8 +331,8 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
             None => {}
         }
     }
-    let id = secret.annotations.get(names::CURRENT_ID).map(String::as_str);
+    let id = |annotation: &str| secret.annotations.get(annotation).map(String::as_str);
     scheme
-        .read_each(id, &keys)
+        .read_each(&[id(names::CURRENT_ID), id(names::PREVIOUS_ID)], &keys)
         .map_err(|error| invalid(names::CURRENT, &error))
 }

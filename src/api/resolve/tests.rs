@@ -186,7 +186,7 @@ fn the_generated_secret_gives_its_id_and_both_keys_and_nothing_else_is_taken_for
     found.annotations.insert(names::CURRENT_ID.to_owned(), "k2".to_owned());
     let resolved = resolve(Lookup::Found(found)).unwrap();
     let signing = keys(&resolved);
-    assert_eq!(signing.current_id, "k2");
+    assert_eq!(signing.current_id(), "k2");
     assert_eq!(
         signing.keys,
         [SigningKey::generate([2; 32]), SigningKey::generate([1; 32])]
@@ -228,7 +228,7 @@ fn a_chosen_signing_secret_may_hold_several_keys_and_must_be_opened() {
     let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
     let signing = keys(&resolved);
     assert_eq!(signing.keys.len(), 2);
-    assert_eq!(signing.current_id, signing.keys[0].fingerprint());
+    assert_eq!(signing.current_id(), signing.keys[0].fingerprint());
 
     references.insert(Reference::secret("mine"), secret("Opaque", false, &[("keys", &text)]));
     let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();

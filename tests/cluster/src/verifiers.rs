@@ -1,5 +1,5 @@
-//! The libraries that receivers verify with in Python and JavaScript (of Standard Webhooks, and of GitHub's and Stripe's
-//! webhooks), installed once into the cache.
+//! The libraries that receivers verify with in Python and JavaScript (of Standard Webhooks, of GitHub's and Stripe's
+//! webhooks, and of Ed25519), installed once into the cache.
 //!
 //! Invariant: the versions are those pinned beside this crate, in `verifiers/`.
 
@@ -18,7 +18,7 @@ const PACKAGE_LOCK: &str = include_str!("../verifiers/package-lock.json");
 /// Where the libraries are.
 #[derive(Clone, Debug)]
 pub struct Verifiers {
-    /// A Python interpreter that imports `standardwebhooks`.
+    /// A Python interpreter that imports `standardwebhooks` and `cryptography`.
     pub python: PathBuf,
     /// A folder whose `node_modules` has `standardwebhooks`, `stripe` and `@octokit/webhooks-methods`: run `node` with it as
     /// the working directory.
