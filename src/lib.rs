@@ -1,7 +1,7 @@
 //! Tidings: a Kubernetes operator for outgoing webhooks.
 //!
 //! The rooms follow the way of an event: `ingest` authenticates and parses, `schema` checks, `matching` finds the
-//! subscriptions, `queue` stores durably, `engine` starts attempts and records outcomes as `schedule` decides, `delivery`
+//! subscriptions (by `expression`s, where they filter), `queue` stores durably, `engine` starts attempts and records outcomes as `schedule` decides, `delivery`
 //! guards, signs and sends, `report` tells Kubernetes. What is loaded of the resources is in `registry`, kept in step with
 //! the cluster by `watch`. `api`, `event`, `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of
 //! their own. Processes (`controller`, `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`,
@@ -15,6 +15,7 @@ pub mod delivery;
 pub mod dispatcher;
 pub mod engine;
 pub mod event;
+pub mod expression;
 pub mod ids;
 pub mod ingest;
 pub mod inspect;
