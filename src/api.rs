@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod auth;
+pub mod census;
 pub mod cidr;
 pub mod common;
 pub mod conditions;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::policy::UndeclaredTypes;
 use crate::event::Event;
 use crate::ids::UnixMillis;
-use crate::queue::{Accepted, Queue};
+use crate::queue::{Accepted, Queue, QueueError};
 use crate::registry::{NamespaceView, Registry};
 
 mod accept;
@@ -35,6 +35,7 @@ pub mod declared;
 mod jwks;
 mod messages;
 pub mod metrics;
+pub mod pace;
 pub mod parse;
 pub mod problem;
 mod route;
@@ -48,8 +49,9 @@ use crate::schema::{self, Fit};
 use answer::Told;
 use auth::{Auth, Identity, Rule};
 use declared::Declarations;
+use pace::{Pace, Refused};
 use parse::{Events, Head, Mode};
-use problem::Problem;
+use problem::{EVENTS_PER_SECOND, OverQuota, Problem};
 use route::{Route, route};
 use whole::Whole;
 
@@ -73,6 +75,7 @@ pub struct Ingest {
     declarations: Declarations,
     metrics: Arc<Metrics>,
     max_event: usize,
+    pace: Pace,
     bodies: Semaphore,
     /// Looks at messages under way.
     looks: Semaphore,
@@ -100,6 +103,7 @@ impl Ingest {
             declarations,
             metrics,
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
+            pace: Pace::default(),
             bodies: Semaphore::new(BODIES),
             looks: Semaphore::new(messages::LOOKS),
             public_keys: jwks::PublicKeys::default(),
@@ -120,6 +124,9 @@ impl Ingest {
         let response = match self.handle(&head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
+                if let Some(quota) = problem.quota {
+                    self.metrics.over_quota(quota.name);
+                }
                 // A producer that asked before sending has sent nothing yet.
                 if !head.headers.contains_key(EXPECT) {
                     drain(&mut body).await;
@@ -164,6 +171,7 @@ impl Ingest {
         };
         let events = parse::parse(mode, request, body, self.max_event, random_id)?;
         self.authorise(&identity, namespace, events.as_slice()).await?;
+        self.pace(&view, &events, now)?;
         let view = self.declared(namespace, view, &events).await?;
         let fits = check(&view, &events)?;
         let placed = accept::place(&view, events.as_slice(), now).map_err(|position| {
@@ -177,7 +185,9 @@ impl Ingest {
         match stored {
             Ok(Ok(accepted)) => Ok(told(&events, &accepted, fits)),
             Ok(Err(err)) => {
-                tracing::warn!(error = %err, "failed to accept events");
+                if !matches!(err, QueueError::OverQuota { .. }) {
+                    tracing::warn!(error = %err, "failed to accept events");
+                }
                 Err(Problem::from(&err))
             }
             Err(_panic) => {
@@ -205,6 +215,25 @@ impl Ingest {
             .buffered(GRANTS_AT_ONCE)
             .try_collect()
             .await
+    }
+
+    /// Counts the events against the namespace's quota, where it has one.
+    fn pace(&self, view: &NamespaceView, events: &Events, now: UnixMillis) -> Result<(), Problem> {
+        let Some(limit) = view.rules.quotas.events_per_second else {
+            return Ok(());
+        };
+        let events = events.as_slice().len();
+        let taken = self.pace.take(&view.uid, limit, events, now);
+        taken.map_err(|refused| match refused {
+            Refused::Never => Problem::over_quota_for_ever(events, limit),
+            Refused::Wait(wait) => {
+                let quota = OverQuota {
+                    name: EVENTS_PER_SECOND,
+                    limit: limit.into(),
+                };
+                Problem::over_quota(quota, u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX))
+            }
+        })
     }
 
     /// Where the policy takes declared types only: the view that has all of them, or a refusal of the whole request.

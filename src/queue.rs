@@ -44,6 +44,16 @@ pub struct NewEvent {
     /// The messages to make, in order of subscription, at most [`MessageId::PER_EVENT`]; above [`ROUTE_AT_ONCE`] the rest is
     /// routed in chunks.
     pub targets: Vec<Target>,
+    /// What its namespace may have pending, this event included.
+    pub quota: Quota,
+}
+
+/// What a namespace may have pending; none: as much as there is room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    pub messages: Option<u64>,
+    /// Bytes of the events that pending messages carry (attributes and data), once for each message.
+    pub bytes: Option<u64>,
 }
 
 /// The most messages stored with their event in one transaction.
@@ -278,6 +288,9 @@ pub enum QueueError {
     /// No room (the store's limit or the volume's): 503, and deliveries go on.
     #[error("the store is full: {0}")]
     Full(String),
+    /// The event would bring its namespace over what it may have pending. The quota's name and value.
+    #[error("the namespace's quota {quota} is {limit}")]
+    OverQuota { quota: &'static str, limit: u64 },
     /// An event has more targets than [`MessageId::PER_EVENT`].
     #[error("an event has {0} targets: too many")]
     TooWide(usize),
@@ -300,6 +313,7 @@ impl QueueError {
     pub fn reason(&self) -> &'static str {
         match self {
             QueueError::Full(_) => "Full",
+            QueueError::OverQuota { .. } => "OverQuota",
             QueueError::TooWide(_) => "TooWide",
             QueueError::Write(_) => "Write",
             QueueError::Read(_) => "Read",
@@ -325,6 +339,7 @@ pub trait Queue: Send + Sync + 'static {
     async fn known(&self) -> Result<(Vec<(ResourceKey, EndpointId)>, Vec<(ResourceKey, SubscriptionId)>), QueueError>;
 
     /// Stores events with their messages; all of the call or nothing; durable on return. Duplicates within the call too.
+    /// What is a duplicate costs no quota.
     async fn accept(&self, events: Vec<NewEvent>) -> Result<Vec<Accepted>, QueueError>;
 
     /// The stream of new messages, in batches. One taker; later calls return none. Take it before reading

@@ -29,6 +29,7 @@ mod it {
     mod oauth2;
     mod outage;
     mod policy;
+    mod quotas;
     mod ready;
     mod receiver;
     mod rotation;

@@ -29,6 +29,7 @@ pub mod reasons {
     pub const POLICY_DENIED: &str = "PolicyDenied";
     pub const INVALID_SPEC: &str = "InvalidSpec";
     pub const ENDPOINT_NOT_FOUND: &str = "EndpointNotFound";
+    pub const TOO_MANY_SUBSCRIPTIONS: &str = "TooManySubscriptions";
     pub const WAITING_FOR_DISPATCHER: &str = "WaitingForDispatcher";
 
     // Ready of an EventType.

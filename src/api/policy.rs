@@ -18,6 +18,9 @@ pub const MAX_RULES: usize = 256;
 /// The most entries of a list in one rule: each is looked at for each connection or each endpoint.
 pub const MAX_ENTRIES: usize = 64;
 
+/// The largest `eventsPerSecond`: several times what one dispatcher takes in.
+pub const MAX_EVENTS_PER_SECOND: u32 = 100_000;
+
 /// A valid policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -32,6 +35,21 @@ pub struct NamespaceRules {
     pub egress: Arc<EgressRules>,
     pub secret_label: SecretLabel,
     pub undeclared_types: UndeclaredTypes,
+    pub quotas: Quotas,
+}
+
+/// The most a namespace may have; none: no bound but Tidings' own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quotas {
+    /// Endpoints: the oldest count.
+    pub endpoints: Option<u32>,
+    /// Messages that are not settled.
+    pub pending_messages: Option<u64>,
+    /// Bytes of the events that pending messages carry, once for each message.
+    pub pending_bytes: Option<u64>,
+    /// Events that producers may post in each second.
+    pub events_per_second: Option<u32>,
 }
 
 /// Whether a Secret must carry the label that opens it before an endpoint may send it.
@@ -104,12 +122,18 @@ impl Rule {
         if egress.ports.iter().flatten().any(|port| *port == 0) {
             return Err(RuleError::Port);
         }
+        if let Some(rate) = file.quotas.and_then(|quotas| quotas.events_per_second)
+            && !(1..=MAX_EVENTS_PER_SECOND).contains(&rate)
+        {
+            return Err(RuleError::EventsPerSecond(rate));
+        }
         Ok(Rule {
             namespaces: file.namespace_selector,
             rules: Arc::new(NamespaceRules {
                 egress: Arc::new(egress),
                 secret_label: file.secret_label,
                 undeclared_types: file.undeclared_types,
+                quotas: file.quotas.unwrap_or_default(),
             }),
         })
     }
@@ -148,6 +172,7 @@ struct RuleFile {
     secret_label: SecretLabel,
     #[serde(default)]
     undeclared_types: UndeclaredTypes,
+    quotas: Option<Quotas>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -183,6 +208,11 @@ pub enum RuleError {
     Host(#[from] HostError),
     #[error("egress.ports: write ports from 1 to 65535")]
     Port,
+    #[error(
+        "quotas.eventsPerSecond: {0} is not between 1 and {MAX_EVENTS_PER_SECOND}: leave it out for no bound; with \
+         pendingMessages 0 nothing that makes a message is accepted"
+    )]
+    EventsPerSecond(u32),
     #[error("namespaceSelector, {0}: In and NotIn need values, Exists and DoesNotExist have none")]
     Values(String),
 }
@@ -278,6 +308,18 @@ mod tests {
             (
                 "rules: [{namespaceSelector: {}, secretLabel: Optional}]",
                 "`NotRequired`",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, quotas: {pendingMessage: 1}}]",
+                "unknown field `pendingMessage`",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, quotas: {eventsPerSecond: 0}}]",
+                "between 1 and 100000",
+            ),
+            (
+                "rules: [{namespaceSelector: {}, quotas: {pendingBytes: -1}}]",
+                "pendingBytes",
             ),
             ("rules: [{namespaceSelector: {}, undeclaredTypes: Refuse}]", "`Reject`"),
             ("rules: [{namespaceSelector: {labels: {}}}]", "labels"),

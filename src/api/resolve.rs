@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::census::MAX_SUBSCRIPTIONS;
 use super::egress::HostPattern;
 use crate::signing::Signer;
 
@@ -60,6 +61,28 @@ impl Unresolved {
             message: message.into(),
             stalled: true,
         }
+    }
+
+    /// The namespace may have so many endpoints, and older ones count.
+    pub fn over_quota(limit: u32) -> Unresolved {
+        Unresolved::stalled(
+            crate::api::conditions::reasons::POLICY_DENIED,
+            format!(
+                "the administrator's policy gives the namespace a quota of {limit} endpoints, and the oldest count: delete \
+                 others, or ask the administrator for more (quotas.endpoints of the policy file)"
+            ),
+        )
+    }
+
+    /// The namespace has more subscriptions than events are matched against, and older ones count.
+    pub fn too_many_subscriptions() -> Unresolved {
+        Unresolved::stalled(
+            crate::api::conditions::reasons::TOO_MANY_SUBSCRIPTIONS,
+            format!(
+                "the namespace has more than {MAX_SUBSCRIPTIONS} subscriptions, and the oldest count: no event matches this \
+                 one until others are deleted"
+            ),
+        )
     }
 
     /// A spec that the resource's own rules exclude.

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
 
 use super::Config;
@@ -20,7 +20,8 @@ use super::queue::Queue;
 use super::references::References;
 use super::watches::Writers;
 use super::work::Failures;
-use crate::api::policy::Policy;
+use crate::api::census::Census;
+use crate::api::policy::{NamespaceRules, Policy};
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::budget::Budget;
 use crate::kubernetes::events::{self, Happening, Reporter};
@@ -82,6 +83,9 @@ pub struct Context {
     pub references: References,
     pub memory: Memory,
     pub policy: ArcSwap<Policy>,
+    /// Which endpoints and which subscriptions count where only so many may.
+    pub endpoints: Mutex<Census>,
+    pub subscriptions: Mutex<Census>,
     pub fleet: Mutex<Fleet>,
     pub liveness: Mutex<Liveness>,
     /// What waits for a dispatcher to load it.
@@ -105,6 +109,8 @@ impl Context {
             references: References::default(),
             memory: Memory::default(),
             policy: ArcSwap::from_pointee(Policy::default()),
+            endpoints: Mutex::default(),
+            subscriptions: Mutex::default(),
             fleet: Mutex::default(),
             liveness: Mutex::default(),
             waiting: Mutex::default(),
@@ -125,6 +131,12 @@ impl Context {
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         let namespace = self.stores.namespaces.get(&ObjectRef::new(name))?;
         namespace.metadata.deletion_timestamp.is_none().then_some(namespace)
+    }
+
+    /// What the policy says of a namespace, while it exists.
+    pub fn rules(&self, namespace: &str) -> Option<Arc<NamespaceRules>> {
+        let namespace = self.namespace(namespace)?;
+        Some(self.policy.load().rules_for(namespace.labels()))
     }
 
     /// An endpoint, if it exists.

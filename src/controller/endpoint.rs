@@ -33,7 +33,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let endpoint = context
         .endpoint(namespace, name)
         .filter(|e| e.metadata.deletion_timestamp.is_none());
-    let (Some(endpoint), Some(home)) = (endpoint, context.namespace(namespace)) else {
+    let (Some(endpoint), Some(rules)) = (endpoint, context.rules(namespace)) else {
         context.memory.forget(&key);
         context.wait_for_dispatcher(key, false);
         return Ok(None);
@@ -47,12 +47,20 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
 
     let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
     let material = dereference::read(context, &endpoint, &seen).await?;
-    let rules = context.policy.load().rules_for(home.labels());
     let mut values = References::under(rules.secret_label);
     for (reference, found) in &material {
         values.insert(reference.clone(), found.to_lookup());
     }
-    let outcome = match (resolve_endpoint(&endpoint, &values, &rules.egress), signing.refused()) {
+    let census = || context.endpoints.lock().unwrap_or_else(|e| e.into_inner());
+    let over_quota = rules
+        .quotas
+        .endpoints
+        .filter(|limit| census().is_beyond(&*endpoint, *limit as usize));
+    let resolved = match over_quota {
+        Some(limit) => Err(Unresolved::over_quota(limit)),
+        None => resolve_endpoint(&endpoint, &values, &rules.egress),
+    };
+    let outcome = match (resolved, signing.refused()) {
         (Err(unresolved), _) if unresolved.stalled => Err(unresolved),
         (_, Some(message)) => Err(Unresolved::waiting(reasons::SECRET_ACCESS_DENIED, message)),
         (outcome, None) => outcome,

@@ -10,6 +10,7 @@ use super::context::{Context, Key};
 use super::memory::Asked;
 use super::work::{Again, Error};
 use crate::api::EventType;
+use crate::api::census::age;
 use crate::api::conditions::reasons;
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::status::EventTypeStatus;
@@ -41,7 +42,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .event_types
         .state_filter(|other| other.namespace() == event_type.namespace() && counts_before(other, &event_type))
         .into_iter()
-        .min_by_key(|other| age(other));
+        .min_by_key(|other| age(&**other));
     let previous = event_type
         .status
         .as_ref()
@@ -98,11 +99,6 @@ fn counts_before(other: &EventType, this: &EventType) -> bool {
         && other.metadata.deletion_timestamp.is_none()
         && other.metadata.uid != this.metadata.uid
         && age(other) < age(this)
-}
-
-fn age(event_type: &EventType) -> (Option<i64>, Option<String>) {
-    let created = event_type.metadata.creation_timestamp.as_ref().map(|t| t.0.as_second());
-    (created, event_type.metadata.uid.clone())
 }
 
 async fn apply(context: &Context, event_type: &EventType, readiness: &Readiness) -> Result<(), Error> {

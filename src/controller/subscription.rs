@@ -11,6 +11,7 @@ use super::fleet::Fleet;
 use super::memory::{Asked, Seen};
 use super::work::{Again, Error};
 use crate::api::EventSubscription;
+use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::api::conditions::reasons;
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::resolve::{Unresolved, resolve_subscription};
@@ -44,7 +45,14 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .endpoint(namespace, &subscription.spec.endpoint_ref.name)
         .is_some();
     let fleet = context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone();
-    let resolved = resolve_subscription(&subscription).map(|_| ());
+    let is_beyond = {
+        let census = context.subscriptions.lock().unwrap_or_else(|e| e.into_inner());
+        census.is_beyond(&*subscription, MAX_SUBSCRIPTIONS)
+    };
+    let resolved = match is_beyond {
+        true => Err(Unresolved::too_many_subscriptions()),
+        false => resolve_subscription(&subscription).map(|_| ()),
+    };
     let readiness = readiness(&subscription, resolved, has_endpoint, &seen, &fleet);
     context.wait_for_dispatcher(key, matches!(readiness, Readiness::Waiting { .. }));
     apply(context, &subscription, &readiness).await?;

@@ -2,12 +2,13 @@
 
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Resource, ResourceExt};
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
+use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::lease;
@@ -77,6 +79,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         Api::all(client()),
         all.clone(),
         writers.endpoints,
+        Some(|context| &context.endpoints),
         touch_endpoint,
     ));
     tasks.spawn(watch(
@@ -84,6 +87,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         Api::all(client()),
         all.clone(),
         writers.subscriptions,
+        Some(|context| &context.subscriptions),
         touch_subscription,
     ));
     tasks.spawn(watch(
@@ -91,6 +95,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         Api::all(client()),
         all.clone(),
         writers.event_types,
+        None,
         touch_event_type,
     ));
     tasks.spawn(watch(
@@ -98,6 +103,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         Api::all(client()),
         all,
         writers.namespaces,
+        None,
         touch_namespace,
     ));
     // The fleet is looked at by the tick: liveness is a matter of time, not only of changes.
@@ -106,6 +112,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         Api::namespaced(client(), own),
         dispatchers,
         writers.leases,
+        None,
         |_, _: &Lease| {},
     ));
 }
@@ -126,6 +133,7 @@ async fn watch<K>(
     api: Api<K>,
     config: watcher::Config,
     mut writer: Writer<K>,
+    census: Option<fn(&Context) -> &Mutex<Census>>,
     touch: fn(&Context, &K),
 ) -> anyhow::Result<()>
 where
@@ -145,12 +153,30 @@ where
         if matches!(event, watcher::Event::Init) {
             before_relist = store.state();
         }
+        // Before the store has it: whoever finds an object there finds it counted.
+        if let Some(census) = census {
+            let mut census = census(&context).lock().unwrap_or_else(|e| e.into_inner());
+            match &event {
+                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => census.put(object),
+                watcher::Event::Delete(object) => {
+                    census.remove(&object.namespace().unwrap_or_default(), &object.name_any());
+                }
+                watcher::Event::Init | watcher::Event::InitDone => {}
+            }
+        }
         writer.apply_watcher_event(&event);
         match &event {
             watcher::Event::Apply(object) | watcher::Event::Delete(object) => touch(&context, object),
             watcher::Event::InitDone => {
                 // Also what went while the watch was interrupted.
                 let mut known: Vec<Arc<K>> = store.state();
+                if let Some(census) = census {
+                    let mut census = census(&context).lock().unwrap_or_else(|e| e.into_inner());
+                    let gone = before_relist
+                        .iter()
+                        .filter(|old| store.get(&ObjectRef::from_obj(&***old)).is_none());
+                    gone.for_each(|old| census.remove(&old.namespace().unwrap_or_default(), &old.name_any()));
+                }
                 known.append(&mut before_relist);
                 known.iter().for_each(|object| touch(&context, object));
             }
@@ -176,6 +202,12 @@ fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
                 .add(Key::Subscription(namespace.clone(), subscription.name_any()), now);
         }
     }
+    if let Some(limit) = context.rules(&namespace).and_then(|rules| rules.quotas.endpoints) {
+        let census = context.endpoints.lock().unwrap_or_else(|e| e.into_inner());
+        for other in census.at_the_limit(&namespace, limit as usize) {
+            context.queue.add(Key::Endpoint(namespace.clone(), other), now);
+        }
+    }
     context.queue.add(Key::Grants(namespace.clone()), now);
     context.queue.add(Key::Endpoint(namespace, name), now);
 }
@@ -188,8 +220,15 @@ fn misses_endpoint(subscription: &EventSubscription) -> bool {
 }
 
 fn touch_subscription(context: &Context, subscription: &EventSubscription) {
-    let key = Key::Subscription(subscription.namespace().unwrap_or_default(), subscription.name_any());
-    context.queue.add(key, Instant::now());
+    let now = Instant::now();
+    let namespace = subscription.namespace().unwrap_or_default();
+    let census = context.subscriptions.lock().unwrap_or_else(|e| e.into_inner());
+    for other in census.at_the_limit(&namespace, MAX_SUBSCRIPTIONS) {
+        context.queue.add(Key::Subscription(namespace.clone(), other), now);
+    }
+    context
+        .queue
+        .add(Key::Subscription(namespace, subscription.name_any()), now);
 }
 
 fn touch_event_type(context: &Context, event_type: &EventType) {

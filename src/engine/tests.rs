@@ -303,6 +303,7 @@ impl World {
                     endpoint,
                     placement: self.registry.gauge(endpoint).place(1_000_000),
                 }],
+                quota: queue::Quota::default(),
             });
         }
         let accepted = self.queue.accept(events).await.unwrap();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::event::{Event, format};
 use crate::ids::{MessageId, UnixMillis};
-use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Target};
+use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Quota, Target};
 use crate::registry::{NamespaceView, SubscriptionEntry};
 
 use super::metrics::Metrics;
@@ -40,6 +40,10 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
         }
         matched.push(found);
     }
+    let quota = Quota {
+        messages: view.rules.quotas.pending_messages,
+        bytes: view.rules.quotas.pending_bytes,
+    };
     let mut placed = Placed {
         events: Vec::with_capacity(events.len()),
         taken: Vec::with_capacity(events.len()),
@@ -61,6 +65,7 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
             dedupe: dedupe(&view.uid, &event.source, &event.id),
             event: Arc::new(format::stored(event, now)),
             targets,
+            quota,
         });
         placed.taken.push(taken);
     }

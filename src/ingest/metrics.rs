@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 /// The codes ingest answers with; any other counts as 500.
-const CODES: [u16; 13] = [200, 202, 400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503];
+const CODES: [u16; 14] = [200, 202, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503];
 
 /// From a group commit on a fast disk to the longest wait for the API server.
 const ACK_SECONDS: [f64; 14] = [
@@ -28,6 +28,7 @@ pub struct Metrics {
     pub(super) unmatched: Counter,
     pub(super) matched: Counter,
     pub(super) bytes: Counter,
+    over_quota: Family<Vec<(&'static str, &'static str)>, Counter>,
     pub(super) auth_hits: Counter,
     pub(super) auth_misses: Counter,
     ack: Histogram,
@@ -46,6 +47,7 @@ impl Default for Metrics {
             unmatched: Counter::default(),
             matched: Counter::default(),
             bytes: Counter::default(),
+            over_quota: Family::default(),
             auth_hits: Counter::default(),
             auth_misses: Counter::default(),
             ack: Histogram::new(ACK_SECONDS),
@@ -73,6 +75,11 @@ impl Metrics {
         registry.register("messages", "Messages made of stored events", self.matched.clone());
         registry.register("body_bytes", "Bytes of request bodies read", self.bytes.clone());
         registry.register(
+            "over_quota",
+            "Requests refused for a quota of their namespace, by quota",
+            self.over_quota.clone(),
+        );
+        registry.register(
             "auth_cache_hits",
             "Requests whose token was known",
             self.auth_hits.clone(),
@@ -99,6 +106,11 @@ impl Metrics {
         self.looks
             .get_or_create(&vec![("code", code.as_str().to_owned())])
             .inc();
+    }
+
+    /// One request refused for a quota.
+    pub(super) fn over_quota(&self, quota: &'static str) {
+        self.over_quota.get_or_create_owned(&vec![("quota", quota)]).inc();
     }
 
     /// One answered request.

@@ -15,6 +15,9 @@ use super::parse::ParseError;
 use crate::queue::QueueError;
 use crate::schema::Violation;
 
+/// The quota that ingest itself counts.
+pub const EVENTS_PER_SECOND: &str = "eventsPerSecond";
+
 /// A refusal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
@@ -30,6 +33,15 @@ pub struct Problem {
     pub retry_after: Option<u32>,
     /// The method that a path takes.
     pub allow: Option<&'static str>,
+    /// The quota of the namespace that is used up.
+    pub quota: Option<OverQuota>,
+}
+
+/// A quota of the administrator's policy, and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OverQuota {
+    pub name: &'static str,
+    pub limit: u64,
 }
 
 /// When to try again after the API server, the watches or a write failed: they are tried again each second or two.
@@ -47,6 +59,7 @@ impl Problem {
             errors: Vec::new(),
             retry_after: None,
             allow: None,
+            quota: None,
         }
     }
 
@@ -128,6 +141,38 @@ impl Problem {
         }
     }
 
+    /// 429: the namespace has what the administrator's policy lets it have.
+    pub fn over_quota(quota: OverQuota, seconds: u32) -> Problem {
+        let OverQuota { name, limit } = quota;
+        let detail = format!(
+            "the administrator's policy gives the namespace a quota of {limit} {}, and it is used up: nothing was accepted",
+            match name {
+                EVENTS_PER_SECOND => "events a second",
+                "pendingBytes" => "bytes in pending messages",
+                _ => "pending messages",
+            }
+        );
+        Problem {
+            quota: Some(quota),
+            ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "OverQuota", detail).retry(seconds)
+        }
+    }
+
+    /// 413: a batch that no second has room for.
+    pub fn over_quota_for_ever(events: usize, per_second: u32) -> Problem {
+        let detail = format!(
+            "the batch has {events} events, and the administrator's policy gives the namespace a quota of {per_second} \
+             events a second: send at most {per_second} in one batch"
+        );
+        Problem {
+            quota: Some(OverQuota {
+                name: EVENTS_PER_SECOND,
+                limit: per_second.into(),
+            }),
+            ..Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail)
+        }
+    }
+
     /// 503: it is declared, and checked a moment later.
     pub fn not_loaded(event_type: &str, event: Option<usize>) -> Problem {
         let detail = format!("EventType {event_type} is being loaded: nothing was accepted");
@@ -189,6 +234,8 @@ impl Problem {
             event: Option<usize>,
             #[serde(skip_serializing_if = "<[_]>::is_empty")]
             errors: &'a [Violation],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            quota: Option<OverQuota>,
         }
         let document = Document {
             title: self.status.canonical_reason().unwrap_or_default(),
@@ -197,6 +244,7 @@ impl Problem {
             detail: &self.detail,
             event: self.event,
             errors: &self.errors,
+            quota: self.quota,
         };
         // Strings and numbers into memory: nothing that can fail.
         let body = serde_json::to_vec(&document).unwrap_or_default();
@@ -262,6 +310,13 @@ impl From<&QueueError> for Problem {
     /// What the store says of its disk is for the operator's log, not for producers.
     fn from(err: &QueueError) -> Problem {
         let (reason, detail, seconds) = match err {
+            QueueError::OverQuota { quota, limit } => {
+                let quota = OverQuota {
+                    name: quota,
+                    limit: *limit,
+                };
+                return Problem::over_quota(quota, LATER);
+            }
             QueueError::TooWide(_) => return Problem::too_many_matched(None),
             QueueError::Full(_) => ("StoreFull", "the store is full: nothing was accepted", LATER),
             QueueError::Write(_) | QueueError::Read(_) => {

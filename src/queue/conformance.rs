@@ -31,6 +31,7 @@ pub(crate) fn new_event(id: &str, targets: Vec<Target>) -> NewEvent {
             body: Bytes::from(format!("body of {id}")),
         }),
         targets,
+        quota: Quota::default(),
     }
 }
 
@@ -95,6 +96,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     arrivals_carry_the_event(&make()).await;
     wide_events_are_routed_whole(&make()).await;
     an_event_with_too_many_targets_is_refused_whole(&make()).await;
+    a_namespace_over_its_quota_is_refused_whole_until_something_settles(&make()).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
     messages_are_listed_newest_first_in_every_state(&make()).await;
@@ -431,6 +433,143 @@ async fn an_event_with_too_many_targets_is_refused_whole<B: Bench>(bench: &B) {
         .await
         .expect("accept");
     stored(&answers[0]);
+    queue.close().await;
+}
+
+async fn a_namespace_over_its_quota_is_refused_whole_until_something_settles<B: Bench>(bench: &B) {
+    let mut queue = bench.open().await;
+    let mut fence = queue.claim().await.expect("claim");
+    let key = |namespace: &str, name: &str| ResourceKey {
+        namespace_uid: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let ids = queue
+        .intern_endpoints(vec![key("ns", "mine"), key("ns", "mine-too"), key("other", "theirs")])
+        .await
+        .expect("intern");
+    let to = |endpoint: usize, placement| Target {
+        endpoint: ids[endpoint],
+        ..target(0, 1, placement)
+    };
+    let event = |id: &str, endpoints: &[usize], quota| NewEvent {
+        quota,
+        ..new_event(id, endpoints.iter().map(|at| to(*at, Placement::Fresh)).collect())
+    };
+    let messages = |limit| Quota {
+        messages: Some(limit),
+        bytes: None,
+    };
+    let refused = |answer: Result<Vec<Accepted>, QueueError>| match answer {
+        Err(QueueError::OverQuota { quota, limit }) => (quota, limit),
+        other => panic!("it was not refused: {other:?}"),
+    };
+
+    // Without a quota nothing is refused, and what was stored then counts afterwards.
+    let other = NewEvent {
+        namespace_uid: Arc::from("other"),
+        ..event("theirs", &[2, 2, 2], Quota::default())
+    };
+    queue
+        .accept(vec![event("a", &[0, 1], Quota::default()), other])
+        .await
+        .expect("accept");
+    let both = vec![event("b", &[0], messages(3)), event("c", &[1], messages(3))];
+    assert_eq!(
+        refused(queue.accept(both).await),
+        ("pendingMessages", 3),
+        "all or nothing"
+    );
+    queue
+        .accept(vec![event("b", &[0], messages(3))])
+        .await
+        .expect("there is room for one");
+    assert_eq!(
+        refused(queue.accept(vec![event("c", &[1], messages(3))]).await),
+        ("pendingMessages", 3)
+    );
+    let again = queue.accept(vec![event("b", &[0], messages(3))]).await.expect("accept");
+    assert!(
+        matches!(again[..], [Accepted::Duplicate { .. }]),
+        "it is known: {again:?}"
+    );
+    let none = queue.accept(vec![event("d", &[], messages(3))]).await;
+    assert!(none.is_ok(), "it makes no message");
+    let dead = NewEvent {
+        targets: vec![to(0, Placement::QueueFull)],
+        ..event("e", &[], messages(3))
+    };
+    assert!(queue.accept(vec![dead]).await.is_ok(), "a dead letter is not pending");
+
+    // Counted anew from what lies there.
+    queue.close().await;
+    drop(queue);
+    queue = bench.open().await;
+    fence = {
+        assert!(fence.0 > 0);
+        queue.claim().await.expect("claim")
+    };
+    assert_eq!(
+        refused(queue.accept(vec![event("c", &[1], messages(3))]).await),
+        ("pendingMessages", 3)
+    );
+    let size = event("a", &[], Quota::default()).event;
+    let size = (size.attributes.len() + size.body.len()) as u64;
+    let bytes = Quota {
+        messages: None,
+        bytes: Some(size * 4 - 1),
+    };
+    assert_eq!(
+        refused(queue.accept(vec![event("c", &[1], bytes)]).await),
+        ("pendingBytes", size * 4 - 1)
+    );
+
+    // What settles, in whatever way, makes room; what waits again does not.
+    let pending = all_fresh(&*queue, fence).await;
+    let mine: Vec<Pending> = pending.into_iter().filter(|one| one.endpoint != ids[2]).collect();
+    let wait = Verdict::Wait {
+        due: UnixMillis(0),
+        attempts: 1,
+    };
+    queue
+        .settle(fence, vec![settlement(mine[0], wait)])
+        .await
+        .expect("settle");
+    assert_eq!(
+        refused(queue.accept(vec![event("c", &[1], messages(3))]).await),
+        ("pendingMessages", 3)
+    );
+    let stale = settlement(mine[0], Verdict::Delivered);
+    let delivered = settlement(mine[1], Verdict::Delivered);
+    queue.settle(fence, vec![stale, delivered]).await.expect("settle");
+    assert_eq!(
+        refused(queue.accept(vec![event("c", &[1, 1], messages(3))]).await),
+        ("pendingMessages", 3),
+        "one settled, and a stale outcome counts for nothing"
+    );
+    queue
+        .accept(vec![event("c", &[1], bytes)])
+        .await
+        .expect("there is room again");
+    let dead = Verdict::Dead {
+        reason: DeadReason::Exhausted,
+    };
+    queue
+        .settle(fence, vec![settlement(mine[2], dead)])
+        .await
+        .expect("settle");
+    let buried = queue
+        .bury(fence, Some(ids[1]), None, DeadReason::EndpointDeleted, 10)
+        .await
+        .expect("bury");
+    assert_eq!(buried, 1);
+    assert_eq!(
+        refused(queue.accept(vec![event("f", &[0, 0], messages(2))]).await),
+        ("pendingMessages", 2)
+    );
+    queue
+        .accept(vec![event("f", &[0], messages(2))])
+        .await
+        .expect("one is pending");
     queue.close().await;
 }
 

@@ -36,6 +36,7 @@ mod prune;
 mod reader;
 mod schema;
 mod space;
+mod spaces;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -307,21 +308,6 @@ impl SqliteQueue {
         answer.ok_or(QueueError::Fenced)
     }
 
-    async fn intern(&self, table: &'static str, keys: Vec<ResourceKey>) -> Result<Vec<u32>, QueueError> {
-        self.call(move |transaction| {
-            let conn = transaction.conn();
-            let mut insert = conn.prepare(&format!("INSERT OR IGNORE INTO {table}(ns, name) VALUES (?, ?)"))?;
-            let mut find = conn.prepare(&format!("SELECT id FROM {table} WHERE ns = ? AND name = ?"))?;
-            let mut ids = Vec::with_capacity(keys.len());
-            for ResourceKey { namespace_uid, name } in &keys {
-                insert.execute([namespace_uid, name])?;
-                ids.push(find.query_row([namespace_uid, name], |row| row.get(0))?);
-            }
-            Ok(ids)
-        })
-        .await
-    }
-
     /// Ends the threads, after what was handed in is done; may block for as long as a commit takes.
     fn end(&self) {
         self.shared.inbox.close();
@@ -338,6 +324,17 @@ impl SqliteQueue {
     }
 }
 
+fn intern(conn: &rusqlite::Connection, table: &str, keys: &[ResourceKey]) -> rusqlite::Result<Vec<u32>> {
+    let mut insert = conn.prepare(&format!("INSERT OR IGNORE INTO {table}(ns, name) VALUES (?, ?)"))?;
+    let mut find = conn.prepare(&format!("SELECT id FROM {table} WHERE ns = ? AND name = ?"))?;
+    let mut ids = Vec::with_capacity(keys.len());
+    for ResourceKey { namespace_uid, name } in keys {
+        insert.execute([namespace_uid, name])?;
+        ids.push(find.query_row([namespace_uid, name], |row| row.get(0))?);
+    }
+    Ok(ids)
+}
+
 impl Drop for SqliteQueue {
     fn drop(&mut self) {
         self.end();
@@ -351,13 +348,24 @@ impl Queue for SqliteQueue {
     }
 
     async fn intern_endpoints(&self, keys: Vec<ResourceKey>) -> Result<Vec<EndpointId>, QueueError> {
-        let ids = self.intern("endpoint", keys).await?;
-        Ok(ids.into_iter().map(EndpointId).collect())
+        self.call(move |transaction| {
+            let ids: Vec<_> = intern(transaction.conn(), "endpoint", &keys)?
+                .into_iter()
+                .map(EndpointId)
+                .collect();
+            let placed = ids.iter().zip(&keys).map(|(id, key)| (*id, key.namespace_uid.clone()));
+            transaction.effects.placed.extend(placed);
+            Ok(ids)
+        })
+        .await
     }
 
     async fn intern_subscriptions(&self, keys: Vec<ResourceKey>) -> Result<Vec<SubscriptionId>, QueueError> {
-        let ids = self.intern("subscription", keys).await?;
-        Ok(ids.into_iter().map(SubscriptionId).collect())
+        self.call(move |transaction| {
+            let ids = intern(transaction.conn(), "subscription", &keys)?;
+            Ok(ids.into_iter().map(SubscriptionId).collect())
+        })
+        .await
     }
 
     async fn known(&self) -> Result<(Vec<(ResourceKey, EndpointId)>, Vec<(ResourceKey, SubscriptionId)>), QueueError> {

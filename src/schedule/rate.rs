@@ -33,8 +33,18 @@ impl Bucket {
         Bucket { full_at: Full::Never }
     }
 
+    /// Whether nothing of it is used.
+    pub fn is_full(&self, now: UnixMillis) -> bool {
+        matches!(self.full_at, Full::At(at) if at <= micros_of(now))
+    }
+
     /// When the next request may go out: `now` or later. An empty bucket starts to fill when it is asked first.
     pub fn next(&mut self, rate: Rate, now: UnixMillis) -> UnixMillis {
+        self.next_of(rate, 1, now)
+    }
+
+    /// The same for several at once, at most as many as the rate allows.
+    pub fn next_of(&mut self, rate: Rate, requests: u32, now: UnixMillis) -> UnixMillis {
         let (per, token) = (micros(rate.per), token(rate));
         // A clock that was put back must not make anybody wait longer than from an empty bucket.
         let empty = micros_of(now).saturating_add(per);
@@ -43,16 +53,23 @@ impl Bucket {
             Full::Never => empty,
         };
         self.full_at = Full::At(full_at);
-        // A token is there when the bucket lacks no more than all others. Up to the next whole millisecond.
-        let next = full_at.saturating_sub(per.saturating_sub(token));
+        // Tokens are there when the bucket lacks no more than all others. Up to the next whole millisecond.
+        let others = per.saturating_sub(token.saturating_mul(requests.into())).max(0);
+        let next = full_at.saturating_sub(others);
         UnixMillis(next.saturating_add(999).div_euclid(1000)).max(now)
     }
 
     /// A request goes out.
     pub fn take(&mut self, rate: Rate, now: UnixMillis) {
-        self.next(rate, now);
+        self.take_of(rate, 1, now);
+    }
+
+    /// Several go out.
+    pub fn take_of(&mut self, rate: Rate, requests: u32, now: UnixMillis) {
+        self.next_of(rate, requests, now);
         if let Full::At(at) = &mut self.full_at {
-            *at = (*at).max(micros_of(now)).saturating_add(token(rate));
+            let tokens = token(rate).saturating_mul(requests.into());
+            *at = (*at).max(micros_of(now)).saturating_add(tokens);
         }
     }
 }

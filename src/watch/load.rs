@@ -154,6 +154,7 @@ impl Loader {
 
     /// Brings the registry in step with the world.
     async fn load(&mut self) {
+        self.touch_those_with_a_quota();
         self.lose_endpoints().await;
         self.lose_others().await;
         self.store_retry = match self.intern().await {

@@ -11,6 +11,7 @@ use kube::{Resource, ResourceExt};
 
 use super::source::Step;
 use super::versions::{Versions, number};
+use crate::api::census::Census;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 
 /// Namespace and name.
@@ -41,6 +42,8 @@ pub struct Kind<K> {
     /// Gone, or replaced by a namesake, since it was loaded.
     pub gone: BTreeSet<Key>,
     pub versions: Versions,
+    /// Which of them count where only so many may.
+    pub census: Census,
 }
 
 impl<K> Default for Kind<K> {
@@ -50,6 +53,7 @@ impl<K> Default for Kind<K> {
             dirty: BTreeSet::new(),
             gone: BTreeSet::new(),
             versions: Versions::default(),
+            census: Census::default(),
         }
     }
 }
@@ -93,6 +97,7 @@ impl<K: Resource> Kind<K> {
         {
             self.gone.insert(key.clone());
         }
+        self.census.put(&object);
         self.versions.saw(key.clone(), version);
         self.dirty.insert(key.clone());
         self.objects.insert(key, Arc::new(object));
@@ -101,6 +106,7 @@ impl<K: Resource> Kind<K> {
     fn remove(&mut self, key: &Key) {
         if self.objects.remove(key).is_some() {
             self.gone.insert(key.clone());
+            self.census.remove(&key.0, &key.1);
         }
         self.dirty.remove(key);
         self.versions.loaded(key);
@@ -122,7 +128,8 @@ impl<K: Resource> Kind<K> {
             .take_while(move |(n, _)| *n == namespace)
     }
 
-    fn touch(&mut self, namespace: &str) {
+    /// All of a namespace are to be loaded anew.
+    pub fn touch(&mut self, namespace: &str) {
         let keys: Vec<Key> = self.of(namespace).cloned().collect();
         self.dirty.extend(keys);
     }

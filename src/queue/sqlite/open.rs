@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::Options;
 use super::dedupe::{Dedupe, MAX_SEGMENTS, rows_per_segment};
 use super::schema;
+use super::spaces::Spaces;
 use super::tally::Tally;
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId};
 
@@ -167,6 +168,7 @@ pub(super) struct Memory {
     pub(super) fence: u64,
     pub(super) dedupe: Dedupe,
     pub(super) tally: Tally,
+    pub(super) spaces: Spaces,
     pub(super) unrouted: u64,
 }
 
@@ -197,11 +199,18 @@ fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
     }
 
     let mut tally = Tally::default();
-    let mut rows = conn.prepare("SELECT id, ep, sub FROM message")?;
+    let mut spaces = Spaces::default();
+    let mut rows = conn.prepare("SELECT id, ns FROM endpoint")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        spaces.place(EndpointId(row.get(0)?), row.get_ref(1)?.as_str()?);
+    }
+    let mut rows = conn.prepare("SELECT id, ep, sub, bytes FROM message")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let pair = (EndpointId(row.get(1)?), SubscriptionId(row.get(2)?));
         tally.found_pending(pair, MessageId(row.get(0)?));
+        spaces.add(pair.0, 1, row.get(3)?);
     }
     let mut rows = conn.prepare("SELECT ep, sub FROM dead")?;
     let mut rows = rows.query([])?;
@@ -215,6 +224,7 @@ fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
         fence,
         dedupe,
         tally,
+        spaces,
         unrouted,
     })
 }

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -20,7 +20,7 @@ CREATE TABLE event(id INTEGER PRIMARY KEY, attrs BLOB NOT NULL, body BLOB NOT NU
 -- `done` is -1 where the rest cannot be made.
 CREATE TABLE unrouted(event INTEGER PRIMARY KEY, done INTEGER NOT NULL, targets BLOB NOT NULL);
 CREATE TABLE message(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, state INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, due INTEGER NOT NULL);
+    attempt INTEGER NOT NULL, due INTEGER NOT NULL, bytes INTEGER NOT NULL);
 CREATE INDEX due ON message(ep, sub, due) WHERE state = 1;
 CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
     at INTEGER NOT NULL, code INTEGER, ms INTEGER);

@@ -11,7 +11,10 @@ use async_trait::async_trait;
 use super::{Options, SqliteQueue};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
-use crate::queue::{Accepted, Fence, Pending, Placement, Queue, QueueError, Settled, Verdict, Window};
+use crate::queue::{
+    Accepted, Fence, NewEvent, Pending, Placement, Queue, QueueError, Quota, ResourceKey, Settled, StoredEvent,
+    Verdict, Window,
+};
 
 mod disk;
 mod history;
@@ -76,6 +79,54 @@ async fn pending(queue: &SqliteQueue, fence: Fence) -> BTreeMap<MessageId, Pendi
         }
     }
     all
+}
+
+/// Gives endpoints 1 to 3 their ids, all in one namespace.
+async fn three_endpoints(queue: &SqliteQueue) {
+    let key = |n: u32| ResourceKey {
+        namespace_uid: "ns".to_owned(),
+        name: format!("e{n}"),
+    };
+    let ids = queue
+        .intern_endpoints((1..=3).map(key).collect())
+        .await
+        .expect("intern");
+    assert_eq!(ids, [1, 2, 3].map(EndpointId));
+}
+
+/// That a quota is compared with exactly what is pending: with room for nothing more an event is refused. What it would take
+/// is given, so that the caller can see one stored that just fits.
+async fn full_quota(queue: &SqliteQueue, pending: &BTreeMap<MessageId, Pending>, event: NewEvent) -> Quota {
+    let size = |event: &StoredEvent| (event.attributes.len() + event.body.len()) as u64;
+    let mut bytes = size(&event.event);
+    for message in pending.keys() {
+        bytes += size(&queue.event(message.event()).await.expect("event").expect("it is kept"));
+    }
+    let exactly = Quota {
+        messages: Some(pending.len() as u64 + 1),
+        bytes: Some(bytes),
+    };
+    for less in [
+        Quota {
+            messages: Some(pending.len() as u64),
+            ..exactly
+        },
+        Quota {
+            bytes: Some(bytes - 1),
+            ..exactly
+        },
+    ] {
+        let event = NewEvent {
+            quota: less,
+            ..event.clone()
+        };
+        let answer = queue.accept(vec![event]).await;
+        assert!(
+            matches!(answer, Err(QueueError::OverQuota { .. })),
+            "{less:?}: {answer:?}"
+        );
+    }
+    exactly
 }
 
 #[tokio::test]

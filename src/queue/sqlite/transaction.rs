@@ -3,17 +3,18 @@
 //! Knows nothing of threads or replies. Invariant: nothing in memory moves before the commit; a rollback is forgetting the
 //! [`Effects`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, Statement, params};
 
 use super::dedupe::Key;
 use super::open::Memory;
+use super::spaces::Held;
 use super::tally::Pair;
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{
-    Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, ROUTE_AT_ONCE, Settled, Settlement,
+    Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, Quota, ROUTE_AT_ONCE, Settled, Settlement,
     StoredEvent, Target, Verdict,
 };
 
@@ -46,8 +47,8 @@ impl<'c> Statements<'c> {
             insert_seen: conn.prepare("INSERT INTO seen(seq, event, hash, matched) VALUES (?, ?, ?, ?)")?,
             insert_event: conn.prepare("INSERT INTO event(id, attrs, body) VALUES (?, ?, ?)")?,
             insert_message: conn
-                .prepare("INSERT INTO message(id, sub, ep, state, attempt, due) VALUES (?, ?, ?, ?, 0, ?)")?,
-            delete_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ?")?,
+                .prepare("INSERT INTO message(id, sub, ep, state, attempt, due, bytes) VALUES (?, ?, ?, ?, 0, ?, ?)")?,
+            delete_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes")?,
             wait_message: conn
                 .prepare("UPDATE message SET state = 1, due = ?3, attempt = ?4 WHERE id = ?1 AND attempt = ?2")?,
             insert_settled: conn
@@ -99,10 +100,15 @@ pub(super) struct Effects {
     pub(super) unrouted: i64,
     pub(super) keys: Vec<(Key, i64, EventId)>,
     fresh_keys: HashMap<Key, (EventId, u32)>,
-    pub(super) stored: Vec<(Pair, MessageId)>,
-    pub(super) settled: Vec<(Pair, i64)>,
+    pub(super) stored: Vec<(Pair, MessageId, u32)>,
+    /// Messages that are no longer pending, with their bytes.
+    pub(super) settled: Vec<(Pair, u32)>,
     pub(super) buried: Vec<(Pair, i64)>,
     pub(super) arrivals: Vec<Arrival>,
+    /// Endpoints that got an id, with the UID of their namespace.
+    pub(super) placed: Vec<(EndpointId, String)>,
+    /// What events of namespaces with a quota add.
+    admitted: HashMap<Arc<str>, Held>,
 }
 
 impl Effects {
@@ -118,6 +124,8 @@ impl Effects {
             settled: Vec::new(),
             buried: Vec::new(),
             arrivals: Vec::new(),
+            placed: Vec::new(),
+            admitted: HashMap::new(),
         }
     }
 
@@ -133,6 +141,8 @@ impl Effects {
         self.settled.clear();
         self.buried.clear();
         self.arrivals.clear();
+        self.placed.clear();
+        self.admitted.clear();
     }
 
     /// How far the lists are that making a message adds to.
@@ -190,6 +200,9 @@ impl<'c> Transaction<'_, 'c> {
         if let Some(wide) = events.iter().find(|event| event.targets.len() > MessageId::PER_EVENT) {
             return Err(QueueError::TooWide(wide.targets.len()).into());
         }
+        if events.iter().any(|event| event.quota != Quota::default()) {
+            self.admit(events)?;
+        }
         let mut answers = Vec::with_capacity(events.len());
         for event in events {
             let answer = match self.first_answer(&event.dedupe)? {
@@ -199,6 +212,41 @@ impl<'c> Transaction<'_, 'c> {
             answers.push(answer);
         }
         Ok(answers)
+    }
+
+    /// Counts what is new of the events against their namespaces' quotas: all of them fit, or one that does not is told.
+    fn admit(&mut self, events: &[NewEvent]) -> Result<(), Refusal> {
+        let mut adding: HashMap<Arc<str>, Held> = HashMap::new();
+        let mut met: HashSet<&Key> = HashSet::new();
+        for event in events {
+            let messages = event
+                .targets
+                .iter()
+                .filter(|target| target.placement != Placement::QueueFull)
+                .count() as u64;
+            if messages == 0 || !met.insert(&event.dedupe) || self.first_answer(&event.dedupe)?.is_some() {
+                continue;
+            }
+            let before = self.effects.admitted.get(&event.namespace_uid).copied();
+            let adds = adding
+                .entry(Arc::clone(&event.namespace_uid))
+                .or_insert(before.unwrap_or_default());
+            adds.messages += messages;
+            adds.bytes += messages * u64::from(size(&event.event));
+            let held = self.memory.spaces.held(&event.namespace_uid);
+            for (quota, limit, would) in [
+                ("pendingMessages", event.quota.messages, held.messages + adds.messages),
+                ("pendingBytes", event.quota.bytes, held.bytes + adds.bytes),
+            ] {
+                if let Some(limit) = limit
+                    && would > limit
+                {
+                    return Err(QueueError::OverQuota { quota, limit }.into());
+                }
+            }
+        }
+        self.effects.admitted.extend(adding);
+        Ok(())
     }
 
     fn first_answer(&mut self, key: &Key) -> rusqlite::Result<Option<(EventId, u32)>> {
@@ -266,9 +314,10 @@ impl<'c> Transaction<'_, 'c> {
                 subscription.0,
                 endpoint.0,
                 state,
-                self.now.0
+                self.now.0,
+                size(event)
             ])?;
-            self.effects.stored.push((pair, message));
+            self.effects.stored.push((pair, message, size(event)));
         } else {
             self.dead(message, pair, 0, self.now, DeadReason::QueueFull)?;
         }
@@ -380,19 +429,17 @@ impl<'c> Transaction<'_, 'c> {
             verdict,
         } = *settlement;
         let pair = (endpoint, subscription);
-        let changed = match verdict {
+        let applied = match verdict {
             Verdict::Wait {
                 due,
                 attempts: consumed,
-            } => self
-                .statements
-                .wait_message
-                .execute(params![message.0, attempts, due.0, consumed])?,
-            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => {
-                self.statements.delete_message.execute(params![message.0, attempts])?
+            } => {
+                let wait = params![message.0, attempts, due.0, consumed];
+                self.statements.wait_message.execute(wait)? > 0
             }
+            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => self.no_longer(message, pair, attempts)?,
         };
-        if changed == 0 {
+        if !applied {
             return Ok(Settled::Stale);
         }
         let at = record.as_ref().map_or(self.now, |record| record.at);
@@ -410,14 +457,12 @@ impl<'c> Transaction<'_, 'c> {
                     code,
                     ms
                 ])?;
-                self.effects.settled.push((pair, 1));
             }
             Verdict::Dead { reason } => {
                 let made = attempts + u16::from(record.is_some());
                 self.dead(message, pair, made, at, reason)?;
-                self.effects.settled.push((pair, 1));
             }
-            Verdict::Discard => self.effects.settled.push((pair, 1)),
+            Verdict::Discard => {}
         }
         // A delivery's own attempt is the settled row; only failures are written twice. One that consumed nothing (a probe)
         // has the number of the next, which replaces it.
@@ -437,6 +482,14 @@ impl<'c> Transaction<'_, 'c> {
         Ok(Settled::Applied)
     }
 
+    /// Takes a message from those that are pending, if it is still there with so many attempts.
+    fn no_longer(&mut self, message: MessageId, pair: Pair, attempts: u16) -> rusqlite::Result<bool> {
+        let mut rows = self.statements.delete_message.query(params![message.0, attempts])?;
+        let Some(row) = rows.next()? else { return Ok(false) };
+        self.effects.settled.push((pair, row.get(0)?));
+        Ok(true)
+    }
+
     pub(super) fn put_states(&mut self, states: &[(EndpointId, bytes::Bytes)]) -> Result<(), Refusal> {
         for (endpoint, state) in states {
             self.statements.put_state.execute(params![endpoint.0, &state[..]])?;
@@ -448,9 +501,8 @@ impl<'c> Transaction<'_, 'c> {
     pub(super) fn bury(&mut self, found: &[(MessageId, Pair, u16)], reason: DeadReason) -> Result<u64, Refusal> {
         let mut count = 0;
         for (message, pair, attempts) in found {
-            if self.statements.delete_message.execute(params![message.0, attempts])? == 1 {
+            if self.no_longer(*message, *pair, *attempts)? {
                 self.dead(*message, *pair, *attempts, self.now, reason)?;
-                self.effects.settled.push((*pair, 1));
                 count += 1;
             }
         }
@@ -460,6 +512,11 @@ impl<'c> Transaction<'_, 'c> {
 
 fn millis(duration: std::time::Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What a message counts for in its namespace: the bytes of its event.
+fn size(event: &StoredEvent) -> u32 {
+    u32::try_from(event.attributes.len() + event.body.len()).unwrap_or(u32::MAX)
 }
 
 /// Bytes of one packed target: subscription, endpoint, placement.

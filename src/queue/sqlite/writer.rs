@@ -215,11 +215,16 @@ impl Writer {
             self.memory.dedupe.insert(&key, seq, event.unix_seconds());
         }
         let mut view = self.shared.view();
-        for (pair, message) in effects.stored.drain(..) {
-            view.tally.stored(pair, message);
+        for (endpoint, namespace) in effects.placed.drain(..) {
+            self.memory.spaces.place(endpoint, &namespace);
         }
-        for (pair, count) in effects.settled.drain(..) {
-            view.tally.add(pair, -count, 0);
+        for (pair, message, bytes) in effects.stored.drain(..) {
+            view.tally.stored(pair, message);
+            self.memory.spaces.add(pair.0, 1, bytes);
+        }
+        for (pair, bytes) in effects.settled.drain(..) {
+            view.tally.add(pair, -1, 0);
+            self.memory.spaces.add(pair.0, -1, bytes);
         }
         for (pair, count) in effects.buried.drain(..) {
             view.tally.add(pair, 0, count);

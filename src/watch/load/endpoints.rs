@@ -3,7 +3,7 @@
 //! Invariant: an endpoint whose new spec refers to something never read is not sent to; one whose Secret was spoilt goes on
 //! with the last values that were good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -86,17 +86,18 @@ impl Endpoint {
     }
 
     /// Resolves with what was read last, or where that is spoilt with what was good.
-    fn resolve(&mut self, rules: &NamespaceRules) -> EndpointState {
+    fn resolve(&mut self, rules: &NamespaceRules, over_quota: Option<u32>) -> EndpointState {
         let held: BTreeMap<Reference, Found> = self
             .references
             .iter()
             .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
             .collect();
-        match resolve_endpoint(
-            &self.object,
-            &fetch::references(rules.secret_label, &held, &self.troubles()),
-            &rules.egress,
-        ) {
+        let references = fetch::references(rules.secret_label, &held, &self.troubles());
+        let resolved = match over_quota {
+            Some(limit) => Err(Unresolved::over_quota(limit)),
+            None => resolve_endpoint(&self.object, &references, &rules.egress),
+        };
+        match resolved {
             Ok(resolved) => {
                 self.good = held;
                 EndpointState::Usable(Arc::new(resolved))
@@ -175,6 +176,20 @@ fn is_spoilt(reason: &str) -> bool {
 }
 
 impl Loader {
+    /// Where a namespace has a quota of endpoints, one that comes or goes may decide about others.
+    pub(super) fn touch_those_with_a_quota(&mut self) {
+        let endpoints = &self.world.endpoints;
+        let new = endpoints.dirty.iter().filter(|key| !self.endpoints.contains_key(*key));
+        let spaces: BTreeSet<String> = endpoints.gone.iter().chain(new).map(|key| key.0.clone()).collect();
+        let policy = self.tools.policy.borrow().clone();
+        for name in spaces {
+            let space = self.world.spaces.get(&name);
+            if space.is_some_and(|space| policy.rules_for(&space.labels).quotas.endpoints.is_some()) {
+                self.world.endpoints.touch(&name);
+            }
+        }
+    }
+
     /// Endpoints that went: the engine buries their messages five minutes later, unless a namesake comes.
     pub(super) async fn lose_endpoints(&mut self) {
         for key in std::mem::take(&mut self.world.endpoints.gone) {
@@ -252,7 +267,10 @@ impl Loader {
             self.world.endpoints.loaded(key);
             return;
         }
-        let state = endpoint.resolve(rules);
+        let census = &self.world.endpoints.census;
+        let is_beyond = |limit: &u32| census.is_beyond(&*endpoint.object, *limit as usize);
+        let over_quota = rules.quotas.endpoints.filter(is_beyond);
+        let state = endpoint.resolve(rules, over_quota);
         let told = endpoint.news(&state, rules);
         if endpoint.told.as_ref() != Some(&told) {
             endpoint.told = Some(told);
@@ -314,7 +332,7 @@ mod tests {
         endpoint.material.start();
         let reads = vec![read("token", token), read("header", header)];
         endpoint.material.finish(reads, Instant::now());
-        endpoint.resolve(&NamespaceRules::default())
+        endpoint.resolve(&NamespaceRules::default(), None)
     }
 
     #[test]

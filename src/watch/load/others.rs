@@ -9,21 +9,22 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::Loader;
-use crate::api::EventType;
+use crate::api::census::{Age, MAX_SUBSCRIPTIONS, age};
 use crate::api::resolve::resolve_subscription;
+use crate::api::{EventSubscription, EventType};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::matching::Index;
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointState, NamespaceView, SubscriptionEntry};
 use crate::schema::TypeRule;
-use crate::watch::world::Key;
+use crate::watch::world::{Key, Kind};
 
 /// A declared type.
 #[derive(Debug)]
 pub struct Declared {
     name: String,
-    /// The oldest object of a type counts: by creation, then by UID.
-    age: (Option<i64>, String),
+    /// The oldest object of a type counts.
+    age: Age,
     generation: Option<i64>,
     /// None until a schema of it compiled.
     rule: Option<Arc<TypeRule>>,
@@ -32,14 +33,7 @@ pub struct Declared {
 impl Declared {
     /// A schema that does not compile leaves the last one that did (of the same object) in use.
     fn new(object: &EventType, before: Option<&Declared>) -> Declared {
-        let age = (
-            object
-                .metadata
-                .creation_timestamp
-                .as_ref()
-                .map(|time| time.0.as_second()),
-            object.uid().unwrap_or_default(),
-        );
+        let age = age(object);
         let rule = match TypeRule::compile(&object.spec) {
             Ok(rule) => Some(Arc::new(rule)),
             Err(error) => {
@@ -207,7 +201,8 @@ impl Loader {
         Some(NamespaceView {
             uid: space.uid.clone(),
             subscriptions: Arc::new(Index::new(
-                subscriptions.map(|(_, entry)| (entry.spec.clone(), entry.clone())),
+                counted(&self.world.subscriptions, name, MAX_SUBSCRIPTIONS, subscriptions)
+                    .map(|entry| (entry.spec.clone(), entry.clone())),
             )),
             types: Arc::new(that_count(types)),
             rules: self.tools.policy.borrow().rules_for(&space.labels),
@@ -254,6 +249,23 @@ impl Loader {
     }
 }
 
+/// The subscriptions of a namespace that events are matched against: the oldest `limit`.
+fn counted<'a, T>(
+    world: &Kind<EventSubscription>,
+    namespace: &str,
+    limit: usize,
+    all: impl Iterator<Item = (&'a Key, T)>,
+) -> impl Iterator<Item = T> {
+    let youngest = world.census.youngest_that_counts(namespace, limit);
+    all.filter(move |(key, _)| {
+        let age = world.objects.get(*key).map(|object| age(&**object));
+        youngest
+            .as_ref()
+            .is_none_or(|youngest| age.is_some_and(|age| age <= *youngest))
+    })
+    .map(|(_, entry)| entry)
+}
+
 fn is_same(before: &SubscriptionEntry, now: &SubscriptionEntry) -> bool {
     before.id == now.id && before.endpoint == now.endpoint && before.spec == now.spec
 }
@@ -271,4 +283,37 @@ fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, 
         .into_iter()
         .map(|(name, declared)| (name.to_owned(), declared.rule.clone()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::watch::source::Step;
+    use crate::watch::world::{Input, World};
+
+    #[test]
+    fn events_are_matched_against_the_oldest_subscriptions_of_a_namespace_and_no_more() {
+        let subscription = |name: &str, second: u32| -> EventSubscription {
+            serde_json::from_value(
+                json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+                "metadata": {"name": name, "namespace": "sales", "uid": name,
+                    "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+                "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"]}}),
+            )
+            .unwrap()
+        };
+        let mut world = World::default();
+        let listed = [("a", 3), ("b", 1), ("c", 2)].map(|(name, second)| subscription(name, second));
+        world.apply(Input::Subscriptions(Step::Listed(listed.to_vec())));
+        let names = |world: &World, limit| -> Vec<String> {
+            let all = world.subscriptions.objects.keys().map(|key| (key, key.1.clone()));
+            counted(&world.subscriptions, "sales", limit, all).collect()
+        };
+        assert_eq!(names(&world, 3), ["a", "b", "c"]);
+        assert_eq!(names(&world, 2), ["b", "c"]);
+        world.apply(Input::Subscriptions(Step::Gone(Box::new(subscription("c", 2)))));
+        assert_eq!(names(&world, 2), ["a", "b"], "the next in line is matched");
+    }
 }

@@ -18,6 +18,7 @@ fn child_that_is_killed() {
     runtime().block_on(async {
         let queue = Arc::new(open(Path::new(&dir), options()));
         let fence = queue.claim().await.expect("claim");
+        three_endpoints(&queue).await;
         let workers: Vec<_> = (0..8)
             .map(|worker| {
                 let queue = Arc::clone(&queue);
@@ -120,6 +121,12 @@ fn what_was_acknowledged_survives_kill_9() {
                     );
                 }
             }
+            let mut probe = new_event(&format!("probe-{round}"), vec![target(1, 1, Placement::Fresh)]);
+            probe.quota = full_quota(&queue, &there, probe.clone()).await;
+            queue
+                .accept(vec![probe])
+                .await
+                .expect("it just fits: nothing is counted that is not there");
             queue.close().await;
         });
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ids::EventId;
 use crate::queue::DeadReason;
 
 #[derive(Clone, Debug)]
@@ -25,12 +26,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let targets = prop::collection::vec((0..3_u8, 0..3_u8), 0..4);
+    let targets = prop::collection::vec((1..4_u8, 0..3_u8), 0..4);
     prop_oneof![
         6 => (0..40_u8, targets).prop_map(|(key, targets)| Step::Accept { key, targets }),
         6 => (any::<prop::sample::Index>(), 0..4_u8, prop::bool::weighted(0.2))
             .prop_map(|(which, verdict, stale)| Step::Settle { which, verdict, stale }),
-        1 => (0..3_u8).prop_map(|endpoint| Step::Bury { endpoint }),
+        1 => (1..4_u8).prop_map(|endpoint| Step::Bury { endpoint }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -43,8 +44,36 @@ struct Model {
     dead: u64,
 }
 
+impl Model {
+    /// What just holds an event beside all that is pending.
+    fn quota(&self, new: &NewEvent) -> Quota {
+        let size = |event: &StoredEvent| (event.attributes.len() + event.body.len()) as u64;
+        let of_key: HashMap<_, _> = self.keys.iter().map(|(key, answer)| (stored_as(answer), key)).collect();
+        let pending = self.pending.keys().map(|message| of_key[&message.event()]);
+        let bytes: u64 = pending
+            .map(|key| size(&new_event(&key.to_string(), vec![]).event))
+            .sum();
+        let makes = new
+            .targets
+            .iter()
+            .filter(|one| one.placement != Placement::QueueFull)
+            .count() as u64;
+        Quota {
+            messages: Some(self.pending.len() as u64 + makes),
+            bytes: Some(bytes + makes * size(&new.event)),
+        }
+    }
+}
+
+fn stored_as(answer: &Accepted) -> EventId {
+    match answer {
+        Accepted::New { event, .. } | Accepted::Duplicate { event, .. } => *event,
+    }
+}
+
 async fn compare(queue: &SqliteQueue, fence: Fence, model: &Model) {
     let there = pending(queue, fence).await;
+    full_quota(queue, &there, new_event("probe", vec![target(1, 11, Placement::Fresh)])).await;
     let there: BTreeMap<_, _> = there
         .into_iter()
         .map(|(id, one)| (id, (one.endpoint.0, one.subscription.0, one.attempts)))
@@ -66,6 +95,7 @@ async fn play(steps: Vec<Step>) {
     let dir = Directory::new();
     let mut queue = open(dir.path(), options());
     let mut fence = queue.claim().await.expect("claim");
+    three_endpoints(&queue).await;
     let mut model = Model::default();
     for step in steps {
         match step {
@@ -75,10 +105,9 @@ async fn play(steps: Vec<Step>) {
                     .iter()
                     .map(|(n, placement)| target(u32::from(*n), u32::from(*n) + 10, placements[*placement as usize]))
                     .collect();
-                let answer = queue
-                    .accept(vec![new_event(&key.to_string(), targets.clone())])
-                    .await
-                    .expect("accept")[0];
+                let mut new = new_event(&key.to_string(), targets.clone());
+                new.quota = model.quota(&new);
+                let answer = queue.accept(vec![new]).await.expect("accept")[0];
                 match (answer, model.keys.get(&key)) {
                     (Accepted::Duplicate { event, matched }, Some(first)) => {
                         assert_eq!(*first, Accepted::New { event, matched });

@@ -1,0 +1,82 @@
+//! What each namespace has pending: the counters its quota is compared with.
+//!
+//! Counters only: read once from disk on opening, moved after each commit, so that a quota costs no count and nothing
+//! drifts. Invariant: equal to what the tables hold whenever no commit is under way.
+
+use std::collections::HashMap;
+
+use crate::ids::EndpointId;
+
+/// Messages and bytes of one namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) messages: u64,
+    /// Of the events they carry, once for each message.
+    pub(super) bytes: u64,
+}
+
+/// Counters by namespace, found by endpoint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spaces {
+    /// By namespace UID: the position in `held`.
+    known: HashMap<String, usize>,
+    held: Vec<Held>,
+    /// By endpoint id, which are dense: the position in `held`.
+    of: Vec<Option<usize>>,
+}
+
+impl Spaces {
+    /// An endpoint belongs to this namespace.
+    pub(super) fn place(&mut self, endpoint: EndpointId, namespace_uid: &str) {
+        let position = match self.known.get(namespace_uid) {
+            Some(position) => *position,
+            None => {
+                self.held.push(Held::default());
+                self.known.insert(namespace_uid.to_owned(), self.held.len() - 1);
+                self.held.len() - 1
+            }
+        };
+        let id = endpoint.0 as usize;
+        if self.of.len() <= id {
+            self.of.resize(id + 1, None);
+        }
+        self.of[id] = Some(position);
+    }
+
+    /// A message of the endpoint is pending (1) or no longer (-1).
+    pub(super) fn add(&mut self, endpoint: EndpointId, messages: i64, bytes: u32) {
+        let position = self.of.get(endpoint.0 as usize).copied().flatten();
+        if let Some(held) = position.and_then(|position| self.held.get_mut(position)) {
+            held.messages = held.messages.saturating_add_signed(messages);
+            held.bytes = held.bytes.saturating_add_signed(messages * i64::from(bytes));
+        }
+    }
+
+    /// What a namespace has pending.
+    pub(super) fn held(&self, namespace_uid: &str) -> Held {
+        let position = self.known.get(namespace_uid);
+        position.map_or(Held::default(), |position| self.held[*position])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_holds_counts_for_its_namespace_alone() {
+        let mut spaces = Spaces::default();
+        spaces.place(EndpointId(1), "a");
+        spaces.place(EndpointId(7), "a");
+        spaces.place(EndpointId(2), "b");
+        spaces.add(EndpointId(1), 1, 100);
+        spaces.add(EndpointId(7), 1, 50);
+        spaces.add(EndpointId(2), 1, 10);
+        spaces.add(EndpointId(1), -1, 100);
+        spaces.add(EndpointId(3), 1, 1);
+        let held = |namespace| spaces.held(namespace);
+        assert_eq!(held("a"), Held { messages: 1, bytes: 50 });
+        assert_eq!(held("b"), Held { messages: 1, bytes: 10 });
+        assert_eq!(held("c"), Held::default());
+    }
+}
