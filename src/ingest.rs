@@ -1,7 +1,8 @@
 //! Ingest: authenticate, authorise, parse, accept; from a producer to its 202.
 //!
-//! Events come by `POST /v1/namespaces/{namespace}/events`; what became of them is read beside it ([`messages`]). Cheap refusals come first: what does not depend on the body is
-//! decided before it is read. Invariant: 202 is written only after [`Queue::accept`] returned, which means durable.
+//! Events come by `POST /v1/namespaces/{namespace}/events`; what became of them is read beside it ([`messages`]). Cheap
+//! refusals come first: what does not depend on the body is decided before it is read, also who may publish where the head
+//! tells the type. Invariant: 202 is written only after [`Queue::accept`] returned, which means durable.
 //!
 //! An unknown namespace is told after authentication and before authorisation: a cluster-wide grant would authorise it, and
 //! the question would be asked of the API server for every made-up name.
@@ -9,17 +10,17 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http::header::{CONTENT_TYPE, EXPECT};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use rand::RngExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::api::policy::UndeclaredTypes;
@@ -31,6 +32,7 @@ use crate::registry::{NamespaceView, Registry};
 mod accept;
 pub mod answer;
 pub mod auth;
+mod body;
 pub mod declared;
 mod jwks;
 mod messages;
@@ -48,6 +50,7 @@ pub use serve::serve;
 use crate::schema::{self, Fit};
 use answer::Told;
 use auth::{Auth, Identity, Rule};
+use body::Bodies;
 use declared::Declarations;
 use pace::{Pace, Refused};
 use parse::{Events, Head, Mode};
@@ -55,15 +58,6 @@ use problem::{EVENTS_PER_SECOND, OverQuota, Problem};
 use route::{Route, route};
 use whole::Whole;
 
-/// Bodies in memory between their first byte and their answer, in bytes.
-const BODIES: usize = 64 * 1024 * 1024;
-/// How long a request waits for room among [`BODIES`].
-const ROOM_WAIT: Duration = Duration::from_secs(2);
-/// How long a body may take.
-const BODY_TIME: Duration = Duration::from_secs(30);
-/// What is read of a refused body, so that its producer reads the answer instead of a reset connection.
-const DRAIN: usize = 512 * 1024;
-const DRAIN_TIME: Duration = Duration::from_millis(500);
 /// Questions to the API server about one batch at a time.
 const GRANTS_AT_ONCE: usize = 8;
 
@@ -76,7 +70,7 @@ pub struct Ingest {
     metrics: Arc<Metrics>,
     max_event: usize,
     pace: Pace,
-    bodies: Semaphore,
+    bodies: Bodies,
     /// Looks at messages under way.
     looks: Semaphore,
     public_keys: jwks::PublicKeys,
@@ -104,7 +98,7 @@ impl Ingest {
             metrics,
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             pace: Pace::default(),
-            bodies: Semaphore::new(BODIES),
+            bodies: Bodies::default(),
             looks: Semaphore::new(messages::LOOKS),
             public_keys: jwks::PublicKeys::default(),
             accepts: TaskTracker::new(),
@@ -129,7 +123,7 @@ impl Ingest {
                 }
                 // A producer that asked before sending has sent nothing yet.
                 if !head.headers.contains_key(EXPECT) {
-                    drain(&mut body).await;
+                    body::drain(&mut body).await;
                 }
                 problem.response()
             }
@@ -163,21 +157,25 @@ impl Ingest {
             return Box::pin(self.look(&identity, namespace, &view, route, head.uri.query())).await;
         }
         let mode = Mode::of(&head.headers)?;
-        let (body, _room) = self.read(&head.headers, body, mode.limit(self.max_event)).await?;
-        self.metrics.bytes.inc_by(body.len() as u64);
         let request = Head {
             headers: &head.headers,
             query: head.uri.query(),
         };
+        let announced = parse::announced_type(mode, request);
+        if let Some(announced) = &announced {
+            self.may_publish(&identity, namespace, announced).await?;
+        }
+        let limit = mode.limit(self.max_event);
+        let (body, _room) = self.bodies.read(&identity, &head.headers, body, limit).await?;
+        self.metrics.bytes.inc_by(body.len() as u64);
         let events = parse::parse(mode, request, body, self.max_event, random_id)?;
-        self.authorise(&identity, namespace, events.as_slice()).await?;
+        if !matches!(&events, Events::One(event) if announced.as_deref() == Some(&event.r#type)) {
+            self.authorise(&identity, namespace, events.as_slice()).await?;
+        }
         self.pace(&view, &events, now)?;
         let view = self.declared(namespace, view, &events).await?;
         let fits = check(&view, &events)?;
-        let placed = accept::place(&view, events.as_slice(), now).map_err(|position| {
-            tracing::warn!(namespace, "refused an event that too many subscriptions match");
-            Problem::too_many_matched(matches!(events, Events::Batch(_)).then_some(position))
-        })?;
+        let placed = accept::place(&view, events.as_slice(), now);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
         // A panic is one request's 500, not the end of its connection.
@@ -198,14 +196,16 @@ impl Ingest {
         }
     }
 
+    async fn may_publish(&self, identity: &Identity, namespace: &str, event_type: &str) -> Result<(), Problem> {
+        match self.auth.may(identity, namespace, Rule::publish(event_type)).await? {
+            true => Ok(()),
+            false => Err(Problem::may_not_publish(identity, namespace, event_type)),
+        }
+    }
+
     /// Every type of the request, or a refusal of all of it.
     async fn authorise(&self, identity: &Identity, namespace: &str, events: &[Event]) -> Result<(), Problem> {
-        let ask = async |event_type: &str| -> Result<(), Problem> {
-            match self.auth.may(identity, namespace, Rule::publish(event_type)).await? {
-                true => Ok(()),
-                false => Err(Problem::may_not_publish(identity, namespace, event_type)),
-            }
-        };
+        let ask = async |event_type: &str| self.may_publish(identity, namespace, event_type).await;
         if let [event] = events {
             return ask(&event.r#type).await;
         }
@@ -266,87 +266,6 @@ impl Ingest {
             None => Ok(view),
         }
     }
-
-    /// The whole body, within its limit and the memory meant for bodies; the permit lasts until the answer. Room is taken
-    /// for what has come, not for what was announced: announcing costs a producer nothing.
-    async fn read(
-        &self,
-        headers: &HeaderMap,
-        body: &mut Incoming,
-        limit: usize,
-    ) -> Result<(Bytes, SemaphorePermit<'_>), Problem> {
-        let announced = headers.contains_key(CONTENT_LENGTH).then(|| body.size_hint().lower());
-        let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
-        if announced.is_some_and(|length| length > limit) {
-            return Err(Problem::too_large(limit));
-        }
-        match tokio::time::timeout(BODY_TIME, collect(body, limit, &self.bodies)).await {
-            Ok(read) => read,
-            Err(_) => {
-                let detail = "the body did not arrive in time";
-                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "Timeout", detail))
-            }
-        }
-    }
-}
-
-/// Room among [`BODIES`] for some bytes more.
-async fn room(bodies: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, Problem> {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    if let Ok(room) = bodies.try_acquire_many(bytes) {
-        return Ok(room);
-    }
-    match tokio::time::timeout(ROOM_WAIT, bodies.acquire_many(bytes)).await {
-        Ok(Ok(room)) => Ok(room),
-        Ok(Err(_)) | Err(_) => Err(Problem::busy()),
-    }
-}
-
-/// A body in one piece; that it mostly is already.
-async fn collect<'a>(
-    body: &mut Incoming,
-    limit: usize,
-    bodies: &'a Semaphore,
-) -> Result<(Bytes, SemaphorePermit<'a>), Problem> {
-    let mut taken = room(bodies, 0).await?;
-    let mut first: Option<Bytes> = None;
-    let mut rest = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| {
-            let detail = "the body ended early or is not valid HTTP";
-            Problem::new(StatusCode::BAD_REQUEST, "BrokenBody", detail)
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        let so_far = first.as_ref().map_or(0, Bytes::len) + rest.len();
-        if so_far + data.len() > limit {
-            return Err(Problem::too_large(limit));
-        }
-        taken.merge(room(bodies, data.len()).await?);
-        match first.take() {
-            None if rest.is_empty() => first = Some(data),
-            None => rest.extend_from_slice(&data),
-            Some(first) => {
-                rest.extend_from_slice(&first);
-                rest.extend_from_slice(&data);
-            }
-        }
-    }
-    Ok((first.unwrap_or_else(|| rest.freeze()), taken))
-}
-
-/// Reads a little of what the producer still sends.
-async fn drain(body: &mut Incoming) {
-    let read = async {
-        let mut left = DRAIN;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // What it does not send in time stays unread: hyper then closes the connection.
-    let _late = tokio::time::timeout(DRAIN_TIME, read).await;
 }
 
 /// Declared types: the warnings of each event, or a refusal of all of them.

@@ -4,6 +4,7 @@
 mod it {
     mod admin;
     mod away;
+    mod bodies;
     mod credentials;
     mod disk;
     mod dns;

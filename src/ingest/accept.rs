@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::event::{Event, format};
 use crate::ids::{MessageId, UnixMillis};
 use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Quota, Target};
@@ -17,10 +18,8 @@ use super::metrics::Metrics;
 /// Pending messages of one endpoint: over it new ones are dead letters `QueueFull`, the event's other messages go on.
 pub const MAX_PENDING: i64 = 1_000_000;
 
-/// Subscriptions that one event may match, so that each of its messages has an id ([`MessageId::PER_EVENT`]) and a request
-/// a bounded cost. An event that matches more is refused.
-pub(super) const MAX_MATCHED: usize = 10_000;
-const _: () = assert!(MAX_MATCHED <= MessageId::PER_EVENT);
+/// Each message of an event has an id, however many of a namespace's subscriptions it matches.
+const _: () = assert!(MAX_SUBSCRIPTIONS <= MessageId::PER_EVENT);
 
 /// Events with the places taken for them.
 pub(super) struct Placed {
@@ -29,17 +28,8 @@ pub(super) struct Placed {
     taken: Vec<Vec<(Arc<SubscriptionEntry>, Placement)>>,
 }
 
-/// Matches events and takes places for their messages; or, taking none, gives the position of an event that matches more
-/// than [`MAX_MATCHED`].
-pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> Result<Placed, usize> {
-    let mut matched = Vec::with_capacity(events.len());
-    for (position, event) in events.iter().enumerate() {
-        let found = view.subscriptions.find(&event.r#type, &event.source);
-        if found.len() > MAX_MATCHED {
-            return Err(position);
-        }
-        matched.push(found);
-    }
+/// Matches events and takes places for their messages.
+pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> Placed {
     let quota = Quota {
         messages: view.rules.quotas.pending_messages,
         bytes: view.rules.quotas.pending_bytes,
@@ -48,7 +38,8 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
         events: Vec::with_capacity(events.len()),
         taken: Vec::with_capacity(events.len()),
     };
-    for (event, found) in events.iter().zip(matched) {
+    for event in events {
+        let found = view.subscriptions.find(&event.r#type, &event.source);
         let mut targets = Vec::with_capacity(found.len());
         let mut taken = Vec::with_capacity(found.len());
         for subscription in found {
@@ -69,7 +60,7 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
         });
         placed.taken.push(taken);
     }
-    Ok(placed)
+    placed
 }
 
 /// Stores events and settles their places. Run to its end: dropping it half-way would lose places.
@@ -175,16 +166,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_event_that_too_many_subscriptions_match_is_refused_and_takes_no_place() {
-        let (view, _) = namespace(MAX_MATCHED, 0);
-        assert!(place(&view, &[event("a")], UnixMillis::now()).is_ok());
-        let (view, gauge) = namespace(MAX_MATCHED + 1, 1);
-        let refused = place(&view, &[event("a")], UnixMillis::now());
-        assert_eq!(refused.err(), Some(0));
-        assert_eq!(gauge.place(MAX_PENDING), Placement::Fresh, "the place is still there");
-    }
-
     #[tokio::test]
     async fn ingest_leaves_the_count_of_what_is_pending_to_the_engine_and_gives_unused_places_back() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -192,7 +173,7 @@ mod tests {
         let (view, gauge) = namespace(1, 2);
         let metrics = Metrics::default();
         for (id, new) in [("a", true), ("a", false), ("b", true), ("c", true)] {
-            let placed = place(&view, &[event(id)], UnixMillis::now()).expect("placed");
+            let placed = place(&view, &[event(id)], UnixMillis::now());
             let accepted = store(&queue, &metrics, placed).await.expect("stored");
             assert_eq!(matches!(accepted[0], Accepted::New { .. }), new, "{id}");
         }

@@ -10,10 +10,11 @@ use http_body_util::Full;
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
+use super::Ingest;
 use super::auth::{Identity, Rule};
+use super::body::ROOM_WAIT;
 use super::problem::Problem;
 use super::route::Route;
-use super::{Ingest, ROOM_WAIT};
 use crate::ids::MessageId;
 use crate::queue::Kept;
 use crate::registry::NamespaceView;

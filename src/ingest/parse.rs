@@ -3,11 +3,13 @@
 //! The content mode is decided from the head alone ([`Mode::of`]), so that the limit is known before the body is read.
 //! Invariant: an [`Event`] that leaves here is valid as a whole; nothing of a request with one bad part does.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 
-use crate::event::{Event, media};
+use crate::event::{Event, media, rules};
 
 mod binary;
 mod plain;
@@ -152,6 +154,16 @@ impl Mode {
 pub struct Head<'a> {
     pub headers: &'a HeaderMap,
     pub query: Option<&'a str>,
+}
+
+/// The type of the one event, where the head tells it and it can be one: it is what [`parse`] gives the event then.
+pub fn announced_type<'a>(mode: Mode, head: Head<'a>) -> Option<Cow<'a, str>> {
+    let announced = match mode {
+        Mode::Binary => binary::event_type(head.headers),
+        Mode::Plain => plain::event_type(head.query),
+        Mode::Structured | Mode::Batch => None,
+    };
+    announced.filter(|announced| rules::r#type(announced).is_ok())
 }
 
 /// Parses a body in its mode. `random_id` is asked for an id where plain JSON comes without `Idempotency-Key`.

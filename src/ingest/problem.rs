@@ -8,7 +8,6 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
-use super::accept::MAX_MATCHED;
 use super::auth::{AuthError, Identity, Rule, Unavailable};
 use super::declared::Unanswered;
 use super::parse::ParseError;
@@ -108,6 +107,13 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).retry(SOON)
     }
 
+    /// 429 where the producer's own requests hold what he may have, or what all of his namespace may.
+    pub fn share_used_up() -> Problem {
+        let detail = "requests of this producer, or of others of its namespace, that are being read hold the memory they \
+                      may have together: wait for their answers";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyBodies", detail).retry(SOON)
+    }
+
     /// 413 of the whole body.
     pub fn too_large(limit: usize) -> Problem {
         let detail = format!("the body must have at most {limit} bytes");
@@ -179,17 +185,6 @@ impl Problem {
         Problem {
             event,
             ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "NotLoaded", detail).retry(SOON)
-        }
-    }
-
-    /// 503: nothing the producer can change, and sending again is right once somebody has.
-    pub fn too_many_matched(event: Option<usize>) -> Problem {
-        let detail = format!(
-            "more than {MAX_MATCHED} subscriptions of the namespace match the event: nothing was accepted; delete some"
-        );
-        Problem {
-            event,
-            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "TooManySubscriptions", detail).retry(LATER)
         }
     }
 
@@ -317,9 +312,8 @@ impl From<&QueueError> for Problem {
                 };
                 return Problem::over_quota(quota, LATER);
             }
-            QueueError::TooWide(_) => return Problem::too_many_matched(None),
             QueueError::Full(_) => ("StoreFull", "the store is full: nothing was accepted", LATER),
-            QueueError::Write(_) | QueueError::Read(_) => {
+            QueueError::TooWide(_) | QueueError::Write(_) | QueueError::Read(_) => {
                 ("StoreFailed", "the store cannot be written: nothing was accepted", SOON)
             }
             QueueError::Fenced | QueueError::Closed => {

@@ -3,12 +3,23 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode;
 
 use super::{ParseError, single};
 use crate::event::{Data, Event, rules};
+
+const TYPE: HeaderName = HeaderName::from_static("ce-type");
+
+/// The event's type, where there is one.
+pub(super) fn event_type(headers: &HeaderMap) -> Option<Cow<'_, str>> {
+    let mut values = headers.get_all(&TYPE).iter();
+    let (value, None) = (values.next()?, values.next()) else {
+        return None;
+    };
+    decoded("type", value.as_bytes()).ok()
+}
 
 /// The event of a request in binary mode.
 pub(super) fn event(headers: &HeaderMap, body: Bytes) -> Result<Event, ParseError> {

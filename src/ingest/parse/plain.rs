@@ -1,5 +1,7 @@
 //! Plain JSON: `?type=&source=` in the query, the id in `Idempotency-Key`; for producers that know no CloudEvents. Pure.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::HeaderName;
 use http::header::CONTENT_TYPE;
@@ -8,6 +10,16 @@ use super::{Head, ParseError, single};
 use crate::event::{Data, Event, rules};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The event's type, where there is one.
+pub(super) fn event_type(query: Option<&str>) -> Option<Cow<'_, str>> {
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let mut types = pairs.filter(|(name, _)| name == "type").map(|(_, value)| value);
+    let (value, None) = (types.next()?, types.next()) else {
+        return None;
+    };
+    Some(value)
+}
 
 /// The event of a plain JSON request.
 pub(super) fn event(head: Head<'_>, body: Bytes, random_id: impl FnOnce() -> String) -> Result<Event, ParseError> {
