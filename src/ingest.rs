@@ -118,7 +118,7 @@ impl Ingest {
         let response = match self.handle(&head, &mut body).await {
             Ok(response) => response,
             Err(problem) => {
-                if let Some(quota) = problem.quota {
+                if let Some(quota) = &problem.quota {
                     self.metrics.over_quota(quota.name);
                 }
                 // A producer that asked before sending has sent nothing yet.

@@ -33,7 +33,7 @@ pub struct Problem {
     /// The method that a path takes.
     pub allow: Option<&'static str>,
     /// The quota of the namespace that is used up.
-    pub quota: Option<OverQuota>,
+    pub quota: Option<Box<OverQuota>>,
 }
 
 /// A quota of the administrator's policy, and its value.
@@ -159,7 +159,7 @@ impl Problem {
             }
         );
         Problem {
-            quota: Some(quota),
+            quota: Some(Box::new(quota)),
             ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "OverQuota", detail).retry(seconds)
         }
     }
@@ -171,10 +171,10 @@ impl Problem {
              events a second: send at most {per_second} in one batch"
         );
         Problem {
-            quota: Some(OverQuota {
+            quota: Some(Box::new(OverQuota {
                 name: EVENTS_PER_SECOND,
                 limit: per_second.into(),
-            }),
+            })),
             ..Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail)
         }
     }
@@ -230,7 +230,7 @@ impl Problem {
             #[serde(skip_serializing_if = "<[_]>::is_empty")]
             errors: &'a [Violation],
             #[serde(skip_serializing_if = "Option::is_none")]
-            quota: Option<OverQuota>,
+            quota: Option<&'a OverQuota>,
         }
         let document = Document {
             title: self.status.canonical_reason().unwrap_or_default(),
@@ -239,7 +239,7 @@ impl Problem {
             detail: &self.detail,
             event: self.event,
             errors: &self.errors,
-            quota: self.quota,
+            quota: self.quota.as_deref(),
         };
         // Strings and numbers into memory: nothing that can fail.
         let body = serde_json::to_vec(&document).unwrap_or_default();
