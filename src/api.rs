@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod event_type;
 pub mod limits;
 pub mod names;
+pub mod ordering;
 pub mod policy;
 pub mod resolve;
 pub mod retry;

@@ -26,6 +26,7 @@ pub mod clock;
 mod endpoint;
 mod graves;
 pub mod metrics;
+mod order;
 mod outcome;
 mod page;
 mod settle;
@@ -369,6 +370,7 @@ async fn tick(core: Arc<Core>) {
             state.post_changed(&core.board, now);
         });
         graves::bury(&core).await;
+        order::look_after(&core).await;
         if count.is_multiple_of(COUNT_EVERY) {
             core.recount().await;
         }

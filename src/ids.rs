@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
+
 /// A stored event. 49 bits: `max(last + 1, unix seconds << 17)`, so ids rise with time and are never used twice, also
 /// after a store is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +57,20 @@ impl MessageId {
             value = value.checked_mul(32)?.checked_add(digit)?;
         }
         i64::try_from(value).ok().map(MessageId)
+    }
+}
+
+/// What puts messages of one endpoint in order: those with the same key go out one after the other. A hash of the key, so
+/// that it takes eight bytes however long the key is; two keys of one hash share an order, which breaks neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OrderKey(pub i64);
+
+impl OrderKey {
+    /// The first eight bytes of the key's SHA-256.
+    pub fn of(key: &str) -> OrderKey {
+        let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        let [a, b, c, d, e, f, g, h, ..] = digest;
+        OrderKey(i64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 }
 

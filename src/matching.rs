@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use crate::api::resolve::{ResolvedSubscription, TypePattern};
 
+pub mod order;
+
 /// The subscriptions of one namespace, ready to be asked which match. Built anew when one changes.
 #[derive(Clone, Debug)]
 pub struct Index<T> {

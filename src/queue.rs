@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 
 #[cfg(test)]
 mod conformance;
@@ -56,7 +56,8 @@ pub struct Quota {
     pub bytes: Option<u64>,
 }
 
-/// The most messages stored with their event in one transaction.
+/// The most messages stored with their event in one transaction, but for those with an order: they all are, so that no later
+/// event overtakes them.
 pub const ROUTE_AT_ONCE: usize = 500;
 
 /// An event as it lies in the store: attributes as JSON (see `event::format::attributes`), data raw.
@@ -77,6 +78,8 @@ pub struct Target {
     pub endpoint: EndpointId,
     /// How the message begins.
     pub placement: Placement,
+    /// Its place is behind the unsettled messages of the same endpoint with the same key; none: it has no order.
+    pub order: Option<OrderKey>,
 }
 
 /// How a new message begins.
@@ -155,6 +158,8 @@ pub struct Arrival {
     pub endpoint: EndpointId,
     pub subscription: SubscriptionId,
     pub placement: Placement,
+    /// It is held behind another of its key, whatever its placement: [`Settled::Promoted`] tells when it may go.
+    pub held: bool,
     /// The event itself, so that the happy path never reads it back.
     pub event: Arc<StoredEvent>,
 }
@@ -179,6 +184,10 @@ pub struct Backlog {
     pub pending: u64,
     /// Dead letters kept.
     pub dead: u64,
+    /// Of the pending ones, those held behind another of their key.
+    pub held: u64,
+    /// Of the dead letters, those that block their key.
+    pub blocking: u64,
     /// The earliest due time of those that wait.
     pub min_due: Option<UnixMillis>,
     /// Acceptance (by id) of the oldest unsettled one.
@@ -208,6 +217,9 @@ pub struct Settlement {
     /// that a message's records are bounded by its schedule.
     pub record: Option<AttemptRecord>,
     pub verdict: Verdict,
+    /// A dead letter blocks its key: what is held behind it stays held as long as the letter is kept, unless
+    /// [`Queue::release`] says otherwise. Means nothing for a message without an order.
+    pub blocks: bool,
 }
 
 /// The new state of a message.
@@ -266,8 +278,21 @@ pub struct AttemptRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     Applied,
+    /// Applied, and this message was held behind it: it is the next of its key, fresh, and may go now.
+    Promoted(Pending),
+    /// Applied: a dead letter that blocks its key from now on.
+    Blocked,
     /// The message was settled or counted before: nothing changed.
     Stale,
+}
+
+/// What is to wait no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Everything of an endpoint that no longer orders its messages: they lose their keys.
+    Order,
+    /// What is held behind dead letters: they block no longer.
+    Blocked,
 }
 
 /// How the store stands.
@@ -358,7 +383,7 @@ pub trait Queue: Send + Sync + 'static {
     /// Messages stored fresh and not settled, after `after`, in id order: read once, after a restart.
     async fn fresh(&self, fence: Fence, after: MessageId, limit: usize) -> Result<Vec<Pending>, QueueError>;
 
-    /// Waiting messages in due order.
+    /// Waiting messages in due order; never one that is held behind another of its key.
     async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError>;
 
     /// An event's attributes and data.
@@ -393,6 +418,26 @@ pub trait Queue: Send + Sync + 'static {
         reason: DeadReason,
         limit: usize,
     ) -> Result<u64, QueueError>;
+
+    /// Lets up to `limit` messages of an endpoint go, which wait from now on like any other; how many rows it changed, zero
+    /// when nothing is left.
+    async fn release(
+        &self,
+        fence: Fence,
+        endpoint: EndpointId,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, QueueError>;
+
+    /// Messages of an endpoint that are held behind others of their key, after `after` and before `before`, in id order.
+    async fn held(
+        &self,
+        fence: Fence,
+        endpoint: EndpointId,
+        after: MessageId,
+        before: MessageId,
+        limit: usize,
+    ) -> Result<Vec<Pending>, QueueError>;
 
     /// Removes settled history and dead letters older than `before`, at most `rows`; how many.
     async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError>;

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use crate::api::policy::NamespaceRules;
-use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
+use crate::api::resolve::{Fifo, ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::matching::Index;
 use crate::queue::{Gauge, ResourceKey};
@@ -25,8 +25,14 @@ pub struct EndpointEntry {
     pub namespace: String,
     /// Shared with ingest and report for as long as the process lives.
     pub gauge: Arc<Gauge>,
+    /// How its messages are ordered; none: not at all.
+    pub fifo: Option<Arc<Fifo>>,
     pub state: EndpointState,
 }
+
+/// How an endpoint orders its messages, as ingest reads it. What a spec last said validly, also while nothing else of the
+/// endpoint can be used, or while it is deleted and made again.
+pub type OrderCell = ArcSwapOption<Fifo>;
 
 /// Whether there is something to send to.
 #[derive(Clone, Debug)]
@@ -56,6 +62,8 @@ pub struct SubscriptionEntry {
     pub endpoint: EndpointId,
     /// The endpoint's gauge: ingest takes a message's placement from it.
     pub endpoint_gauge: Arc<Gauge>,
+    /// The endpoint's order: ingest takes a message's key from it.
+    pub endpoint_order: Arc<OrderCell>,
     pub spec: Arc<ResolvedSubscription>,
     /// Set when deleted: its messages are buried five minutes later unless it comes back.
     pub deleted: Option<crate::ids::UnixMillis>,
@@ -96,6 +104,8 @@ struct Table<T> {
     chunks: ArcSwap<Vec<Arc<[ArcSwapOption<T>]>>>,
     /// Serialises growing, which copies the list of chunks (not the cells).
     growing: Mutex<()>,
+    /// Serialises making values that are not there yet.
+    making: Mutex<()>,
 }
 
 impl<T> Default for Table<T> {
@@ -103,6 +113,7 @@ impl<T> Default for Table<T> {
         Table {
             chunks: ArcSwap::from_pointee(Vec::new()),
             growing: Mutex::new(()),
+            making: Mutex::new(()),
         }
     }
 }
@@ -128,6 +139,23 @@ impl<T> Table<T> {
         }
     }
 
+    /// The value, made where there is none.
+    fn get_or_make(&self, id: u32) -> Arc<T>
+    where
+        T: Default,
+    {
+        if let Some(value) = self.get(id) {
+            return value;
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = self.get(id) {
+            return value;
+        }
+        let value = Arc::new(T::default());
+        self.put(id, value.clone());
+        value
+    }
+
     fn all(&self) -> Vec<Arc<T>> {
         let chunks = self.chunks.load_full();
         chunks
@@ -150,7 +178,7 @@ pub struct Registry {
     endpoints: Table<EndpointEntry>,
     subscriptions: Table<SubscriptionEntry>,
     gauges: Table<Gauge>,
-    making_gauge: Mutex<()>,
+    orders: Table<OrderCell>,
     synced: AtomicBool,
     changes: mpsc::Sender<Change>,
 }
@@ -164,7 +192,7 @@ impl Registry {
             endpoints: Table::default(),
             subscriptions: Table::default(),
             gauges: Table::default(),
-            making_gauge: Mutex::new(()),
+            orders: Table::default(),
             synced: AtomicBool::new(false),
             changes,
         };
@@ -203,16 +231,12 @@ impl Registry {
 
     /// The endpoint's gauge, the same one for as long as the process lives.
     pub fn gauge(&self, id: EndpointId) -> Arc<Gauge> {
-        if let Some(gauge) = self.gauges.get(id.0) {
-            return gauge;
-        }
-        let _making = self.making_gauge.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gauge) = self.gauges.get(id.0) {
-            return gauge;
-        }
-        let gauge = Arc::new(Gauge::default());
-        self.gauges.put(id.0, gauge.clone());
-        gauge
+        self.gauges.get_or_make(id.0)
+    }
+
+    /// The endpoint's order, the same cell for as long as the process lives.
+    pub fn order(&self, id: EndpointId) -> Arc<OrderCell> {
+        self.orders.get_or_make(id.0)
     }
 
     /// For the watches: replaces an endpoint and tells the engine.
@@ -272,6 +296,7 @@ mod tests {
             },
             namespace: "team".into(),
             gauge: Arc::new(Gauge::default()),
+            fifo: None,
             state,
         }
     }

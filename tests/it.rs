@@ -28,6 +28,7 @@ mod it {
     mod messages;
     mod misbehaving;
     mod oauth2;
+    mod ordering;
     mod outage;
     mod policy;
     mod quotas;

@@ -7,6 +7,10 @@ pub const RECONCILING: &str = "Reconciling";
 pub const STALLED: &str = "Stalled";
 pub const KEY_ROTATING: &str = "KeyRotating";
 pub const DELIVERING: &str = "Delivering";
+pub const KEYS_BLOCKED: &str = "KeysBlocked";
+
+/// Conditions of an endpoint that the dispatcher writes; the controller writes all others.
+pub const OF_DISPATCHER: [&str; 2] = [DELIVERING, KEYS_BLOCKED];
 
 pub const TRUE: &str = "True";
 pub const FALSE: &str = "False";
@@ -50,4 +54,7 @@ pub mod reasons {
     pub const BACKOFF: &str = "Backoff";
     pub const SUCCEEDING: &str = "Succeeding";
     pub const NO_ATTEMPTS: &str = "NoAttempts";
+
+    // KeysBlocked.
+    pub const DEAD_LETTER: &str = "DeadLetter";
 }

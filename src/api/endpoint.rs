@@ -10,6 +10,7 @@ use super::auth::{Auth, ClientCertificate};
 use super::common::{ConfigMapKeyReference, SecretKeyReference, is_false};
 use super::duration::ApiDuration;
 use super::limits::{CircuitBreaker, DisableAfter, RateLimit};
+use super::ordering::Ordering;
 use super::retry::Retry;
 use super::status::EndpointStatus;
 
@@ -111,6 +112,10 @@ pub struct WebhookEndpointSpec {
     /// How many requests the receiver wants. Without it as many as it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+
+    /// In what order messages go out. Without it in any.
+    #[serde(default)]
+    pub ordering: Ordering,
 
     /// When attempts stop because the receiver is broken, and how it is probed meanwhile.
     #[serde(default)]
@@ -293,6 +298,7 @@ impl WebhookEndpointSpec {
             retry: Retry::default(),
             max_in_flight: default_max_in_flight(),
             rate_limit: None,
+            ordering: Ordering::default(),
             circuit_breaker: CircuitBreaker::default(),
             disable_after: DisableAfter::default(),
             suspend: false,

@@ -14,12 +14,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::census::MAX_SUBSCRIPTIONS;
 use super::egress::HostPattern;
+use crate::expression::Expression;
 use crate::signing::Signer;
 
 mod credentials;
 mod endpoint;
 mod limits;
 mod oauth2;
+mod ordering;
 mod references;
 mod subscription;
 mod target;
@@ -28,6 +30,7 @@ mod tests;
 
 pub use endpoint::{references_of, resolve_endpoint, scheme, signing_reference};
 pub use limits::resolve_retry;
+pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
 pub use references::{Found, Lookup, Reference, References};
 pub use subscription::resolve_subscription;
@@ -218,6 +221,35 @@ pub struct RetryPolicy {
     pub never_retry: Vec<u16>,
     /// An older message is not sent any more.
     pub max_age: Duration,
+}
+
+/// Messages with the same key go out one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fifo {
+    pub key: FifoKey,
+    /// A dead letter blocks its key.
+    pub blocks: bool,
+}
+
+impl Fifo {
+    /// For a spec that wants an order and says it badly: nothing overtakes anything.
+    pub fn strictest() -> Fifo {
+        Fifo {
+            key: FifoKey::Common,
+            blocks: true,
+        }
+    }
+}
+
+/// What an event's key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FifoKey {
+    /// Its extension `partitionkey`, else its subject, else one for all.
+    Usual,
+    /// One for all.
+    Common,
+    /// What an expression over `event` gives.
+    Expression(Expression),
 }
 
 /// How many requests the receiver wants: `requests` in each `per`.

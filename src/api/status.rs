@@ -1,5 +1,5 @@
-//! Status of the resources. Two writers with disjoint fields: the dispatcher owns `delivery` and the condition
-//! `Delivering`, the controller everything else.
+//! Status of the resources. Two writers with disjoint fields: the dispatcher owns `delivery` and the conditions
+//! `Delivering` and `KeysBlocked`, the controller everything else.
 //!
 //! Invariant: an absent field is not serialised, since a null in server-side apply would be owned.
 
@@ -21,7 +21,8 @@ pub struct EndpointStatus {
     /// The generation of the spec that the controller looked at last; -1 before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (configured and loaded), Reconciling, Stalled, KeyRotating, and Delivering (how it goes with the receiver).
+    /// Ready (configured and loaded), Reconciling, Stalled, KeyRotating, Delivering (how it goes with the receiver), and KeysBlocked
+    /// (messages wait behind a dead letter).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -124,6 +125,12 @@ pub struct EndpointDelivery {
     /// Dead letters kept now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_lettered: Option<i64>,
+    /// Of those pending, how many wait for one before them with the same key of ordering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<i64>,
+    /// Keys of ordering whose messages wait behind a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_keys: Option<i64>,
     /// Failed attempts since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<i64>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::{MessageId, SubscriptionId, UnixMillis};
-use crate::queue::{Gauge, Pending, StoredEvent};
+use crate::queue::{Gauge, Pending, Release, StoredEvent};
 use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::Delivering;
 use crate::schedule::MAX_AGE;
@@ -40,6 +40,10 @@ pub(super) struct Subscription {
     pub gone: bool,
     pub pending: i64,
     pub dead: i64,
+    /// Of those pending, held in the store behind another of their key.
+    pub held: i64,
+    /// Of the dead letters, those that block their key.
+    pub blocking: i64,
     pub last_dead: Option<(UnixMillis, &'static str)>,
     /// The earliest due time in the store of a message that is not held here, as far as is known.
     pub next_due: Option<UnixMillis>,
@@ -86,6 +90,14 @@ pub(super) enum Access {
     Unloaded,
 }
 
+/// What of an endpoint's view is shown at once when it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub delivering: Delivering,
+    /// A dead letter blocks a key.
+    pub blocked: bool,
+}
+
 /// One endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -121,7 +133,7 @@ pub(super) struct Endpoint {
     pub oldest: Option<MessageId>,
     /// Failed messages by due time, for status.
     pub retries: BTreeMap<(UnixMillis, MessageId), u16>,
-    pub posted: Option<(Delivering, UnixMillis)>,
+    pub posted: Option<(Standing, UnixMillis)>,
 }
 
 impl Endpoint {
@@ -177,6 +189,28 @@ impl Endpoint {
             EndpointState::Usable(resolved) => Some(resolved),
             EndpointState::Unusable { .. } | EndpointState::Missing | EndpointState::Deleted { .. } => None,
         }
+    }
+
+    /// Messages held in the store behind others of their key, and dead letters that block theirs.
+    pub fn ordered(&self) -> (i64, i64) {
+        let add = |(held, blocking), known: &Subscription| (held + known.held.max(0), blocking + known.blocking.max(0));
+        self.subscriptions.values().fold((0, 0), add)
+    }
+
+    /// What of it must not be ordered any more. Only a spec that can be used tells.
+    pub fn to_release(&self) -> Option<Release> {
+        self.usable()?;
+        let (held, blocking) = self.ordered();
+        match self.entry.as_ref()?.fifo.as_deref() {
+            None => (held + blocking > 0).then_some(Release::Order),
+            Some(fifo) => (!fifo.blocks && blocking > 0).then_some(Release::Blocked),
+        }
+    }
+
+    /// Whether a dead letter blocks its key.
+    pub fn blocks(&self) -> bool {
+        let entry = self.entry.as_ref();
+        entry.is_some_and(|entry| entry.fifo.as_ref().is_some_and(|fifo| fifo.blocks))
     }
 
     /// Whether anything may go out at `now`.

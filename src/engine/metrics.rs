@@ -29,6 +29,8 @@ pub struct EngineMetrics {
     pub window: Gauge,
     pub rate_limited: Gauge,
     pub unrecorded: Gauge,
+    pub held: Gauge,
+    pub blocked_keys: Gauge,
     /// Due until started.
     pub start_lag: Histogram,
 }
@@ -45,6 +47,8 @@ impl Default for EngineMetrics {
             window: Gauge::default(),
             rate_limited: Gauge::default(),
             unrecorded: Gauge::default(),
+            held: Gauge::default(),
+            blocked_keys: Gauge::default(),
             start_lag: Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0]),
         }
     }
@@ -98,6 +102,16 @@ impl EngineMetrics {
             "tidings_outcomes_unrecorded",
             "Outcomes not yet durable",
             metrics.unrecorded.clone(),
+        );
+        registry.register(
+            "tidings_messages_held",
+            "Messages that wait for one before them with the same key of ordering, as of the last count",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "tidings_keys_blocked",
+            "Keys of ordering whose messages wait behind a dead letter, as of the last count",
+            metrics.blocked_keys.clone(),
         );
         registry.register(
             "tidings_start_lag_seconds",

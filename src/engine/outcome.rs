@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
-use super::view::delivering;
+use super::view::standing;
 use crate::delivery::AttemptResult;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
@@ -116,6 +116,7 @@ impl State {
             attempts: job.pending.attempts,
             record: decision.record,
             verdict: decision.verdict,
+            blocks: false,
         });
         self.note_change(job.pending.endpoint);
     }
@@ -124,7 +125,7 @@ impl State {
     pub fn note_change(&mut self, id: EndpointId) {
         self.changed.insert(id);
         if let Some(endpoint) = self.endpoints.get(&id)
-            && endpoint.posted.map(|(reason, _)| reason) != Some(delivering(endpoint))
+            && endpoint.posted.map(|(before, _)| before) != Some(standing(endpoint))
         {
             self.urgent.push(id);
         }
@@ -133,6 +134,7 @@ impl State {
     /// The store has recorded outcomes.
     pub fn recorded(&mut self, outcomes: &[Settlement], answers: &[Settled], now: UnixMillis) {
         let mut touched: Vec<EndpointId> = Vec::with_capacity(4);
+        let mut blocked = Vec::new();
         for (outcome, answer) in outcomes.iter().zip(answers) {
             let Settlement {
                 message,
@@ -143,6 +145,11 @@ impl State {
             } = *outcome;
             if touched.last() != Some(&id) {
                 touched.push(id);
+            }
+            match *answer {
+                Settled::Promoted(next) => self.promoted(next),
+                Settled::Blocked => blocked.push(id),
+                Settled::Applied | Settled::Stale => {}
             }
             let Some(endpoint) = self.endpoints.get_mut(&id) else {
                 continue;
@@ -168,6 +175,7 @@ impl State {
                 }
                 Verdict::Dead { reason } => {
                     known.dead += 1;
+                    known.blocking += i64::from(*answer == Settled::Blocked);
                     known.last_dead = Some((now, reason.reason()));
                     let reason = reason.reason();
                     self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
@@ -183,6 +191,9 @@ impl State {
         for id in touched {
             self.note_change(id);
             self.evaluate(id, now);
+        }
+        for id in blocked {
+            self.look_at_order(id);
         }
     }
 
@@ -213,6 +224,7 @@ impl State {
                 self.to_page.push_back(id);
             }
         }
+        self.look_at_order(id);
         self.note_change(id);
         self.evaluate(id, now);
     }
@@ -248,6 +260,9 @@ impl State {
 
     /// Takes counts from the store, which never lose one: what came before this process, and hints that were dropped.
     pub fn counted(&mut self, backlogs: &[Backlog], now: UnixMillis) {
+        let sum = |count: fn(&Backlog) -> u64| backlogs.iter().map(count).sum::<u64>() as i64;
+        self.metrics.held.set(sum(|backlog| backlog.held));
+        self.metrics.blocked_keys.set(sum(|backlog| backlog.blocking));
         for endpoint in self.endpoints.values_mut() {
             endpoint.oldest = None;
             for known in endpoint.subscriptions.values_mut() {
@@ -262,12 +277,18 @@ impl State {
             known.counted = true;
             known.view_dirty |= (known.pending, known.dead) != (pending, dead);
             (known.pending, known.dead) = (pending, dead);
+            let (held, blocking) = (backlog.held as i64, backlog.blocking as i64);
+            known.view_dirty |= (known.held, known.blocking) != (held, blocking);
+            (known.held, known.blocking) = (held, blocking);
             // Earlier than anything due: one page more, and it is known again.
             if let Some(due) = backlog.min_due
                 && none_held
                 && known.next_due.is_none_or(|next| next > due)
             {
                 known.note_due(due, paging);
+            }
+            if held + blocking > 0 {
+                self.look_at_order(backlog.endpoint);
             }
             if let Some(oldest) = backlog.oldest {
                 let endpoint = self.endpoint(backlog.endpoint);
@@ -280,6 +301,7 @@ impl State {
             for known in endpoint.subscriptions.values_mut() {
                 if !known.counted && (known.pending, known.dead) != (0, 0) {
                     (known.pending, known.dead) = (0, 0);
+                    (known.held, known.blocking) = (0, 0);
                     known.view_dirty = true;
                 }
                 pending += known.pending;
@@ -333,6 +355,9 @@ impl State {
             if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
                 for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
                     known.next_due.get_or_insert(now);
+                }
+                if endpoint.ordered().0 > 0 {
+                    self.holding_old.insert(*id);
                 }
                 endpoint.paging = true;
                 self.to_page.push_back(*id);

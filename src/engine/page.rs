@@ -166,7 +166,9 @@ impl State {
             });
             self.metrics.window.inc();
         }
-        self.outbox.extend(outcomes);
+        for outcome in outcomes {
+            self.hand_over(outcome);
+        }
         self.evaluate(id, now);
     }
 }

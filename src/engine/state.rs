@@ -91,6 +91,10 @@ pub(super) struct State {
     /// Handed to the store, not answered.
     pub settling: usize,
     pub to_page: VecDeque<EndpointId>,
+    /// Endpoints whose messages are in an order that they no longer want.
+    pub disordered: BTreeSet<EndpointId>,
+    /// Endpoints of which held messages may be too old.
+    pub holding_old: BTreeSet<EndpointId>,
     /// Endpoints whose view changed.
     pub changed: HashSet<EndpointId>,
     /// Endpoints whose view is to be posted at once when its reason changed.
@@ -124,6 +128,8 @@ impl State {
             outbox: Vec::new(),
             settling: 0,
             to_page: VecDeque::new(),
+            disordered: BTreeSet::new(),
+            holding_old: BTreeSet::new(),
             changed: HashSet::new(),
             urgent: Vec::new(),
             draining: false,
@@ -186,6 +192,15 @@ impl State {
                     subscription.dead += 1;
                     subscription.last_dead = Some((now, reason));
                     self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
+                }
+                _ if arrival.held => {
+                    subscription.pending += 1;
+                    subscription.held += 1;
+                    let endpoint = self.endpoint(id);
+                    endpoint.gauge.give(i64::from(arrival.placement == Placement::Fresh));
+                    self.pends(id, arrival.message);
+                    // Accepted just before the order was given up.
+                    self.look_at_order(id);
                 }
                 Placement::Waiting => {
                     subscription.pending += 1;
@@ -340,13 +355,22 @@ impl State {
         }
     }
 
+    /// The next message of its key, fresh in the store.
+    pub fn promoted(&mut self, next: Pending) {
+        self.subscription(next.endpoint, next.subscription).held -= 1;
+        self.endpoint(next.endpoint).gauge.give(-1);
+        self.hold_fresh(next, None);
+    }
+
     /// An outcome to be recorded. A message that will wait is held until we hear that it is: the store shows it to a page
     /// as soon as it is recorded, which is earlier.
-    pub fn hand_over(&mut self, outcome: Settlement) {
-        if matches!(outcome.verdict, Verdict::Wait { .. })
-            && let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint)
-        {
-            endpoint.held.insert(outcome.message);
+    pub fn hand_over(&mut self, mut outcome: Settlement) {
+        if let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint) {
+            match outcome.verdict {
+                Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message)),
+                Verdict::Dead { .. } => outcome.blocks = endpoint.blocks(),
+                Verdict::Delivered | Verdict::Discard => {}
+            }
         }
         self.outbox.push(outcome);
     }
@@ -553,6 +577,7 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         attempts: pending.attempts,
         record: None,
         verdict,
+        blocks: false,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::api::resolve::{
 };
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
 use crate::event::{Data, Event, format};
-use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::queue::{self, Accepted, NewEvent, ResourceKey};
 use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
@@ -22,6 +22,7 @@ use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
 mod limits;
+mod order;
 mod refusals;
 mod scenarios;
 mod windows;
@@ -234,6 +235,7 @@ impl World {
                 key,
                 namespace: "team".into(),
                 gauge: self.registry.gauge(id),
+                fifo: self.registry.order(id).load_full(),
                 state,
             })
             .await;
@@ -268,6 +270,7 @@ impl World {
                 key,
                 endpoint,
                 endpoint_gauge: self.registry.gauge(endpoint),
+                endpoint_order: self.registry.order(endpoint),
                 spec: Arc::new(spec),
                 deleted: None,
             }))
@@ -277,9 +280,14 @@ impl World {
 
     /// Accepts `count` events for the endpoint, as ingest does.
     async fn send(&self, endpoint: EndpointId, count: usize) -> Vec<MessageId> {
+        self.send_each(endpoint, vec![None; count]).await
+    }
+
+    /// The same, each event with this key of an order.
+    async fn send_each(&self, endpoint: EndpointId, orders: Vec<Option<&str>>) -> Vec<MessageId> {
         let subscription = SubscriptionId(endpoint.0);
         let mut events = Vec::new();
-        for _ in 0..count {
+        for order in orders {
             let number = self.events.fetch_add(1, Ordering::Relaxed);
             let mut dedupe = [0; 16];
             dedupe[..8].copy_from_slice(&number.to_be_bytes());
@@ -302,6 +310,7 @@ impl World {
                     subscription,
                     endpoint,
                     placement: self.registry.gauge(endpoint).place(1_000_000),
+                    order: order.map(OrderKey::of),
                 }],
                 quota: queue::Quota::default(),
             });

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here comes from a response but its status, and nothing from a Secret but a key's public id.
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Standing};
 use super::state::State;
 use crate::delivery::{Fault, TokenTrouble};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
@@ -14,8 +14,16 @@ use crate::schedule::health::{DisabledBy, FailureNote, Gate, HoldReason};
 /// Posts of one endpoint without a transition are this far apart.
 const POST_EVERY_MILLIS: i64 = 1_000;
 
+/// What is shown at once when it changes.
+pub(super) fn standing(endpoint: &Endpoint) -> Standing {
+    Standing {
+        delivering: delivering(endpoint),
+        blocked: endpoint.ordered().1 > 0,
+    }
+}
+
 /// The first reason that holds.
-pub(super) fn delivering(endpoint: &Endpoint) -> Delivering {
+fn delivering(endpoint: &Endpoint) -> Delivering {
     let health = &endpoint.health;
     if health.disabled.is_some() {
         return Delivering::Disabled;
@@ -126,6 +134,7 @@ fn view(endpoint: &Endpoint, delivering: Delivering, now: UnixMillis) -> Endpoin
     };
     let pending: i64 = endpoint.subscriptions.values().map(|known| known.pending.max(0)).sum();
     let dead: i64 = endpoint.subscriptions.values().map(|known| known.dead.max(0)).sum();
+    let (held, blocked) = endpoint.ordered();
     EndpointView {
         generation,
         delivering,
@@ -134,6 +143,8 @@ fn view(endpoint: &Endpoint, delivering: Delivering, now: UnixMillis) -> Endpoin
         pending: pending.unsigned_abs(),
         oldest_pending: endpoint.oldest.filter(|_| pending > 0).map(accepted_at),
         dead_lettered: dead.unsigned_abs(),
+        held: held.unsigned_abs(),
+        blocked_keys: blocked.unsigned_abs(),
         consecutive_failures: health.consecutive_failures,
         failing_since: health.failing_since,
         last_status: health.last_status,
@@ -186,10 +197,10 @@ impl State {
         if endpoint.entry.is_none() {
             return;
         }
-        let delivering = delivering(endpoint);
-        let urgent = endpoint.posted.map(|(before, _)| before) != Some(delivering);
-        endpoint.posted = Some((delivering, now));
-        board.post_endpoint(id, view(endpoint, delivering, now), urgent);
+        let standing = standing(endpoint);
+        let urgent = endpoint.posted.map(|(before, _)| before) != Some(standing);
+        endpoint.posted = Some((standing, now));
+        board.post_endpoint(id, view(endpoint, standing.delivering, now), urgent);
         let mut dirty: Vec<SubscriptionId> = Vec::new();
         for (subscription, known) in &mut endpoint.subscriptions {
             if std::mem::take(&mut known.view_dirty) {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::event::{Event, format};
 use crate::ids::{MessageId, UnixMillis};
+use crate::matching::order::Keys;
 use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Quota, Target};
 use crate::registry::{NamespaceView, SubscriptionEntry};
 
@@ -26,6 +27,8 @@ pub(super) struct Placed {
     events: Vec<NewEvent>,
     /// By event: what each target took.
     taken: Vec<Vec<(Arc<SubscriptionEntry>, Placement)>>,
+    /// Messages for which the key of an order could not be evaluated.
+    unkeyed: u64,
 }
 
 /// Matches events and takes places for their messages.
@@ -37,17 +40,24 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
     let mut placed = Placed {
         events: Vec::with_capacity(events.len()),
         taken: Vec::with_capacity(events.len()),
+        unkeyed: 0,
     };
     for event in events {
         let found = view.subscriptions.find(&event.r#type, &event.source);
         let mut targets = Vec::with_capacity(found.len());
         let mut taken = Vec::with_capacity(found.len());
+        let mut keys = Keys::new(event);
         for subscription in found {
             let placement = subscription.endpoint_gauge.place(MAX_PENDING);
             targets.push(Target {
                 subscription: subscription.id,
                 endpoint: subscription.endpoint,
                 placement,
+                order: subscription.endpoint_order.load().as_deref().map(|fifo| {
+                    let (key, failed) = keys.of(fifo);
+                    placed.unkeyed += u64::from(failed.is_some());
+                    key
+                }),
             });
             taken.push((subscription.clone(), placement));
         }
@@ -75,6 +85,7 @@ pub(super) async fn store(queue: &dyn Queue, metrics: &Metrics, placed: Placed) 
             }
         }
     }
+    metrics.unkeyed.inc_by(placed.unkeyed);
     for accepted in accepted {
         match accepted {
             Accepted::New { matched, .. } => {
@@ -140,6 +151,7 @@ mod tests {
             },
             endpoint: EndpointId(1),
             endpoint_gauge: Arc::clone(&gauge),
+            endpoint_order: Arc::default(),
             spec: Arc::clone(&spec),
             deleted: None,
         });

@@ -27,6 +27,7 @@ pub struct Metrics {
     pub(super) duplicates: Counter,
     pub(super) unmatched: Counter,
     pub(super) matched: Counter,
+    pub(super) unkeyed: Counter,
     pub(super) bytes: Counter,
     over_quota: Family<Vec<(&'static str, &'static str)>, Counter>,
     pub(super) auth_hits: Counter,
@@ -46,6 +47,7 @@ impl Default for Metrics {
             duplicates: Counter::default(),
             unmatched: Counter::default(),
             matched: Counter::default(),
+            unkeyed: Counter::default(),
             bytes: Counter::default(),
             over_quota: Family::default(),
             auth_hits: Counter::default(),
@@ -73,6 +75,11 @@ impl Metrics {
             self.unmatched.clone(),
         );
         registry.register("messages", "Messages made of stored events", self.matched.clone());
+        registry.register(
+            "messages_without_key",
+            "Messages for which an endpoint's ordering.key failed: they share one key",
+            self.unkeyed.clone(),
+        );
         registry.register("body_bytes", "Bytes of request bodies read", self.bytes.clone());
         registry.register(
             "over_quota",

@@ -11,6 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
+mod order;
+
 /// A store under test: opened, closed and opened again over the same data.
 #[async_trait]
 pub(crate) trait Bench: Send + Sync {
@@ -40,6 +42,7 @@ pub(crate) fn target(endpoint: u32, subscription: u32, placement: Placement) -> 
         subscription: SubscriptionId(subscription),
         endpoint: EndpointId(endpoint),
         placement,
+        order: None,
     }
 }
 
@@ -61,6 +64,7 @@ pub(crate) fn settlement(pending: Pending, verdict: Verdict) -> Settlement {
         attempts: pending.attempts,
         record: Some(record(Some(if verdict == Verdict::Delivered { 200 } else { 500 }))),
         verdict,
+        blocks: false,
     }
 }
 
@@ -97,6 +101,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     wide_events_are_routed_whole(&make()).await;
     an_event_with_too_many_targets_is_refused_whole(&make()).await;
     a_namespace_over_its_quota_is_refused_whole_until_something_settles(&make()).await;
+    order::run(&make).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
     messages_are_listed_newest_first_in_every_state(&make()).await;

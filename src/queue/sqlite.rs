@@ -20,7 +20,7 @@ use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
     Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Page, Pending, Queue, QueueError,
-    ResourceKey, Search, Settled, Settlement, StoredEvent, Usage, Window,
+    Release, ResourceKey, Search, Settled, Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -32,6 +32,7 @@ pub(crate) mod faults;
 mod history;
 mod inbox;
 mod open;
+mod order;
 mod prune;
 mod reader;
 mod schema;
@@ -47,6 +48,9 @@ pub use self::open::{OpenError, Recovered};
 
 /// Default of [`Options::retention`]: three days.
 const RETENTION: Duration = Duration::from_secs(72 * 3600);
+
+/// It ends after all others, which write what it folds back.
+const CHECKPOINT_THREAD: &str = "queue-checkpoint";
 
 /// What is done when the store cannot be trusted any more.
 pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
@@ -216,7 +220,7 @@ impl SqliteQueue {
         })?;
         let second = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
         let with = Arc::clone(&shared);
-        queue.spawn("queue-checkpoint", move || checkpoint::thread(&second, &with))?;
+        queue.spawn(CHECKPOINT_THREAD, move || checkpoint::thread(&second, &with))?;
         queue.spawn("queue-writer", move || {
             let shared = Arc::clone(&writer.shared);
             let run = std::panic::AssertUnwindSafe(|| writer.run(&conn));
@@ -290,6 +294,27 @@ impl SqliteQueue {
         history.ok_or(QueueError::Closed)?.ask(look).await
     }
 
+    /// Walks on until there is enough: no snapshot is held for longer than a bounded number of rows takes.
+    async fn walked<F>(&self, fence: Fence, after: MessageId, limit: usize, walk: F) -> Result<Vec<Pending>, QueueError>
+    where
+        F: Fn(&rusqlite::Connection, MessageId, usize) -> rusqlite::Result<reader::Walk<Pending>>
+            + Copy
+            + Send
+            + 'static,
+    {
+        let mut all = Vec::new();
+        let mut after = after;
+        loop {
+            let left = limit - all.len();
+            let walked = self.read_fenced(fence, move |conn| walk(conn, after, left)).await?;
+            all.extend(walked.found);
+            match walked.go_on {
+                Some(position) if all.len() < limit => after = position,
+                _ => return Ok(all),
+            }
+        }
+    }
+
     /// A read needs no transaction; the fence is checked against the store's own row all the same.
     async fn read_fenced<T, F>(&self, fence: Fence, read: F) -> Result<T, QueueError>
     where
@@ -308,11 +333,16 @@ impl SqliteQueue {
         answer.ok_or(QueueError::Fenced)
     }
 
-    /// Ends the threads, after what was handed in is done; may block for as long as a commit takes.
-    fn end(&self) {
+    /// Takes nothing in any more.
+    fn stop_taking(&self) {
         self.shared.inbox.close();
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.history.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Ends the threads, after what was handed in is done; may block for as long as a commit takes.
+    fn end(&self) {
+        self.stop_taking();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // The writer was started last and ends first; the checkpoint thread after it.
         for thread in threads.into_iter().rev() {
@@ -426,19 +456,7 @@ impl Queue for SqliteQueue {
     }
 
     async fn fresh(&self, fence: Fence, after: MessageId, limit: usize) -> Result<Vec<Pending>, QueueError> {
-        let mut all = Vec::new();
-        let mut after = after;
-        loop {
-            let left = limit - all.len();
-            let walk = self
-                .read_fenced(fence, move |conn| reader::fresh(conn, after, left))
-                .await?;
-            all.extend(walk.found);
-            match walk.go_on {
-                Some(position) if all.len() < limit => after = position,
-                _ => return Ok(all),
-            }
-        }
+        self.walked(fence, after, limit, reader::fresh).await
     }
 
     async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError> {
@@ -530,6 +548,34 @@ impl Queue for SqliteQueue {
         Ok(0)
     }
 
+    async fn release(
+        &self,
+        fence: Fence,
+        endpoint: EndpointId,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, QueueError> {
+        self.call(move |transaction| {
+            transaction.check(fence)?;
+            Ok(transaction.release(endpoint, release, limit)?)
+        })
+        .await
+    }
+
+    async fn held(
+        &self,
+        fence: Fence,
+        endpoint: EndpointId,
+        after: MessageId,
+        before: MessageId,
+        limit: usize,
+    ) -> Result<Vec<Pending>, QueueError> {
+        self.walked(fence, after, limit, move |conn, after, left| {
+            reader::held(conn, endpoint, after, before, left)
+        })
+        .await
+    }
+
     async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError> {
         self.call(move |transaction| {
             let cutoffs = prune::Cutoffs {
@@ -568,16 +614,16 @@ impl Queue for SqliteQueue {
     }
 
     async fn close(&self) {
-        // The threads end within a commit; waiting here for them costs no more than waiting elsewhere, but must not hold a
-        // runtime's only thread.
-        self.shared.inbox.close();
+        // The threads end within a commit and an answer; waiting here for them costs no more than waiting elsewhere, but must
+        // not hold a runtime's only thread. The checkpoint thread is told to end after the others.
+        self.stop_taking();
         let deadline = Duration::from_millis(1);
         while self
             .threads
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
-            .any(|thread| thread.thread().name() == Some("queue-writer") && !thread.is_finished())
+            .any(|thread| thread.thread().name() != Some(CHECKPOINT_THREAD) && !thread.is_finished())
         {
             tokio::time::sleep(deadline).await;
         }

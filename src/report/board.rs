@@ -23,6 +23,10 @@ pub struct EndpointView {
     pub pending: u64,
     pub oldest_pending: Option<UnixMillis>,
     pub dead_lettered: u64,
+    /// Of those pending, held behind another of their key.
+    pub held: u64,
+    /// Keys that a dead letter blocks.
+    pub blocked_keys: u64,
     pub consecutive_failures: u32,
     pub failing_since: Option<UnixMillis>,
     pub last_status: Option<u16>,

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::board::{Delivering, EndpointView, Failure, SubscriptionView};
-use crate::api::conditions::DELIVERING;
+use crate::api::conditions::{DELIVERING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, reasons};
 use crate::api::status::{EndpointDelivery, RECENT_FAILURES};
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Kind};
@@ -18,6 +18,9 @@ use crate::kubernetes::status::{NewCondition, condition};
 pub const OWN_FIELDS: [&str; 1] = ["delivery"];
 /// A condition's message is a sentence: longer ones are cut.
 const MESSAGE_LIMIT: usize = 1024;
+/// What to do about keys that are blocked. Their number is in `delivery`: a message that counts would be written often.
+const BLOCKED_MESSAGE: &str = "A message was given up, and those of the same key wait behind it: replay the dead letter, or \
+                               set ordering.onExhausted to Skip. delivery.blockedKeys says how many keys it is.";
 
 /// Whether what is shown misleads: a next attempt that is over, or messages that wait where none does.
 pub fn is_overtaken(shown: &EndpointDelivery, view: &EndpointView, now: UnixMillis) -> bool {
@@ -35,7 +38,7 @@ pub fn shows_settled(shown: Option<i64>, pending: u64) -> bool {
 
 /// Whether the dispatcher owns a condition of this type.
 pub fn is_own_condition(type_: &str) -> bool {
-    type_ == DELIVERING
+    OF_DISPATCHER.contains(&type_)
 }
 
 /// An endpoint's own part of status.
@@ -51,8 +54,19 @@ pub fn endpoint(view: &EndpointView, previous: &[Condition], generation: i64, no
             generation: view.generation.unwrap_or(generation),
         },
     );
+    let blocked = (view.blocked_keys > 0).then(|| {
+        let new = NewCondition {
+            type_: KEYS_BLOCKED,
+            status: TRUE,
+            reason: reasons::DEAD_LETTER,
+            message: BLOCKED_MESSAGE.to_owned(),
+            generation: view.generation.unwrap_or(generation),
+        };
+        condition(previous, timestamp(now), new)
+    });
+    let conditions: Vec<Condition> = [delivering].into_iter().chain(blocked).collect();
     json!({
-        "conditions": [delivering],
+        "conditions": conditions,
         "delivery": {
             "observedGeneration": view.generation,
             "observedTime": time(now),
@@ -60,6 +74,8 @@ pub fn endpoint(view: &EndpointView, previous: &[Condition], generation: i64, no
             "pending": view.pending,
             "oldestPendingTime": view.oldest_pending.map(time),
             "deadLettered": view.dead_lettered,
+            "held": (view.held > 0).then_some(view.held),
+            "blockedKeys": (view.blocked_keys > 0).then_some(view.blocked_keys),
             "consecutiveFailures": view.consecutive_failures,
             "failingSince": view.failing_since.map(time),
             "lastStatusCode": view.last_status,
@@ -85,9 +101,42 @@ pub fn subscription(view: &SubscriptionView) -> Value {
     })
 }
 
-/// The Event that tells of a transition from `before` (what status said) to now; none where there is no news: a first
-/// success, or nothing tried yet.
-pub fn happening(before: Option<&str>, view: &EndpointView) -> Option<Happening> {
+/// What status said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before<'a> {
+    /// The reason of Delivering.
+    pub delivering: Option<&'a str>,
+    /// Whether KeysBlocked was there.
+    pub blocked: bool,
+}
+
+impl<'a> Before<'a> {
+    pub fn of(conditions: &'a [Condition]) -> Before<'a> {
+        let find = |type_| conditions.iter().find(|condition| condition.type_ == type_);
+        Before {
+            delivering: find(DELIVERING).map(|condition| condition.reason.as_str()),
+            blocked: find(KEYS_BLOCKED).is_some(),
+        }
+    }
+
+    /// Whether what is shown now is another state.
+    pub fn is_left_by(&self, view: &EndpointView) -> bool {
+        self.delivering != Some(view.delivering.reason()) || self.blocked != (view.blocked_keys > 0)
+    }
+}
+
+/// The Event that tells of a transition from `before` to now; none where there is no news: a first success, or nothing
+/// tried yet.
+pub fn happening(before: Before<'_>, view: &EndpointView) -> Option<Happening> {
+    if view.blocked_keys > 0 && !before.blocked {
+        return Some(Happening {
+            kind: Kind::Warning,
+            reason: KEYS_BLOCKED.to_owned(),
+            action: "Deliver",
+            note: BLOCKED_MESSAGE.to_owned(),
+        });
+    }
+    let before = before.delivering;
     let is_news = before != Some(view.delivering.reason());
     let had_trouble = before
         .is_some_and(|reason| reason != Delivering::Succeeding.reason() && reason != Delivering::NoAttempts.reason());
@@ -149,6 +198,8 @@ mod tests {
             pending: 2,
             oldest_pending: Some(UnixMillis(2_000)),
             dead_lettered: 1,
+            held: 0,
+            blocked_keys: 0,
             consecutive_failures: 4,
             failing_since: Some(UnixMillis(3_000)),
             last_status: Some(503),
@@ -236,9 +287,37 @@ mod tests {
             (None, Delivering::Disabled, Some(Kind::Warning)),
         ];
         for (before, now, expected) in table {
+            let before = Before {
+                delivering: before,
+                blocked: false,
+            };
             let told = happening(before, &view(now));
             assert_eq!(told.map(|h| h.kind), expected, "{before:?} to {now:?}");
         }
+    }
+
+    #[test]
+    fn blocked_keys_are_a_condition_as_long_as_there_are_any() {
+        let mut blocked = view(Delivering::Succeeding);
+        (blocked.held, blocked.blocked_keys) = (7, 2);
+        let status = endpoint(&blocked, &[], 3, UnixMillis(5_000));
+        let shown: Vec<Condition> = serde_json::from_value(status["conditions"].clone()).expect("conditions");
+        let types: Vec<_> = shown.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+        assert_eq!(types, [(DELIVERING, "True"), (KEYS_BLOCKED, "True")]);
+        assert_eq!(status["delivery"]["held"], 7);
+        assert_eq!(status["delivery"]["blockedKeys"], 2);
+        assert!(Before::default().is_left_by(&blocked));
+        let told = happening(Before::default(), &blocked).expect("an Event");
+        assert_eq!(told.reason, KEYS_BLOCKED);
+
+        let before = Before::of(&shown);
+        assert!(!before.is_left_by(&blocked));
+        assert!(happening(before, &blocked).is_none());
+        let free = view(Delivering::Succeeding);
+        assert!(before.is_left_by(&free));
+        let status = endpoint(&free, &shown, 3, UnixMillis(6_000));
+        assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
+        assert!(status["delivery"]["blockedKeys"].is_null());
     }
 
     #[test]

@@ -270,14 +270,11 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
     if is_unchanged(&current, &own) {
         return None;
     }
-    let before = conditions
-        .iter()
-        .find(|c| view::is_own_condition(&c.type_))
-        .map(|c| c.reason.as_str());
+    let before = view::Before::of(conditions);
     let shown_key = delivery.and_then(|d| d.signing.as_ref()).map(|s| s.key_id.as_str());
     let shown_enable = delivery.and_then(|d| d.handled_enable_request.as_deref());
     // The controller waits for the key (a rotation) as people wait for the reason.
-    let is_transition = before != Some(view.delivering.reason())
+    let is_transition = before.is_left_by(view)
         || shown_key != view.signing.as_ref().map(|(id, _)| id.as_str())
         || shown_enable != view.handled_enable_request.as_deref();
     Some(Change {
@@ -399,6 +396,8 @@ mod tests {
             pending: 0,
             oldest_pending: None,
             dead_lettered: 0,
+            held: 0,
+            blocked_keys: 0,
             consecutive_failures: 0,
             failing_since: None,
             last_status: Some(200),

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::credentials::{authorization, client_identity, secret_target};
 use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
 use super::oauth2::{token_request, token_target};
+use super::ordering::resolve_ordering;
 use super::references::without_newline;
 use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Target, Unresolved};
@@ -141,6 +142,7 @@ pub fn resolve_endpoint(
     let rate = spec.rate_limit.as_ref().map(rate).transpose()?;
     let breaker = breaker(&spec.circuit_breaker)?;
     let disable_after = disable_after(&spec.disable_after)?;
+    resolve_ordering(&spec.ordering)?;
     let names = header_names(&spec.headers)?;
     if spec.auth.is_some() && names.contains(&AUTHORIZATION) {
         return Err(Unresolved::invalid(

@@ -9,7 +9,7 @@ use super::dereference::Material;
 use super::rotation::State;
 use super::signing::{Signing, next_rotation};
 use crate::api::WebhookEndpoint;
-use crate::api::conditions::{DELIVERING, KEY_ROTATING, TRUE, reasons};
+use crate::api::conditions::{KEY_ROTATING, OF_DISPATCHER, TRUE, reasons};
 use crate::api::resolve::{ResolvedEndpoint, Unresolved};
 use crate::api::status::{EndpointStatus, KeyStatus, ReferenceStatus, SigningStatus};
 use crate::controller::FIELD_MANAGER;
@@ -92,7 +92,7 @@ pub fn build(
 
 /// Applies the status if it says anything new, and tells of a transition.
 pub async fn apply(context: &Context, key: &Key, endpoint: &WebhookEndpoint, report: &Report) -> Result<(), Error> {
-    let is_own = |type_: &str| type_ != DELIVERING;
+    let is_own = |type_: &str| !OF_DISPATCHER.contains(&type_);
     let wanted = own_part(&report.status, FIELDS, is_own);
     if is_unchanged(&own_part(&endpoint.status, FIELDS, is_own), &wanted) {
         return Ok(());

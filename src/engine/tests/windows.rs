@@ -22,6 +22,7 @@ fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
         key: key(),
         namespace: "team".into(),
         gauge,
+        fifo: None,
         state: endpoint,
     };
     state.endpoint_changed(Arc::new(entry), now);
@@ -44,6 +45,7 @@ fn subscribed(state: &mut State, now: UnixMillis) {
         key: key(),
         endpoint: ENDPOINT,
         endpoint_gauge: state.registry.gauge(ENDPOINT),
+        endpoint_order: state.registry.order(ENDPOINT),
         spec: Arc::new(spec),
         deleted: None,
     };

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::Options;
 use super::dedupe::{Dedupe, MAX_SEGMENTS, rows_per_segment};
+use super::order::HELD;
 use super::schema;
 use super::spaces::Spaces;
 use super::tally::Tally;
@@ -205,17 +206,20 @@ fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
     while let Some(row) = rows.next()? {
         spaces.place(EndpointId(row.get(0)?), row.get_ref(1)?.as_str()?);
     }
-    let mut rows = conn.prepare("SELECT id, ep, sub, bytes FROM message")?;
+    let mut rows = conn.prepare("SELECT id, ep, sub, bytes, state FROM message")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let pair = (EndpointId(row.get(1)?), SubscriptionId(row.get(2)?));
         tally.found_pending(pair, MessageId(row.get(0)?));
         spaces.add(pair.0, 1, row.get(3)?);
+        tally.order(pair, i64::from(row.get::<_, i64>(4)? == HELD), 0);
     }
-    let mut rows = conn.prepare("SELECT ep, sub FROM dead")?;
+    let mut rows = conn.prepare("SELECT ep, sub, blocks FROM dead")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
-        tally.add((EndpointId(row.get(0)?), SubscriptionId(row.get(1)?)), 0, 1);
+        let pair = (EndpointId(row.get(0)?), SubscriptionId(row.get(1)?));
+        tally.add(pair, 0, 1);
+        tally.order(pair, 0, row.get(2)?);
     }
     let unrouted = number("SELECT count(*) FROM unrouted WHERE done >= 0")? as u64;
     Ok(Memory {

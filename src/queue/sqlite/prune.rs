@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use rusqlite::params;
 
 use super::dedupe::Dedupe;
+use super::order::WAITING;
 use super::transaction::{DEDUPE_WINDOW_SECONDS, Transaction};
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 
 /// Rows removed in one commit: a few hundred microseconds.
 const ROWS: usize = 256;
@@ -164,10 +165,11 @@ pub(super) fn history(
              OR EXISTS (SELECT 1 FROM settled WHERE id BETWEEN ?1 AND ?2 AND at >= ?3)
              OR EXISTS (SELECT 1 FROM dead WHERE id BETWEEN ?1 AND ?2 AND at >= ?4)",
     )?;
-    let mut dead = conn.prepare("DELETE FROM dead WHERE id BETWEEN ? AND ? RETURNING ep, sub")?;
+    let mut dead = conn.prepare("DELETE FROM dead WHERE id BETWEEN ? AND ? RETURNING ep, sub, okey, blocks")?;
     let mut settled = conn.prepare("DELETE FROM settled WHERE id BETWEEN ? AND ?")?;
     let mut attempts = conn.prepare("DELETE FROM attempt WHERE message BETWEEN ? AND ?")?;
     let mut event = conn.prepare("DELETE FROM event WHERE id = ?")?;
+    let mut unblocked = Vec::new();
     for id in found {
         if pruned.rows >= rows {
             pruned.finished = false;
@@ -185,9 +187,16 @@ pub(super) fn history(
         while let Some(row) = gone.next()? {
             let pair = (EndpointId(row.get(0)?), SubscriptionId(row.get(1)?));
             transaction.effects.buried.push((pair, -1));
+            if row.get(3)? {
+                transaction.effects.ordered.push((pair, 0, -1));
+                unblocked.extend(row.get::<_, Option<i64>>(2)?.map(|key| (pair.0, OrderKey(key))));
+            }
             pruned.rows += 1;
         }
         drop(gone);
+        for (endpoint, key) in unblocked.drain(..) {
+            transaction.promote(endpoint, key, WAITING)?;
+        }
         pruned.rows += settled.execute(params![first, last])?;
         pruned.rows += attempts.execute(params![first, last])?;
         pruned.rows += event.execute(params![id])?;

@@ -3,12 +3,14 @@
 //! Invariant: a reader never writes, and holds a snapshot only as long as a bounded number of rows takes, so that the WAL
 //! can be folded back.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+use super::order::{FRESH, HELD};
 use super::tally::{Counts, Pair};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Backlog, Pending, QueueError, ResourceKey, StoredEvent, Window};
@@ -37,8 +39,9 @@ impl Readers {
         (Readers { questions }, Arc::new(Mutex::new(taken)))
     }
 
-    /// Asks, and waits for the answer.
-    pub(super) async fn ask<T, F>(&self, read: F) -> Result<T, QueueError>
+    /// Asks, and waits for the answer. Meanwhile it could ask no more, so that a question nobody waits for any more does not
+    /// keep the threads from ending.
+    pub(super) async fn ask<T, F>(self, read: F) -> Result<T, QueueError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -55,6 +58,7 @@ impl Readers {
             };
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        drop(self);
         match answer.await {
             Ok(result) => result.map_err(|error| QueueError::Read(error.to_string())),
             Err(_) => Err(QueueError::Closed),
@@ -128,22 +132,25 @@ pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec
         .collect()
 }
 
+/// Behind every message.
+const END: MessageId = MessageId(i64::MAX);
+
 /// What a bounded walk over the messages found, and where to go on.
 pub(super) struct Walk<T> {
     pub(super) found: Vec<T>,
     pub(super) go_on: Option<MessageId>,
 }
 
-/// Walks messages after `after` in id order; `pick` says which count.
+/// Walks messages between two ids, both excluded, in order; `pick` says which count.
 fn walk<T>(
     conn: &Connection,
-    after: MessageId,
+    range: Range<MessageId>,
     limit: usize,
     mut pick: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
 ) -> rusqlite::Result<Walk<T>> {
-    let mut statement =
-        conn.prepare_cached("SELECT id, ep, sub, state, attempt, due FROM message WHERE id > ? ORDER BY id")?;
-    let mut rows = statement.query([after.0])?;
+    let mut statement = conn
+        .prepare_cached("SELECT id, ep, sub, state, attempt, due FROM message WHERE id > ? AND id < ? ORDER BY id")?;
+    let mut rows = statement.query([range.start.0, range.end.0])?;
     let mut found = Vec::new();
     let mut walked = 0;
     while let Some(row) = rows.next()? {
@@ -172,12 +179,27 @@ fn pending(row: &rusqlite::Row<'_>) -> rusqlite::Result<Pending> {
 }
 
 pub(super) fn fresh(conn: &Connection, after: MessageId, limit: usize) -> rusqlite::Result<Walk<Pending>> {
-    walk(conn, after, limit, |row| {
-        if row.get::<_, i64>(3)? == 0 {
+    walk(conn, after..END, limit, |row| {
+        if row.get::<_, i64>(3)? == FRESH {
             pending(row).map(Some)
         } else {
             Ok(None)
         }
+    })
+}
+
+/// Messages of an endpoint held behind others, between two ids.
+pub(super) fn held(
+    conn: &Connection,
+    endpoint: EndpointId,
+    after: MessageId,
+    before: MessageId,
+    limit: usize,
+) -> rusqlite::Result<Walk<Pending>> {
+    walk(conn, after..before, limit, |row| {
+        let one = pending(row)?;
+        let meant = one.endpoint == endpoint && row.get::<_, i64>(3)? == HELD;
+        Ok(meant.then_some(one))
     })
 }
 
@@ -188,7 +210,7 @@ pub(super) fn to_bury(
     subscription: Option<SubscriptionId>,
     limit: usize,
 ) -> rusqlite::Result<Walk<(MessageId, Pair, u16)>> {
-    walk(conn, after, limit, |row| {
+    walk(conn, after..END, limit, |row| {
         let one = pending(row)?;
         let meant = endpoint.is_none_or(|wanted| wanted == one.endpoint)
             && subscription.is_none_or(|wanted| wanted == one.subscription);
@@ -213,6 +235,8 @@ pub(super) fn backlog(conn: &Connection, pair: Pair, counts: Counts) -> rusqlite
         subscription,
         pending: counts.pending,
         dead: counts.dead,
+        held: counts.held,
+        blocking: counts.blocking,
         min_due: min_due.map(UnixMillis),
         oldest,
     })

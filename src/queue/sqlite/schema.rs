@@ -2,14 +2,15 @@
 //!
 //! Invariant: on the happy path a message touches no secondary index. Only waiting messages are indexed (by due time);
 //! fresh ones are found by walking the primary key, once after a restart. A message's attempts are at most one row for each
-//! number of its schedule, however often a probe fails that consumes none.
+//! number of its schedule, however often a probe fails that consumes none. Of the messages of one endpoint with the same
+//! `okey` at most one is not held (`state` 2), and none while a dead letter with `blocks` is kept.
 
 use rusqlite::Connection;
 
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -20,14 +21,17 @@ CREATE TABLE event(id INTEGER PRIMARY KEY, attrs BLOB NOT NULL, body BLOB NOT NU
 -- `done` is -1 where the rest cannot be made.
 CREATE TABLE unrouted(event INTEGER PRIMARY KEY, done INTEGER NOT NULL, targets BLOB NOT NULL);
 CREATE TABLE message(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, state INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, due INTEGER NOT NULL, bytes INTEGER NOT NULL);
+    attempt INTEGER NOT NULL, due INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    okey INTEGER);
 CREATE INDEX due ON message(ep, sub, due) WHERE state = 1;
+CREATE INDEX fifo ON message(ep, okey, state) WHERE okey IS NOT NULL;
 CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
     at INTEGER NOT NULL, code INTEGER, ms INTEGER);
 CREATE TABLE attempt(message INTEGER NOT NULL, n INTEGER NOT NULL, at INTEGER NOT NULL, ms INTEGER NOT NULL, code INTEGER,
     reason TEXT NOT NULL, excerpt BLOB, PRIMARY KEY(message, n)) WITHOUT ROWID;
 CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    at INTEGER NOT NULL, reason TEXT NOT NULL);
+    at INTEGER NOT NULL, reason TEXT NOT NULL, okey INTEGER, blocks INTEGER NOT NULL);
+CREATE INDEX blocked ON dead(ep, okey) WHERE blocks = 1;
 CREATE INDEX dead_ep ON dead(ep);
 CREATE INDEX dead_sub ON dead(sub);
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);

@@ -15,6 +15,10 @@ pub(super) type Pair = (EndpointId, SubscriptionId);
 pub(super) struct Counts {
     pub(super) pending: u64,
     pub(super) dead: u64,
+    /// Pending, and held behind another of their key.
+    pub(super) held: u64,
+    /// Dead, and blocking their key.
+    pub(super) blocking: u64,
     /// No unsettled message is older; where none is, nothing is known.
     pub(super) oldest: Option<MessageId>,
 }
@@ -48,6 +52,14 @@ impl Tally {
             if counts.dead == 0 {
                 self.pairs.remove(&pair);
             }
+        }
+    }
+
+    /// Moves what of the counts stands in an order. After [`Tally::add`]: what is held is pending, what blocks is dead.
+    pub(super) fn order(&mut self, pair: Pair, held: i64, blocking: i64) {
+        if let Some(counts) = self.pairs.get_mut(&pair) {
+            counts.held = counts.held.saturating_add_signed(held);
+            counts.blocking = counts.blocking.saturating_add_signed(blocking);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::{Options, SqliteQueue};
-use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{
     Accepted, Fence, NewEvent, Pending, Placement, Queue, QueueError, Quota, ResourceKey, Settled, StoredEvent,
@@ -325,4 +325,25 @@ async fn an_engine_that_falls_behind_slows_producers_and_misses_nothing() {
         .accept(vec![new_event("after", vec![])])
         .await
         .expect("accept again");
+}
+
+/// On a runtime with one thread, which is all that an embedder or a test may have.
+#[test]
+fn closing_does_not_wait_for_a_question_that_nobody_waits_for_any_more() {
+    let (closed, is_closed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let dir = Directory::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let queue = open(dir.path(), options());
+            let asked = queue.event(EventId(1));
+            tokio::pin!(asked);
+            // Asked, and then forgotten, as by a task that was aborted and not yet dropped.
+            let first = futures::poll!(asked.as_mut());
+            assert!(first.is_pending());
+            queue.close().await;
+        });
+        closed.send(()).expect("somebody waits");
+    });
+    is_closed.recv_timeout(Duration::from_secs(20)).expect("it closes");
 }

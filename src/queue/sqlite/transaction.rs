@@ -10,9 +10,10 @@ use rusqlite::{Connection, ErrorCode, Statement, params};
 
 use super::dedupe::Key;
 use super::open::Memory;
+use super::order::{FRESH, HELD, WAITING};
 use super::spaces::Held;
 use super::tally::Pair;
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::{
     Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, Quota, ROUTE_AT_ONCE, Settled, Settlement,
     StoredEvent, Target, Verdict,
@@ -30,7 +31,10 @@ pub(super) struct Statements<'c> {
     insert_seen: Statement<'c>,
     insert_event: Statement<'c>,
     insert_message: Statement<'c>,
-    delete_message: Statement<'c>,
+    take_message: Statement<'c>,
+    pub(super) of_key: Statement<'c>,
+    pub(super) blocker: Statement<'c>,
+    pub(super) promote: Statement<'c>,
     wait_message: Statement<'c>,
     insert_settled: Statement<'c>,
     insert_attempt: Statement<'c>,
@@ -47,8 +51,13 @@ impl<'c> Statements<'c> {
             insert_seen: conn.prepare("INSERT INTO seen(seq, event, hash, matched) VALUES (?, ?, ?, ?)")?,
             insert_event: conn.prepare("INSERT INTO event(id, attrs, body) VALUES (?, ?, ?)")?,
             insert_message: conn
-                .prepare("INSERT INTO message(id, sub, ep, state, attempt, due, bytes) VALUES (?, ?, ?, ?, 0, ?, ?)")?,
-            delete_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes")?,
+                .prepare("INSERT INTO message(id, sub, ep, state, attempt, due, bytes, okey) VALUES (?, ?, ?, ?, 0, ?, ?, ?)")?,
+            take_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes, okey, state")?,
+            of_key: conn.prepare(
+                "SELECT id, sub, attempt, state FROM message WHERE ep = ? AND okey = ? ORDER BY state, id LIMIT 1",
+            )?,
+            blocker: conn.prepare("SELECT 1 FROM dead WHERE ep = ? AND okey = ? AND blocks = 1 LIMIT 1")?,
+            promote: conn.prepare("UPDATE message SET state = ? WHERE id = ?")?,
             wait_message: conn
                 .prepare("UPDATE message SET state = 1, due = ?3, attempt = ?4 WHERE id = ?1 AND attempt = ?2")?,
             insert_settled: conn
@@ -56,8 +65,9 @@ impl<'c> Statements<'c> {
             insert_attempt: conn.prepare(
                 "INSERT OR REPLACE INTO attempt(message, n, at, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?,
-            insert_dead: conn
-                .prepare("INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason) VALUES (?, ?, ?, ?, ?, ?)")?,
+            insert_dead: conn.prepare(
+                "INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason, okey, blocks) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )?,
             put_state: conn.prepare("INSERT OR REPLACE INTO endpoint_state(ep, state) VALUES (?, ?)")?,
             conn,
         })
@@ -104,6 +114,8 @@ pub(super) struct Effects {
     /// Messages that are no longer pending, with their bytes.
     pub(super) settled: Vec<(Pair, u32)>,
     pub(super) buried: Vec<(Pair, i64)>,
+    /// By how much more are held, and block.
+    pub(super) ordered: Vec<(Pair, i64, i64)>,
     pub(super) arrivals: Vec<Arrival>,
     /// Endpoints that got an id, with the UID of their namespace.
     pub(super) placed: Vec<(EndpointId, String)>,
@@ -123,6 +135,7 @@ impl Effects {
             stored: Vec::new(),
             settled: Vec::new(),
             buried: Vec::new(),
+            ordered: Vec::new(),
             arrivals: Vec::new(),
             placed: Vec::new(),
             admitted: HashMap::new(),
@@ -140,19 +153,28 @@ impl Effects {
         self.stored.clear();
         self.settled.clear();
         self.buried.clear();
+        self.ordered.clear();
         self.arrivals.clear();
         self.placed.clear();
         self.admitted.clear();
     }
 
     /// How far the lists are that making a message adds to.
-    fn messages(&self) -> [usize; 3] {
-        [self.stored.len(), self.buried.len(), self.arrivals.len()]
+    fn messages(&self) -> [usize; 4] {
+        let Effects {
+            stored,
+            buried,
+            ordered,
+            arrivals,
+            ..
+        } = self;
+        [stored.len(), buried.len(), ordered.len(), arrivals.len()]
     }
 
-    fn forget_messages_after(&mut self, [stored, buried, arrivals]: [usize; 3]) {
+    fn forget_messages_after(&mut self, [stored, buried, ordered, arrivals]: [usize; 4]) {
         self.stored.truncate(stored);
         self.buried.truncate(buried);
+        self.ordered.truncate(ordered);
         self.arrivals.truncate(arrivals);
     }
 }
@@ -163,6 +185,21 @@ struct Unrouted {
     done: usize,
     targets: Vec<Target>,
     stored: Arc<StoredEvent>,
+}
+
+/// What is known of a message that was taken out.
+#[derive(Default)]
+struct Taken {
+    order: Option<OrderKey>,
+}
+
+/// How a message becomes a dead letter.
+struct Letter {
+    attempts: u16,
+    at: UnixMillis,
+    reason: DeadReason,
+    order: Option<OrderKey>,
+    blocks: bool,
 }
 
 /// One transaction under way.
@@ -277,7 +314,11 @@ impl<'c> Transaction<'_, 'c> {
             self.statements
                 .insert_event
                 .execute(params![event.0, &new.event.attributes[..], &new.event.body[..]])?;
-            let at_once = new.targets.len().min(ROUTE_AT_ONCE);
+            // A later event must not overtake what has an order.
+            let ordered = new.targets.iter().rposition(|target| target.order.is_some());
+            let at_once = ROUTE_AT_ONCE
+                .max(ordered.map_or(0, |last| last + 1))
+                .min(new.targets.len());
             for (ordinal, target) in new.targets[..at_once].iter().enumerate() {
                 self.message(MessageId::new(event, ordinal as u32), target, &new.event)?;
             }
@@ -301,50 +342,85 @@ impl<'c> Transaction<'_, 'c> {
             subscription,
             endpoint,
             placement,
+            order,
         } = *target;
         let state = match placement {
-            Placement::Fresh => Some(0),
-            Placement::Waiting => Some(1),
+            Placement::Fresh => Some(FRESH),
+            Placement::Waiting => Some(WAITING),
             Placement::QueueFull => None,
         };
         let pair = (endpoint, subscription);
-        if let Some(state) = state {
+        let mut held = false;
+        if let Some(mut state) = state {
+            if let Some(key) = order
+                && self.is_busy(endpoint, key)?
+            {
+                (state, held) = (HELD, true);
+                self.effects.ordered.push((pair, 1, 0));
+            }
             self.statements.insert_message.execute(params![
                 message.0,
                 subscription.0,
                 endpoint.0,
                 state,
                 self.now.0,
-                size(event)
+                size(event),
+                order.map(|key| key.0)
             ])?;
             self.effects.stored.push((pair, message, size(event)));
         } else {
-            self.dead(message, pair, 0, self.now, DeadReason::QueueFull)?;
+            let letter = Letter {
+                attempts: 0,
+                at: self.now,
+                reason: DeadReason::QueueFull,
+                order,
+                blocks: false,
+            };
+            self.dead(message, pair, letter)?;
         }
         self.effects.arrivals.push(Arrival {
             message,
             endpoint,
             subscription,
             placement,
+            held,
             event: Arc::clone(event),
         });
         Ok(())
     }
 
-    fn dead(
-        &mut self,
-        message: MessageId,
-        pair: Pair,
-        attempts: u16,
-        at: UnixMillis,
-        reason: DeadReason,
-    ) -> rusqlite::Result<()> {
+    fn dead(&mut self, message: MessageId, pair: Pair, letter: Letter) -> rusqlite::Result<()> {
         let (EndpointId(ep), SubscriptionId(sub)) = pair;
-        self.statements
-            .insert_dead
-            .execute(params![message.0, sub, ep, attempts, at.0, reason.reason()])?;
+        let blocks = letter.blocks && letter.order.is_some();
+        self.statements.insert_dead.execute(params![
+            message.0,
+            sub,
+            ep,
+            letter.attempts,
+            letter.at.0,
+            letter.reason.reason(),
+            letter.order.map(|key| key.0),
+            blocks
+        ])?;
         self.effects.buried.push((pair, 1));
+        if blocks {
+            self.effects.ordered.push((pair, 0, 1));
+        }
         Ok(())
+    }
+
+    /// Takes a message from those that are pending, if it is still there with so many attempts.
+    fn take(&mut self, message: MessageId, pair: Pair, attempts: u16) -> rusqlite::Result<Option<Taken>> {
+        let mut rows = self.statements.take_message.query(params![message.0, attempts])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let taken = Taken {
+            order: row.get::<_, Option<i64>>(1)?.map(OrderKey),
+        };
+        self.effects.settled.push((pair, row.get(0)?));
+        if row.get::<_, i64>(2)? == HELD {
+            self.effects.ordered.push((pair, -1, 0));
+        }
+        Ok(Some(taken))
     }
 
     /// Makes up to `limit` further messages of the oldest event that is not routed whole. One that cannot be routed is set
@@ -427,6 +503,7 @@ impl<'c> Transaction<'_, 'c> {
             attempts,
             ref record,
             verdict,
+            blocks,
         } = *settlement;
         let pair = (endpoint, subscription);
         let applied = match verdict {
@@ -434,14 +511,14 @@ impl<'c> Transaction<'_, 'c> {
                 due,
                 attempts: consumed,
             } => {
-                let wait = params![message.0, attempts, due.0, consumed];
-                self.statements.wait_message.execute(wait)? > 0
+                let wait = &mut self.statements.wait_message;
+                (wait.execute(params![message.0, attempts, due.0, consumed])? > 0).then_some(Taken::default())
             }
-            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => self.no_longer(message, pair, attempts)?,
+            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => self.take(message, pair, attempts)?,
         };
-        if !applied {
+        let Some(Taken { order }) = applied else {
             return Ok(Settled::Stale);
-        }
+        };
         let at = record.as_ref().map_or(self.now, |record| record.at);
         match verdict {
             Verdict::Wait { .. } => {}
@@ -459,8 +536,14 @@ impl<'c> Transaction<'_, 'c> {
                 ])?;
             }
             Verdict::Dead { reason } => {
-                let made = attempts + u16::from(record.is_some());
-                self.dead(message, pair, made, at, reason)?;
+                let letter = Letter {
+                    attempts: attempts + u16::from(record.is_some()),
+                    at,
+                    reason,
+                    order,
+                    blocks,
+                };
+                self.dead(message, pair, letter)?;
             }
             Verdict::Discard => {}
         }
@@ -479,15 +562,14 @@ impl<'c> Transaction<'_, 'c> {
                 record.excerpt.as_deref(),
             ])?;
         }
-        Ok(Settled::Applied)
-    }
-
-    /// Takes a message from those that are pending, if it is still there with so many attempts.
-    fn no_longer(&mut self, message: MessageId, pair: Pair, attempts: u16) -> rusqlite::Result<bool> {
-        let mut rows = self.statements.delete_message.query(params![message.0, attempts])?;
-        let Some(row) = rows.next()? else { return Ok(false) };
-        self.effects.settled.push((pair, row.get(0)?));
-        Ok(true)
+        let Some(key) = order else {
+            return Ok(Settled::Applied);
+        };
+        if blocks && matches!(verdict, Verdict::Dead { .. }) {
+            return Ok(Settled::Blocked);
+        }
+        let next = self.promote(endpoint, key, FRESH)?;
+        Ok(next.map_or(Settled::Applied, Settled::Promoted))
     }
 
     pub(super) fn put_states(&mut self, states: &[(EndpointId, bytes::Bytes)]) -> Result<(), Refusal> {
@@ -501,8 +583,18 @@ impl<'c> Transaction<'_, 'c> {
     pub(super) fn bury(&mut self, found: &[(MessageId, Pair, u16)], reason: DeadReason) -> Result<u64, Refusal> {
         let mut count = 0;
         for (message, pair, attempts) in found {
-            if self.no_longer(*message, *pair, *attempts)? {
-                self.dead(*message, *pair, *attempts, self.now, reason)?;
+            if let Some(Taken { order }) = self.take(*message, *pair, *attempts)? {
+                let letter = Letter {
+                    attempts: *attempts,
+                    at: self.now,
+                    reason,
+                    order,
+                    blocks: false,
+                };
+                self.dead(*message, *pair, letter)?;
+                if let Some(key) = order {
+                    self.promote(pair.0, key, WAITING)?;
+                }
                 count += 1;
             }
         }
@@ -519,7 +611,7 @@ fn size(event: &StoredEvent) -> u32 {
     u32::try_from(event.attributes.len() + event.body.len()).unwrap_or(u32::MAX)
 }
 
-/// Bytes of one packed target: subscription, endpoint, placement.
+/// Bytes of one packed target: subscription, endpoint, placement. What has an order is made at once, and never packed.
 const PACKED: usize = 9;
 
 fn pack(targets: &[Target]) -> Vec<u8> {
@@ -549,6 +641,7 @@ fn unpack(packed: &[u8]) -> Vec<Target> {
                 1 => Placement::Waiting,
                 _ => Placement::QueueFull,
             },
+            order: None,
         })
         .collect()
 }

@@ -229,6 +229,9 @@ impl Writer {
         for (pair, count) in effects.buried.drain(..) {
             view.tally.add(pair, 0, count);
         }
+        for (pair, held, blocking) in effects.ordered.drain(..) {
+            view.tally.order(pair, held, blocking);
+        }
         view.dedupe_entries = self.memory.dedupe.len();
         view.dedupe_cut_at = self.memory.dedupe.cut_at();
         view.unrouted = self.memory.unrouted;

@@ -14,7 +14,9 @@ use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::NamespaceRules;
-use crate::api::resolve::{EgressRules, Found, Reference, Unresolved, references_of, resolve_endpoint};
+use crate::api::resolve::{
+    EgressRules, Fifo, Found, Reference, Unresolved, references_of, resolve_endpoint, resolve_ordering,
+};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointEntry, EndpointState};
@@ -30,6 +32,8 @@ pub struct Endpoint {
     pub references: Vec<Reference>,
     pub material: Material<Reference, Found>,
     pub id: Option<EndpointId>,
+    /// How its messages are ordered, as the spec last said validly.
+    fifo: Option<Arc<Fifo>>,
     /// The values with which it was last usable.
     good: BTreeMap<Reference, Found>,
     /// What the registry was told last.
@@ -56,6 +60,7 @@ impl Endpoint {
             references: Vec::new(),
             material: Material::new(now),
             id: None,
+            fifo: None,
             good: BTreeMap::new(),
             told: None,
             timer: None,
@@ -74,6 +79,12 @@ impl Endpoint {
             .map(|reference| (reference.clone(), fetch::version_in(versions, reference)))
             .collect();
         self.material.observe(&wanted, is_new_spec, now);
+        if is_new_spec {
+            self.fifo = match resolve_ordering(&object.spec.ordering) {
+                Ok(fifo) => fifo.map(Arc::new),
+                Err(_) => self.fifo.take().or_else(|| Some(Arc::new(Fifo::strictest()))),
+            };
+        }
         self.good.retain(|reference, _| self.references.contains(reference));
         self.object = object;
     }
@@ -256,6 +267,8 @@ impl Loader {
         };
         endpoint.id = Some(id);
         self.by_id.insert(id, key.clone());
+        // Before anything else of it is usable: messages are accepted already.
+        self.tools.registry.order(id).store(endpoint.fifo.clone());
         self.tools.objects.put_endpoint(id, endpoint.object.clone());
         if !endpoint.material.is_read() {
             return;
@@ -285,6 +298,7 @@ impl Loader {
             key,
             namespace: namespace.to_owned(),
             gauge: self.tools.registry.gauge(id),
+            fifo: self.tools.registry.order(id).load_full(),
             state,
         };
         self.tools.registry.put_endpoint(entry).await;

@@ -108,6 +108,7 @@ impl Loader {
                     key: resource,
                     endpoint,
                     endpoint_gauge: self.tools.registry.gauge(endpoint),
+                    endpoint_order: self.tools.registry.order(endpoint),
                     spec: Arc::new(spec),
                     deleted: None,
                 };

@@ -1,5 +1,6 @@
 use super::*;
 use crate::api::limits::{DisableAfter, RateLimit};
+use crate::api::ordering::{OnExhausted, Ordering, OrderingMode};
 use crate::api::retry::Exponential;
 
 #[test]
@@ -56,7 +57,7 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
     assert_eq!((resolved.rate, resolved.disable_after), (Some(rate), None));
     assert_eq!(resolved.retry.never_retry, [400, 422]);
 
-    let edits: [fn(&mut WebhookEndpointSpec); 6] = [
+    let edits: [fn(&mut WebhookEndpointSpec); 7] = [
         |spec| spec.max_in_flight = 0,
         |spec| spec.disable_after = DisableAfter("never".to_owned()),
         |spec| spec.circuit_breaker.open_after = 0,
@@ -68,6 +69,13 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
             })
         },
         |spec| spec.retry.max_age = "soon".into(),
+        |spec| {
+            spec.ordering = Ordering {
+                mode: OrderingMode::Fifo,
+                key: Some("event.".to_owned()),
+                on_exhausted: OnExhausted::Block,
+            }
+        },
     ];
     for (number, edit) in edits.into_iter().enumerate() {
         let mut broken = endpoint.clone();
