@@ -299,6 +299,7 @@ async fn follow_changes(core: Arc<Core>, mut changes: mpsc::Receiver<Change>) {
         core.step(|state| match change {
             Change::Endpoint(entry) => state.endpoint_changed(entry, now),
             Change::Subscription(entry) => state.subscription_changed(entry, now),
+            Change::Filter(entry) => state.filter_changed(&entry),
             Change::SubscriptionGone { id, .. } => state.subscription_gone(id, now),
             Change::Synced => state.all_loaded(now),
         });

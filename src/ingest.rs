@@ -27,7 +27,7 @@ use crate::api::policy::UndeclaredTypes;
 use crate::event::Event;
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue, QueueError};
-use crate::registry::{NamespaceView, Registry};
+use crate::registry::{NamespaceView, Registry, SubscriptionEntry};
 
 mod accept;
 pub mod answer;
@@ -175,7 +175,12 @@ impl Ingest {
         self.pace(&view, &events, now)?;
         let view = self.declared(namespace, view, &events).await?;
         let fits = check(&view, &events)?;
-        let placed = accept::place(&view, events.as_slice(), now);
+        let news = |subscription: &Arc<SubscriptionEntry>| {
+            if !self.registry.filter_changed(subscription) {
+                subscription.filter_health.not_told();
+            }
+        };
+        let placed = accept::place(&view, events.as_slice(), &self.metrics, now, news);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
         // A panic is one request's 500, not the end of its connection.

@@ -1,4 +1,5 @@
-//! The index over subscriptions: exact type and prefix, then source. Pure.
+//! The index over subscriptions: exact type and prefix, then source; what comes after it, filters and keys of orders, is
+//! asked of a [`Candidate`]. Pure.
 //!
 //! Owns which subscriptions of one namespace an event matches; knows nothing of endpoints, stores or Kubernetes. Invariant:
 //! [`Index::find`] gives what a scan over all subscriptions would give, each once, in the order they were given.
@@ -11,7 +12,11 @@ use std::sync::Arc;
 
 use crate::api::resolve::{ResolvedSubscription, TypePattern};
 
-pub mod order;
+mod candidate;
+pub mod filter;
+mod order;
+
+pub use candidate::Candidate;
 
 /// The subscriptions of one namespace, ready to be asked which match. Built anew when one changes.
 #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{Fifo, ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::matching::Index;
+use crate::matching::filter::FilterHealth;
 use crate::queue::{Gauge, ResourceKey};
 use crate::schema::TypeRule;
 
@@ -65,6 +66,8 @@ pub struct SubscriptionEntry {
     /// The endpoint's order: ingest takes a message's key from it.
     pub endpoint_order: Arc<OrderCell>,
     pub spec: Arc<ResolvedSubscription>,
+    /// How its filter fares; written by ingest.
+    pub filter_health: Arc<FilterHealth>,
     /// Set when deleted: its messages are buried five minutes later unless it comes back.
     pub deleted: Option<crate::ids::UnixMillis>,
 }
@@ -74,6 +77,8 @@ pub struct SubscriptionEntry {
 pub enum Change {
     Endpoint(Arc<EndpointEntry>),
     Subscription(Arc<SubscriptionEntry>),
+    /// There is news of a subscription's filter.
+    Filter(Arc<SubscriptionEntry>),
     /// The store has messages of a subscription that was deleted while no dispatcher ran: nothing is known of it but its
     /// id. Told once, after the first complete list; buried like any deleted one.
     SubscriptionGone {
@@ -268,6 +273,12 @@ impl Registry {
             };
         }
         self.namespaces.store(Arc::new(namespaces));
+    }
+
+    /// For ingest: what is told of a subscription's filter changed. False when the engine has no room for it now: to be
+    /// told again.
+    pub fn filter_changed(&self, entry: &Arc<SubscriptionEntry>) -> bool {
+        self.changes.try_send(Change::Filter(entry.clone())).is_ok()
     }
 
     /// For the watches: every watch has synced and what was due is resolved. Once.

@@ -10,6 +10,7 @@ mod it {
     mod dns;
     mod durability;
     mod event_types;
+    mod filters;
     mod formats;
     mod ground;
     mod guard;

@@ -8,9 +8,10 @@ pub const STALLED: &str = "Stalled";
 pub const KEY_ROTATING: &str = "KeyRotating";
 pub const DELIVERING: &str = "Delivering";
 pub const KEYS_BLOCKED: &str = "KeysBlocked";
+pub const FILTER_FAILING: &str = "FilterFailing";
 
-/// Conditions of an endpoint that the dispatcher writes; the controller writes all others.
-pub const OF_DISPATCHER: [&str; 2] = [DELIVERING, KEYS_BLOCKED];
+/// Conditions that the dispatcher writes; the controller writes all others.
+pub const OF_DISPATCHER: [&str; 3] = [DELIVERING, KEYS_BLOCKED, FILTER_FAILING];
 
 pub const TRUE: &str = "True";
 pub const FALSE: &str = "False";
@@ -34,6 +35,7 @@ pub mod reasons {
     pub const INVALID_SPEC: &str = "InvalidSpec";
     pub const ENDPOINT_NOT_FOUND: &str = "EndpointNotFound";
     pub const TOO_MANY_SUBSCRIPTIONS: &str = "TooManySubscriptions";
+    pub const INVALID_FILTER: &str = "InvalidFilter";
     pub const WAITING_FOR_DISPATCHER: &str = "WaitingForDispatcher";
 
     // Ready of an EventType.
@@ -43,6 +45,9 @@ pub mod reasons {
 
     // KeyRotating.
     pub const OVERLAP: &str = "Overlap";
+
+    // FilterFailing.
+    pub const EVALUATION_ERROR: &str = "EvaluationError";
 
     // Delivering, in order: the first that holds.
     pub const DISABLED: &str = "Disabled";

@@ -33,7 +33,7 @@ pub use limits::resolve_retry;
 pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
 pub use references::{Found, Lookup, Reference, References};
-pub use subscription::resolve_subscription;
+pub use subscription::{resolve_subscription, resolve_with_last_filter};
 
 /// Why a resource cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -299,6 +299,7 @@ pub struct ResolvedSubscription {
     pub event_types: Vec<TypePattern>,
     /// Exact sources; empty means every source.
     pub sources: Vec<String>,
+    pub filter: Option<Expression>,
     pub format: Format,
     /// In place of the endpoint's.
     pub retry: Option<RetryPolicy>,

@@ -229,14 +229,29 @@ pub struct SubscriptionStatus {
     /// The generation of the spec that the controller looked at last; -1 before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (valid and loaded) and Stalled.
+    /// Ready (valid and loaded) and Stalled; and FilterFailing, while the filter has no answer for events.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// The newest generation that was valid. Its filter is in force while a newer one is invalid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_valid: Option<LastValid>,
     /// How delivery goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<SubscriptionDelivery>,
+}
+
+/// A generation that was valid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastValid {
+    /// Which.
+    pub generation: i64,
+    /// Its filter, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub filter: Option<String>,
 }
 
 /// How delivery for a subscription goes.

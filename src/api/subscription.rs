@@ -53,6 +53,15 @@ pub struct EventSubscriptionSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub sources: Vec<String>,
 
+    /// Which of these events match: a CEL expression that is true for them, such as event.data.score > 80. It sees event:
+    /// its attributes (event.type, event.source, event.subject, extensions by their names) and event.data. At most 1024
+    /// bytes. An event for which it fails, because of a field that is not there for example, does not match, and the
+    /// condition FilterFailing says so: has(event.data.score) && event.data.score > 80 does not fail. While a new filter
+    /// is invalid the last valid one stays in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub filter: Option<String>,
+
     /// What the receiver gets. StandardWebhooks: a JSON body {"type", "timestamp", "data"}. CloudEventsStructured: the
     /// whole CloudEvent as application/cloudevents+json. CloudEventsBinary: the data as the body under its own media type,
     /// and the attributes in ce- headers. Raw: the data alone, under its own media type.

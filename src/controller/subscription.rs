@@ -12,14 +12,14 @@ use super::memory::{Asked, Seen};
 use super::work::{Again, Error};
 use crate::api::EventSubscription;
 use crate::api::census::MAX_SUBSCRIPTIONS;
-use crate::api::conditions::reasons;
+use crate::api::conditions::{FILTER_FAILING, reasons};
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::resolve::{Unresolved, resolve_subscription};
-use crate::api::status::SubscriptionStatus;
+use crate::api::status::{LastValid, SubscriptionStatus};
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
 
 const PLURAL: &str = "eventsubscriptions";
-const FIELDS: &[&str] = &["observedGeneration"];
+const FIELDS: &[&str] = &["observedGeneration", "lastValid"];
 
 /// Brings one subscription's status up to date.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Again, Error> {
@@ -53,9 +53,19 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         true => Err(Unresolved::too_many_subscriptions()),
         false => resolve_subscription(&subscription).map(|_| ()),
     };
+    let last_valid = match resolved {
+        Ok(()) => Some(LastValid {
+            generation: subscription.metadata.generation.unwrap_or_default(),
+            filter: subscription.spec.filter.clone(),
+        }),
+        Err(_) => subscription
+            .status
+            .as_ref()
+            .and_then(|status| status.last_valid.clone()),
+    };
     let readiness = readiness(&subscription, resolved, has_endpoint, &seen, &fleet);
     context.wait_for_dispatcher(key, matches!(readiness, Readiness::Waiting { .. }));
-    apply(context, &subscription, &readiness).await?;
+    apply(context, &subscription, &readiness, last_valid).await?;
     Ok(None)
 }
 
@@ -104,7 +114,12 @@ fn readiness(
     }
 }
 
-async fn apply(context: &Context, subscription: &EventSubscription, readiness: &Readiness) -> Result<(), Error> {
+async fn apply(
+    context: &Context,
+    subscription: &EventSubscription,
+    readiness: &Readiness,
+    last_valid: Option<LastValid>,
+) -> Result<(), Error> {
     let generation = subscription.metadata.generation.unwrap_or_default();
     let previous = subscription
         .status
@@ -120,9 +135,10 @@ async fn apply(context: &Context, subscription: &EventSubscription, readiness: &
     let status = SubscriptionStatus {
         observed_generation: Some(generation),
         conditions: conditions.of(readiness),
+        last_valid,
         ..SubscriptionStatus::default()
     };
-    let is_own = |_: &str| true;
+    let is_own = |type_: &str| type_ != FILTER_FAILING;
     let wanted = own_part(&status, FIELDS, is_own);
     if is_unchanged(&own_part(&subscription.status, FIELDS, is_own), &wanted) {
         return Ok(());

@@ -54,6 +54,8 @@ pub(super) struct Subscription {
     pub counted: bool,
     /// Its first dead letter was posted.
     pub dead_posted: bool,
+    /// What was posted last says that its filter fails.
+    pub filter_posted: bool,
 }
 
 impl Subscription {

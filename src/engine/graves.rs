@@ -52,6 +52,7 @@ impl Graves {
                 self.deleted.insert(Grave::Subscription(*id), *at);
             }
             Change::Synced => self.synced = true,
+            Change::Filter(_) => {}
         }
     }
 

@@ -238,8 +238,16 @@ impl State {
             let known = self.subscription(home, id);
             known.entry = Some(Arc::clone(&entry));
             known.gone = false;
+            // What was said of the filter before was said of another one.
+            known.view_dirty |= known.filter_posted && entry.filter_health.failing().is_none();
             self.subscription_known(home, id, now);
         }
+    }
+
+    /// What is told of a subscription's filter may have changed.
+    pub fn filter_changed(&mut self, entry: &SubscriptionEntry) {
+        self.subscription(entry.endpoint, entry.id).view_dirty = true;
+        self.note_change(entry.endpoint);
     }
 
     /// A subscription of the store no longer exists.

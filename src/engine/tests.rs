@@ -259,6 +259,7 @@ impl World {
             endpoint: key.name.clone(),
             event_types: vec![],
             sources: vec![],
+            filter: None,
             format: Format::StandardWebhooks,
             retry: None,
             suspend: false,
@@ -272,6 +273,7 @@ impl World {
                 endpoint_gauge: self.registry.gauge(endpoint),
                 endpoint_order: self.registry.order(endpoint),
                 spec: Arc::new(spec),
+                filter_health: Arc::default(),
                 deleted: None,
             }))
             .await;

@@ -213,7 +213,8 @@ impl State {
     }
 
     fn post_subscription(&mut self, board: &Board, id: SubscriptionId) {
-        let home = self.registry.subscription(id).map(|entry| entry.endpoint);
+        let entry = self.registry.subscription(id);
+        let home = entry.as_ref().map(|entry| entry.endpoint);
         // A subscription's messages lie at its endpoint, and only after a recreation for another one also elsewhere.
         let Some(known) = home.and_then(|home| self.endpoints.get_mut(&home)?.subscriptions.get_mut(&id)) else {
             return;
@@ -222,9 +223,13 @@ impl State {
             pending: known.pending.max(0).unsigned_abs(),
             dead_lettered: known.dead.max(0).unsigned_abs(),
             last_dead_letter: known.last_dead,
+            filter_failing: entry.and_then(|entry| entry.filter_health.failing()),
         };
-        let urgent = !known.dead_posted && known.last_dead.is_some();
-        known.dead_posted |= urgent;
+        let first_dead = !known.dead_posted && known.last_dead.is_some();
+        known.dead_posted |= first_dead;
+        let turned = known.filter_posted != view.filter_failing.is_some();
+        known.filter_posted = view.filter_failing.is_some();
+        let urgent = first_dead || turned;
         board.post_subscription(id, view, urgent);
     }
 }

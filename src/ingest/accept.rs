@@ -1,4 +1,4 @@
-//! From valid events to the store: match, place, accept, account.
+//! From valid events to the store: match (index, then filters), place, accept, account.
 //!
 //! Invariant: a place taken from a gauge is either in the store as a fresh message or given back, also when the producer
 //! hangs up meanwhile: the part that may not be torn runs to its end ([`super::whole`]), and the server waits for it.
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::event::{Event, format};
 use crate::ids::{MessageId, UnixMillis};
-use crate::matching::order::Keys;
+use crate::matching::Candidate;
 use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Quota, Target};
 use crate::registry::{NamespaceView, SubscriptionEntry};
 
@@ -31,11 +31,30 @@ pub(super) struct Placed {
     unkeyed: u64,
 }
 
-/// Matches events and takes places for their messages.
-pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> Placed {
+/// Matches events and takes places for their messages. `news` hears of a filter that fails, or no longer does.
+pub(super) fn place(
+    view: &NamespaceView,
+    events: &[Event],
+    metrics: &Metrics,
+    now: UnixMillis,
+    news: impl Fn(&Arc<SubscriptionEntry>),
+) -> Placed {
     let quota = Quota {
         messages: view.rules.quotas.pending_messages,
         bytes: view.rules.quotas.pending_bytes,
+    };
+    let passes = |candidate: &mut Candidate<'_>, subscription: &Arc<SubscriptionEntry>| {
+        let Some(filter) = &subscription.spec.filter else {
+            return true;
+        };
+        let result = candidate.passes(filter);
+        if subscription.filter_health.note(&result, now) {
+            news(subscription);
+        }
+        result.unwrap_or_else(|_| {
+            metrics.filter_errors.inc();
+            false
+        })
     };
     let mut placed = Placed {
         events: Vec::with_capacity(events.len()),
@@ -43,18 +62,21 @@ pub(super) fn place(view: &NamespaceView, events: &[Event], now: UnixMillis) -> 
         unkeyed: 0,
     };
     for event in events {
+        let mut candidate = Candidate::new(event);
         let found = view.subscriptions.find(&event.r#type, &event.source);
         let mut targets = Vec::with_capacity(found.len());
         let mut taken = Vec::with_capacity(found.len());
-        let mut keys = Keys::new(event);
         for subscription in found {
+            if !passes(&mut candidate, subscription) {
+                continue;
+            }
             let placement = subscription.endpoint_gauge.place(MAX_PENDING);
             targets.push(Target {
                 subscription: subscription.id,
                 endpoint: subscription.endpoint,
                 placement,
                 order: subscription.endpoint_order.load().as_deref().map(|fifo| {
-                    let (key, failed) = keys.of(fifo);
+                    let (key, failed) = candidate.key(fifo);
                     placed.unkeyed += u64::from(failed.is_some());
                     key
                 }),
@@ -139,6 +161,7 @@ mod tests {
             endpoint: "crm".into(),
             event_types: vec![TypePattern::Any],
             sources: Vec::new(),
+            filter: None,
             format: Format::StandardWebhooks,
             retry: None,
             suspend: false,
@@ -153,6 +176,7 @@ mod tests {
             endpoint_gauge: Arc::clone(&gauge),
             endpoint_order: Arc::default(),
             spec: Arc::clone(&spec),
+            filter_health: Arc::default(),
             deleted: None,
         });
         let view = NamespaceView {
@@ -185,7 +209,7 @@ mod tests {
         let (view, gauge) = namespace(1, 2);
         let metrics = Metrics::default();
         for (id, new) in [("a", true), ("a", false), ("b", true), ("c", true)] {
-            let placed = place(&view, &[event(id)], UnixMillis::now());
+            let placed = place(&view, &[event(id)], &metrics, UnixMillis::now(), |_| {});
             let accepted = store(&queue, &metrics, placed).await.expect("stored");
             assert_eq!(matches!(accepted[0], Accepted::New { .. }), new, "{id}");
         }

@@ -28,6 +28,7 @@ pub struct Metrics {
     pub(super) unmatched: Counter,
     pub(super) matched: Counter,
     pub(super) unkeyed: Counter,
+    pub(super) filter_errors: Counter,
     pub(super) bytes: Counter,
     over_quota: Family<Vec<(&'static str, &'static str)>, Counter>,
     pub(super) auth_hits: Counter,
@@ -48,6 +49,7 @@ impl Default for Metrics {
             unmatched: Counter::default(),
             matched: Counter::default(),
             unkeyed: Counter::default(),
+            filter_errors: Counter::default(),
             bytes: Counter::default(),
             over_quota: Family::default(),
             auth_hits: Counter::default(),
@@ -79,6 +81,11 @@ impl Metrics {
             "messages_without_key",
             "Messages for which an endpoint's ordering.key failed: they share one key",
             self.unkeyed.clone(),
+        );
+        registry.register(
+            "filter_errors",
+            "Evaluations of a subscription's filter that failed: the event did not match",
+            self.filter_errors.clone(),
         );
         registry.register("body_bytes", "Bytes of request bodies read", self.bytes.clone());
         registry.register(

@@ -3,9 +3,10 @@
 //! Owns the key; knows nothing of queues. Invariant: every event has a key, so that no failure lets a message out of its
 //! order: where there is none to be had it is [`COMMON`], which all such events of an endpoint share.
 
+use super::candidate::Candidate;
 use crate::api::resolve::{Fifo, FifoKey};
 use crate::event::Event;
-use crate::expression::{EvaluationError, Scope};
+use crate::expression::EvaluationError;
 use crate::ids::OrderKey;
 
 /// The key of events without one.
@@ -13,26 +14,15 @@ const COMMON: &str = "";
 /// The extension that names a key (CloudEvents, Partitioning extension).
 const PARTITION_KEY: &str = "partitionkey";
 
-/// The keys of one event, by as many endpoints as it goes to. Expressions read it at most once.
-pub struct Keys<'e> {
-    event: &'e Event,
-    scope: Option<Scope<'e>>,
-}
-
-impl<'e> Keys<'e> {
-    pub fn new(event: &'e Event) -> Keys<'e> {
-        Keys { event, scope: None }
-    }
-
+impl Candidate<'_> {
     /// The key for an endpoint that orders its messages so, and why it is the common one where an expression failed.
-    pub fn of(&mut self, fifo: &Fifo) -> (OrderKey, Option<EvaluationError>) {
+    pub fn key(&mut self, fifo: &Fifo) -> (OrderKey, Option<EvaluationError>) {
         let expression = match &fifo.key {
             FifoKey::Usual => return (OrderKey::of(usual(self.event)), None),
             FifoKey::Common => return (OrderKey::of(COMMON), None),
             FifoKey::Expression(expression) => expression,
         };
-        let scope = self.scope.get_or_insert_with(|| Scope::event(self.event));
-        match expression.text(scope) {
+        match expression.text(self.scope()) {
             Ok(key) => (OrderKey::of(&key), None),
             Err(error) => (OrderKey::of(COMMON), Some(error)),
         }
@@ -72,7 +62,7 @@ mod tests {
     }
 
     fn key(event: &Event, key: FifoKey) -> OrderKey {
-        Keys::new(event).of(&Fifo { key, blocks: true }).0
+        Candidate::new(event).key(&Fifo { key, blocks: true }).0
     }
 
     #[test]
@@ -104,7 +94,7 @@ mod tests {
                 key: FifoKey::Expression(expression),
                 blocks: true,
             };
-            let (key, failed) = Keys::new(&event).of(&fifo);
+            let (key, failed) = Candidate::new(&event).key(&fifo);
             assert_eq!(key, OrderKey::of(expected.unwrap_or(COMMON)), "{source}");
             assert_eq!(failed.is_none(), expected.is_some(), "{source}: {failed:?}");
         }

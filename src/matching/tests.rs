@@ -11,6 +11,7 @@ fn subscription(event_types: Vec<TypePattern>, sources: Vec<String>) -> Arc<Reso
         endpoint: "e".into(),
         event_types,
         sources,
+        filter: None,
         format: Format::StandardWebhooks,
         retry: None,
         suspend: false,

@@ -94,6 +94,8 @@ pub struct SubscriptionView {
     pub pending: u64,
     pub dead_lettered: u64,
     pub last_dead_letter: Option<(UnixMillis, &'static str)>,
+    /// Why the filter fails, while it does.
+    pub filter_failing: Option<String>,
 }
 
 /// What was posted and not yet taken.

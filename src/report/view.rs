@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::board::{Delivering, EndpointView, Failure, SubscriptionView};
-use crate::api::conditions::{DELIVERING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, reasons};
+use crate::api::conditions::{DELIVERING, FILTER_FAILING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, reasons};
 use crate::api::status::{EndpointDelivery, RECENT_FAILURES};
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Kind};
@@ -91,8 +91,19 @@ pub fn endpoint(view: &EndpointView, previous: &[Condition], generation: i64, no
 }
 
 /// A subscription's own part of status.
-pub fn subscription(view: &SubscriptionView) -> Value {
+pub fn subscription(view: &SubscriptionView, previous: &[Condition], generation: i64, now: UnixMillis) -> Value {
+    let failing = view.filter_failing.as_ref().map(|why| {
+        let new = NewCondition {
+            type_: FILTER_FAILING,
+            status: TRUE,
+            reason: reasons::EVALUATION_ERROR,
+            message: cut(&format!("Events do not match while the filter fails for them: {why}.")),
+            generation,
+        };
+        condition(previous, timestamp(now), new)
+    });
     json!({
+        "conditions": failing.into_iter().collect::<Vec<_>>(),
         "delivery": {
             "pending": view.pending,
             "deadLettered": view.dead_lettered,
@@ -321,15 +332,28 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_shows_its_dead_letters() {
+    fn a_subscription_shows_its_dead_letters_and_a_filter_that_fails() {
         let view = SubscriptionView {
             pending: 0,
             dead_lettered: 1,
             last_dead_letter: Some((UnixMillis(1_000), "Exhausted")),
+            filter_failing: None,
         };
+        let shown = |view: &SubscriptionView| subscription(view, &[], 3, UnixMillis(2_000));
         assert_eq!(
-            subscription(&view)["delivery"]["lastDeadLetter"],
+            shown(&view)["delivery"]["lastDeadLetter"],
             json!({"time": "1970-01-01T00:00:01Z", "reason": "Exhausted"})
         );
+        assert_eq!(shown(&view)["conditions"], json!([]));
+        let failing = SubscriptionView {
+            filter_failing: Some("there is no score".into()),
+            ..view
+        };
+        let condition = &shown(&failing)["conditions"][0];
+        assert_eq!(
+            (&condition["type"], &condition["reason"]),
+            (&json!("FilterFailing"), &json!("EvaluationError"))
+        );
+        assert!(condition["message"].as_str().unwrap().contains("there is no score"));
     }
 }

@@ -18,6 +18,7 @@ use super::board::{Board, EndpointView, Posted, SubscriptionView};
 use super::metrics::Metrics;
 use super::plan::{Allowance, Dirty, Id, plan};
 use super::view;
+use crate::api::conditions::FILTER_FAILING;
 use crate::api::names::DISPATCHER;
 use crate::api::status::EndpointDelivery;
 use crate::api::{EventSubscription, WebhookEndpoint};
@@ -168,15 +169,9 @@ impl Writer {
         let now = UnixMillis::now();
         let wanted = match (self.views.get(&id)?, &object) {
             (View::Endpoint(view), Object::Endpoint(endpoint)) => wanted_endpoint(view, endpoint, now),
-            (View::Subscription(view), Object::Subscription(subscription)) => Some((
-                view::subscription(view),
-                own_part(&subscription.status, &view::OWN_FIELDS, |_| false),
-            ))
-            .filter(|(own, current)| !is_unchanged(current, own))
-            .map(|(own, _)| Change {
-                is_overtaken: view::shows_settled(shown_pending(subscription), view.pending),
-                ..Change::routine(own)
-            }),
+            (View::Subscription(view), Object::Subscription(subscription)) => {
+                wanted_subscription(view, subscription, now)
+            }
             _ => None,
         };
         wanted.map(|change| Wanted { object, change })
@@ -282,6 +277,23 @@ fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMil
         is_transition,
         is_overtaken: delivery.is_some_and(|shown| view::is_overtaken(shown, view, now)),
         happening: view::happening(before, view),
+    })
+}
+
+fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription, now: UnixMillis) -> Option<Change> {
+    let status = subscription.status.as_ref();
+    let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let generation = subscription.metadata.generation.unwrap_or(0);
+    let own = view::subscription(view, conditions, generation, now);
+    let current = own_part(&subscription.status, &view::OWN_FIELDS, view::is_own_condition);
+    if is_unchanged(&current, &own) {
+        return None;
+    }
+    let fails = conditions.iter().any(|c| c.type_ == FILTER_FAILING);
+    Some(Change {
+        is_transition: fails != view.filter_failing.is_some(),
+        is_overtaken: view::shows_settled(shown_pending(subscription), view.pending),
+        ..Change::routine(own)
     })
 }
 

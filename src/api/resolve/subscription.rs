@@ -4,7 +4,9 @@ use kube::ResourceExt as _;
 
 use super::{Format, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
 use crate::api::EventSubscription;
+use crate::api::conditions::reasons;
 use crate::api::subscription::PayloadFormat;
+use crate::expression::{Expression, Role};
 
 /// The subscription as matching and rendering use it, or why it cannot be used. Whether its endpoint exists is not asked.
 pub fn resolve_subscription(subscription: &EventSubscription) -> Result<ResolvedSubscription, Unresolved> {
@@ -23,6 +25,7 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
             .map(|text| pattern(text))
             .collect::<Result<_, _>>()?,
         sources: spec.sources.clone(),
+        filter: spec.filter.as_deref().map(filter).transpose()?,
         format: match spec.format {
             PayloadFormat::StandardWebhooks => Format::StandardWebhooks,
             PayloadFormat::CloudEventsStructured => Format::CloudEventsStructured,
@@ -32,6 +35,30 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
         retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
+}
+
+fn filter(source: &str) -> Result<Expression, Unresolved> {
+    Expression::compile(Role::Filter, source).map_err(|error| {
+        Unresolved::stalled(
+            reasons::INVALID_FILTER,
+            format!("filter: {error}. Until it is mended the last valid filter stays in force"),
+        )
+    })
+}
+
+/// A subscription whose filter is invalid, with the last valid one in its place: that of `before`, or what status tells of.
+/// None where there never was one, or where something else is wrong.
+pub fn resolve_with_last_filter(
+    subscription: &EventSubscription,
+    before: Option<&ResolvedSubscription>,
+) -> Option<ResolvedSubscription> {
+    let last = match before {
+        Some(before) => before.filter.as_ref().map(|filter| filter.source().to_owned()),
+        None => subscription.status.as_ref()?.last_valid.as_ref()?.filter.clone(),
+    };
+    let mut mended = subscription.clone();
+    mended.spec.filter = last;
+    resolve_subscription(&mended).ok()
 }
 
 fn pattern(text: &str) -> Result<TypePattern, Unresolved> {

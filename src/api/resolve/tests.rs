@@ -394,6 +394,7 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
                 endpoint_ref: EndpointReference { name: "crm".to_owned() },
                 event_types: types.iter().map(|t| (*t).to_owned()).collect(),
                 sources: vec!["/calls".to_owned()],
+                filter: None,
                 format: PayloadFormat::CloudEventsStructured,
                 retry: None,
                 suspend: true,

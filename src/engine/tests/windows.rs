@@ -36,6 +36,7 @@ fn subscribed(state: &mut State, now: UnixMillis) {
         endpoint: "crm".into(),
         event_types: vec![],
         sources: vec![],
+        filter: None,
         format: Format::StandardWebhooks,
         retry: None,
         suspend: false,
@@ -47,6 +48,7 @@ fn subscribed(state: &mut State, now: UnixMillis) {
         endpoint_gauge: state.registry.gauge(ENDPOINT),
         endpoint_order: state.registry.order(ENDPOINT),
         spec: Arc::new(spec),
+        filter_health: Arc::default(),
         deleted: None,
     };
     state.subscription_changed(Arc::new(entry), now);

@@ -10,7 +10,8 @@ use kube::ResourceExt;
 
 use super::Loader;
 use crate::api::census::{Age, MAX_SUBSCRIPTIONS, age};
-use crate::api::resolve::resolve_subscription;
+use crate::api::conditions::reasons;
+use crate::api::resolve::{resolve_subscription, resolve_with_last_filter};
 use crate::api::{EventSubscription, EventType};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::matching::Index;
@@ -101,34 +102,38 @@ impl Loader {
         };
         self.tools.objects.put_subscription(id, object.clone());
         self.put_missing(endpoint, &target, endpoint_resource).await;
-        match resolve_subscription(&object) {
-            Ok(spec) => {
-                let entry = SubscriptionEntry {
-                    id,
-                    key: resource,
-                    endpoint,
-                    endpoint_gauge: self.tools.registry.gauge(endpoint),
-                    endpoint_order: self.tools.registry.order(endpoint),
-                    spec: Arc::new(spec),
-                    deleted: None,
-                };
-                if self
-                    .subscriptions
-                    .get(key)
-                    .is_none_or(|before| !is_same(before, &entry))
-                {
-                    let entry = Arc::new(entry);
-                    self.tools.registry.put_subscription(entry.clone()).await;
-                    self.subscriptions.insert(key.clone(), entry);
-                    self.world.views.insert(key.0.clone());
-                }
-            }
-            Err(error) => tracing::info!(
+        let before = self.subscriptions.get(key);
+        let resolved = resolve_subscription(&object).or_else(|error| {
+            tracing::info!(
                 namespace = key.0,
                 name = key.1,
                 reason = error.reason,
                 "a subscription is invalid: its last valid form stays in use"
-            ),
+            );
+            let is_filter = error.reason == reasons::INVALID_FILTER;
+            let mended = || resolve_with_last_filter(&object, before.map(|before| &*before.spec));
+            is_filter.then(mended).flatten().ok_or(())
+        });
+        if let Ok(spec) = resolved {
+            let entry = SubscriptionEntry {
+                id,
+                key: resource,
+                endpoint,
+                endpoint_gauge: self.tools.registry.gauge(endpoint),
+                endpoint_order: self.tools.registry.order(endpoint),
+                filter_health: before
+                    .filter(|before| before.spec.filter == spec.filter)
+                    .map(|before| before.filter_health.clone())
+                    .unwrap_or_default(),
+                spec: Arc::new(spec),
+                deleted: None,
+            };
+            if before.is_none_or(|before| !is_same(before, &entry)) {
+                let entry = Arc::new(entry);
+                self.tools.registry.put_subscription(entry.clone()).await;
+                self.subscriptions.insert(key.clone(), entry);
+                self.world.views.insert(key.0.clone());
+            }
         }
         self.world.subscriptions.loaded(key);
     }
