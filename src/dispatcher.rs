@@ -65,6 +65,8 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// The DNS server to ask; none means those of `/etc/resolv.conf`.
     pub dns_server: Option<SocketAddr>,
+    /// Writes of status and Events, together.
+    pub status_writes_per_second: u32,
     /// How long attempts under way may go on after the shutdown began.
     pub drain: Duration,
     pub metrics: Metrics,
@@ -134,6 +136,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             namespace: config.namespace.clone(),
             identity: config.identity.clone(),
             metrics: metrics.report.clone(),
+            writes_per_second: config.status_writes_per_second,
         },
         reporting.clone(),
     );

@@ -281,7 +281,10 @@ fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violat
             .types
             .get(&event.r#type)
             .and_then(Option::as_ref)
-            .map_or(Fit::Fits, |rule| rule.check(event));
+            .map_or(Fit::Fits, |rule| match rule.is_heavy(event) {
+                true => tokio::task::block_in_place(|| rule.check(event)),
+                false => rule.check(event),
+            });
         match fit {
             Fit::Fits => warnings.push(Vec::new()),
             Fit::Warned(violations) => warnings.push(violations),

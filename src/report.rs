@@ -40,6 +40,8 @@ pub struct ReportConfig {
     /// Unique to this process: the pod's name.
     pub identity: String,
     pub metrics: Metrics,
+    /// Writes of status and Events, together.
+    pub writes_per_second: u32,
 }
 
 /// The running writers.
@@ -60,6 +62,7 @@ pub fn start(config: ReportConfig, shutdown: CancellationToken) -> ReportHandle 
             instance: config.identity.clone(),
         },
         metrics: config.metrics,
+        writes_per_second: config.writes_per_second,
     });
     let status = tokio::spawn(writer.run(shutdown.clone()));
     let (client, loaded) = (config.client, config.loaded);

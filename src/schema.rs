@@ -23,6 +23,11 @@ pub const MAX_DEPTH: usize = 64;
 const MAX_VIOLATIONS: usize = 8;
 /// The longest sentence of one violation.
 const MAX_SENTENCE: usize = 256;
+/// The most work of one event: bytes of its data times what its schema compares for one place in it. Every comparison is at
+/// most linear in the bytes at its place, so that this is some tenths of a second for whatever the two are made of.
+const MAX_WORK: u64 = 100_000_000;
+/// Work beyond which others should not wait for it on the same thread: some milliseconds.
+const HEAVY: u64 = 2_000_000;
 /// Memory of one compiled pattern: a counted repetition of a counted repetition would take gigabytes.
 const MAX_PATTERN: usize = 1024 * 1024;
 
@@ -31,6 +36,8 @@ const MAX_PATTERN: usize = 1024 * 1024;
 pub struct TypeRule {
     validation: Validation,
     validator: Validator,
+    /// What is compared for one place in the data, at the most.
+    compares: u64,
 }
 
 /// Why a declaration is unusable: the condition `InvalidSchema` with this sentence.
@@ -77,7 +84,7 @@ impl TypeRule {
                 "$schema must be https://json-schema.org/draft/2020-12/schema, or left out".to_owned(),
             ));
         }
-        work::bounded(schema).map_err(invalid)?;
+        let compares = work::bounded(schema).map_err(invalid)?;
         jsonschema::draft202012::meta::validate(schema)
             .map_err(|err| invalid(format!("at {}: {}", at(err.instance_path().as_str()), err.masked())))?;
         let validator = jsonschema::options()
@@ -94,6 +101,7 @@ impl TypeRule {
         let rule = TypeRule {
             validation: spec.validation,
             validator,
+            compares,
         };
         for (i, example) in spec.examples.iter().enumerate() {
             if let Some(violation) = rule.violations(example).into_iter().next() {
@@ -112,18 +120,39 @@ impl TypeRule {
         if self.validation == Validation::Off {
             return Fit::Fits;
         }
-        let violations = match value(&event.data) {
-            Ok(value) => self.violations(&value),
-            Err(detail) => vec![Violation {
+        let checked = match self.work(event) {
+            ..=MAX_WORK => value(&event.data).map(|value| self.violations(&value)),
+            _ => Err(format!(
+                "the data is too large for its schema, which compares up to {} things with each part of it: at most {} bytes \
+                 can be checked",
+                self.compares,
+                MAX_WORK / self.compares
+            )),
+        };
+        let violations = checked.unwrap_or_else(|detail| {
+            vec![Violation {
                 pointer: String::new(),
                 detail,
-            }],
-        };
+            }]
+        });
         match (violations.is_empty(), self.validation) {
             (true, _) | (_, Validation::Off) => Fit::Fits,
             (false, Validation::Warn) => Fit::Warned(violations),
             (false, Validation::Reject) => Fit::Rejected(violations),
         }
+    }
+
+    /// Whether a check takes milliseconds: then it should not hold up what else its thread has to do.
+    pub fn is_heavy(&self, event: &Event) -> bool {
+        self.validation != Validation::Off && self.work(event) > HEAVY
+    }
+
+    fn work(&self, event: &Event) -> u64 {
+        let bytes = match &event.data {
+            Data::Json(bytes) | Data::Text(bytes) => bytes.len(),
+            Data::None | Data::Binary(_) => 0,
+        };
+        self.compares.saturating_mul(bytes as u64)
     }
 
     fn violations(&self, value: &Value) -> Vec<Violation> {

@@ -46,5 +46,4 @@ mod it {
     mod status;
     mod team;
     mod way;
-    mod writes;
 }

@@ -1,7 +1,7 @@
 //! The load bench: the release dispatcher in a real Kubernetes, with a producer and an HTTPS receiver on the same machine.
 //!
 //! `cargo bench --bench load` runs every part and prints one table, the same as JSON under `target/bench/`;
-//! `-- --only steady` (or `pending`, `isolation`) runs one. `docs/benchmarks.md` has the method and a run.
+//! `-- --only steady` (or `pending`, `isolation`, `scale`, `schema`) runs one. `docs/benchmarks.md` has the method and a run.
 //!
 //! Owns the order of parts and the account of ids; every part is a file. Invariant: times never fail a run, a lost event
 //! or a wrong signature always does.
@@ -12,6 +12,8 @@ mod machine;
 mod pending;
 mod producer;
 mod receiver;
+mod scale;
+mod schema;
 mod stage;
 mod steady;
 mod table;
@@ -43,6 +45,10 @@ enum Part {
     Isolation,
     /// A million messages pending, and a restart with them
     Pending,
+    /// Ten thousand endpoints applied at once
+    Scale,
+    /// An event's data against a schema
+    Schema,
 }
 
 /// Load against the release dispatcher, with a receiver on the same machine.
@@ -57,6 +63,9 @@ struct Options {
     /// Messages of the pending part
     #[arg(long, default_value_t = 1_000_000)]
     pending: u32,
+    /// Endpoints of the scale part
+    #[arg(long, default_value_t = 10_000)]
+    endpoints: usize,
     /// Where the stores lie, to measure another disk; by default the temporary directory
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -96,6 +105,13 @@ fn run(options: &Options) -> Result<usize> {
     }
     if wanted(Part::Pending) {
         sections.push(pending::run(&stage, options)?);
+    }
+    drop(stage);
+    if wanted(Part::Scale) {
+        sections.push(scale::run(options)?);
+    }
+    if wanted(Part::Schema) {
+        sections.push(schema::run()?);
     }
     table::print(&machine, &sections);
     let path = table::write(&machine, &sections)?;

@@ -11,6 +11,7 @@ use super::{Common, beside_telemetry, connect};
 use crate::dispatcher::{self, Config, metrics::Metrics};
 use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
+use crate::report::plan::RATE;
 use crate::telemetry::Health;
 
 /// How long attempts may go on after SIGTERM: with what ingest has in hand (5 s), the last outcomes (5 s) and the last
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// The DNS server to ask for receivers' names; by default those of /etc/resolv.conf
     #[arg(long, value_name = "ADDRESS:PORT")]
     dns_server: Option<SocketAddr>,
+    /// Writes of status and Events to the API server a second
+    #[arg(long, default_value_t = RATE, value_parser = clap::value_parser!(u32).range(1..))]
+    status_writes_per_second: u32,
     /// How long attempts under way may go on after SIGTERM; less than the pod's grace period
     #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECONDS)]
     drain_seconds: u64,
@@ -60,6 +64,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         store_limit: args.store_limit,
         policy: common.policy,
         dns_server: args.dns_server,
+        status_writes_per_second: args.status_writes_per_second,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,
         gate: health.gate("dispatcher", "the watches have not synced"),

@@ -84,12 +84,14 @@ pub fn was_ready(previous: &[Condition], generation: i64) -> bool {
         .any(|c| c.type_ == READY && c.status == TRUE && c.observed_generation == Some(generation))
 }
 
-/// The Event of a changed Ready, if it is worth one: waiting for the dispatcher is not.
-pub fn transition(previous: &[Condition], new: &[Condition]) -> Option<Happening> {
+/// The Event of a changed Ready, if it is worth one: waiting for the dispatcher is not, and neither is that a new object, of
+/// which nothing was ever wrong, becomes ready. `was_told` is whether its last Event said what is wrong.
+pub fn transition(previous: &[Condition], new: &[Condition], was_told: bool) -> Option<Happening> {
     let ready = new.iter().find(|c| c.type_ == READY)?;
     let before = previous.iter().find(|c| c.type_ == READY);
     let same = before.is_some_and(|b| b.status == ready.status && b.reason == ready.reason);
-    if same || ready.status == UNKNOWN {
+    let recovers = was_told || before.is_some_and(|b| b.status == FALSE);
+    if same || ready.status == UNKNOWN || (ready.status == TRUE && !recovers) {
         return None;
     }
     Some(Happening {
@@ -174,11 +176,31 @@ mod tests {
             stalled: false,
         };
         let first = conditions(&[], &failed);
-        assert_eq!(transition(&[], &first).unwrap().kind, Kind::Warning);
+        assert_eq!(transition(&[], &first, false).unwrap().kind, Kind::Warning);
         let second = conditions(&first, &failed);
-        assert_eq!(transition(&first, &second), None);
+        assert_eq!(transition(&first, &second, true), None);
         let waiting = conditions(&second, &Readiness::Waiting { message: String::new() });
-        assert_eq!(transition(&second, &waiting), None);
+        assert_eq!(transition(&second, &waiting, true), None);
+        let ready = Readiness::Ready {
+            reason: "Resolved",
+            message: "m".into(),
+        };
+        let ready = conditions(&waiting, &ready);
+        assert_eq!(
+            transition(&waiting, &ready, true).unwrap().kind,
+            Kind::Normal,
+            "it recovered"
+        );
+        assert_eq!(
+            transition(&first, &ready, false).unwrap().kind,
+            Kind::Normal,
+            "told by another leader"
+        );
+        assert_eq!(
+            transition(&waiting, &ready, false),
+            None,
+            "a new object is ready as it should be"
+        );
         assert!(!was_ready(&waiting, 1));
     }
 }

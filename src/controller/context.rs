@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
 
 use super::Config;
+use super::conditions::transition;
 use super::fleet::Fleet;
 use super::grants::Grantee;
 use super::grants::apply::Known;
@@ -24,7 +26,7 @@ use crate::api::census::Census;
 use crate::api::policy::{NamespaceRules, Policy};
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::kubernetes::budget::Budget;
-use crate::kubernetes::events::{self, Happening, Reporter};
+use crate::kubernetes::events::{self, Happening, Kind, Reporter};
 use crate::kubernetes::lease::Liveness;
 
 /// What there is to reconcile.
@@ -163,6 +165,21 @@ impl Context {
         self.spend("event").await;
         if let Err(error) = events::publish(&self.client, &self.reporter, regarding, happening).await {
             tracing::warn!(reason = happening.reason, %error, "failed to create an Event");
+        }
+    }
+
+    /// Tells of a changed Ready, where it is worth an Event.
+    pub async fn tell_of_ready<K: Resource<DynamicType = ()>>(
+        &self,
+        key: &Key,
+        object: &K,
+        previous: &[Condition],
+        new: &[Condition],
+    ) {
+        if let Some(happening) = transition(previous, new, self.memory.told_of_trouble(key)) {
+            let is_trouble = happening.kind == Kind::Warning;
+            self.memory.update(key, |seen| seen.told_of_trouble = is_trouble);
+            self.tell(object, &happening).await;
         }
     }
 

@@ -24,6 +24,8 @@ use signing::Signing;
 
 /// The plural, as dispatchers' Leases name it.
 const PLURAL: &str = "webhookendpoints";
+/// How long a new endpoint may wait for its grant before its status says so.
+const GRANTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Beyond a period, so that the read that is due then does not find the old one still good.
 const MARGIN: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -67,6 +69,11 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     };
 
     let granted = covers(context, namespace, &references_of(&endpoint)).await;
+    let patience = seen.since + GRANTED_WITHIN;
+    if !granted && outcome.is_ok() && !was_looked_at(&endpoint) && Instant::now() < patience {
+        // The grant that is on its way has this endpoint looked at again; one write then says all.
+        return Ok(Some(patience));
+    }
     let standing = status::Standing {
         granted,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
@@ -92,6 +99,12 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .due(k8s_openapi::jiff::Timestamp::now())
         .map(|wait| Instant::now() + wait);
     Ok(Some(due.map_or(reread, |due| due.min(reread))))
+}
+
+/// Whether its status says anything of this generation.
+fn was_looked_at(endpoint: &WebhookEndpoint) -> bool {
+    let observed = endpoint.status.as_ref().and_then(|status| status.observed_generation);
+    observed == endpoint.metadata.generation
 }
 
 fn asked(endpoint: &WebhookEndpoint) -> Asked {

@@ -5,7 +5,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
-use super::conditions::{Conditions, Readiness, transition, was_ready};
+use super::conditions::{Conditions, Readiness, was_ready};
 use super::context::{Context, Key};
 use super::memory::Asked;
 use super::work::{Again, Error};
@@ -68,8 +68,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             }
         }
     };
-    context.wait_for_dispatcher(key, matches!(readiness, Readiness::Waiting { .. }));
-    apply(context, &event_type, &readiness).await?;
+    context.wait_for_dispatcher(key.clone(), matches!(readiness, Readiness::Waiting { .. }));
+    apply(context, &key, &event_type, &readiness).await?;
     Ok(None)
 }
 
@@ -101,7 +101,7 @@ fn counts_before(other: &EventType, this: &EventType) -> bool {
         && age(other) < age(this)
 }
 
-async fn apply(context: &Context, event_type: &EventType, readiness: &Readiness) -> Result<(), Error> {
+async fn apply(context: &Context, key: &Key, event_type: &EventType, readiness: &Readiness) -> Result<(), Error> {
     let generation = event_type.metadata.generation.unwrap_or_default();
     let previous = event_type
         .status
@@ -128,9 +128,9 @@ async fn apply(context: &Context, event_type: &EventType, readiness: &Readiness)
     if matches!(written.map_err(Error::when("write the status"))?, Written::Outdated) {
         return Err(Error::Outdated);
     }
-    if let Some(happening) = transition(previous, &status.conditions) {
-        context.tell(event_type, &happening).await;
-    }
+    context
+        .tell_of_ready(key, event_type, previous, &status.conditions)
+        .await;
     Ok(())
 }
 

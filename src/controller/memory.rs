@@ -26,6 +26,8 @@ pub struct Seen {
     version: Option<u64>,
     /// Public id and fingerprint of the signing key seen last.
     pub key: Option<(String, String)>,
+    /// Whether the last Event about its Ready said what is wrong.
+    pub told_of_trouble: bool,
 }
 
 impl Seen {
@@ -52,6 +54,7 @@ impl Memory {
                 since: now,
                 version: version(),
                 key: None,
+                told_of_trouble: false,
             });
             if entry.asked.uid != asked.uid || entry.asked.generation != asked.generation {
                 entry.version = version();
@@ -69,6 +72,11 @@ impl Memory {
         if let Some(version) = resource_version.and_then(|v| v.parse().ok()) {
             self.update(key, |seen| seen.version = Some(version));
         }
+    }
+
+    /// Whether the last Event about its Ready said what is wrong.
+    pub fn told_of_trouble(&self, key: &Key) -> bool {
+        self.locked(|seen| seen.get(key).is_some_and(|entry| entry.told_of_trouble))
     }
 
     /// Changes what is remembered, if anything is.

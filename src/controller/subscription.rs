@@ -5,7 +5,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
-use super::conditions::{Conditions, Readiness, transition, was_ready};
+use super::conditions::{Conditions, Readiness, was_ready};
 use super::context::{Context, Key};
 use super::fleet::Fleet;
 use super::memory::{Asked, Seen};
@@ -64,8 +64,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             .and_then(|status| status.last_valid.clone()),
     };
     let readiness = readiness(&subscription, resolved, has_endpoint, &seen, &fleet);
-    context.wait_for_dispatcher(key, matches!(readiness, Readiness::Waiting { .. }));
-    apply(context, &subscription, &readiness, last_valid).await?;
+    context.wait_for_dispatcher(key.clone(), matches!(readiness, Readiness::Waiting { .. }));
+    apply(context, &key, &subscription, &readiness, last_valid).await?;
     Ok(None)
 }
 
@@ -116,6 +116,7 @@ fn readiness(
 
 async fn apply(
     context: &Context,
+    key: &Key,
     subscription: &EventSubscription,
     readiness: &Readiness,
     last_valid: Option<LastValid>,
@@ -150,8 +151,8 @@ async fn apply(
     if matches!(written.map_err(Error::when("write the status"))?, Written::Outdated) {
         return Err(Error::Outdated);
     }
-    if let Some(happening) = transition(previous, &status.conditions) {
-        context.tell(subscription, &happening).await;
-    }
+    context
+        .tell_of_ready(key, subscription, previous, &status.conditions)
+        .await;
     Ok(())
 }

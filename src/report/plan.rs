@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::kubernetes::budget::Bucket;
 
-/// Writes a second, status and Events together, over all replicas.
+/// Writes a second, status and Events together, over all replicas, unless configured otherwise.
 pub const RATE: u32 = 10;
-/// Writes at once.
-pub const BURST: u32 = 20;
+/// Writes at once, for each a second.
+const BURST: u32 = 2;
 /// The least time between two routine writes of one object.
 pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The least time between two transitions of one object: a flapping one is coalesced, a real one still shows in a second.
@@ -62,17 +62,21 @@ impl Dirty {
 /// What may be spent.
 #[derive(Debug)]
 pub struct Allowance {
+    /// Writes a second.
+    rate: u32,
     all: Bucket,
     /// Routine writes leave half of the burst to transitions.
     routine: Bucket,
 }
 
 impl Allowance {
-    /// The whole budget, full.
-    pub fn new(now: Instant) -> Allowance {
+    /// The whole budget of so many writes a second, full.
+    pub fn new(rate: u32, now: Instant) -> Allowance {
+        let burst = rate.saturating_mul(BURST);
         Allowance {
-            all: Bucket::new(RATE, BURST, now),
-            routine: Bucket::new(RATE / 2, BURST / 2, now),
+            rate: rate.max(1),
+            all: Bucket::new(rate, burst, now),
+            routine: Bucket::new(rate / 2, burst / 2, now),
         }
     }
 
@@ -91,7 +95,7 @@ pub struct Plan {
 
 /// Plans: spends from `allowance` for every write returned.
 pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance) -> Plan {
-    let interval = INTERVAL.max(Duration::from_secs(dirty.len() as u64 / u64::from(RATE)));
+    let interval = INTERVAL.max(Duration::from_secs(dirty.len() as u64 / u64::from(allowance.rate)));
     let mut plan = Plan::default();
     let mut transitions = Vec::new();
     let mut routine = Vec::new();
@@ -171,7 +175,7 @@ mod tests {
     /// Runs `seconds` with these endpoints changing their reason at every step; counts writes by endpoint.
     fn flap(endpoints: u32, seconds: u32) -> BTreeMap<Id, u32> {
         let start = Instant::now();
-        let mut allowance = Allowance::new(start);
+        let mut allowance = Allowance::new(RATE, start);
         let mut written: BTreeMap<Id, (Option<Instant>, u32)> = (0..endpoints).map(|n| (id(n), (None, 0))).collect();
         let mut dirty = BTreeMap::new();
         for step in 0..seconds * 20 {
@@ -196,7 +200,7 @@ mod tests {
         let seconds = 60;
         let writes = flap(50, seconds);
         let all: u32 = writes.values().sum();
-        assert!(all <= RATE * seconds + BURST, "{all} writes");
+        assert!(all <= RATE * (seconds + BURST), "{all} writes");
         assert!(all >= RATE * seconds, "the budget is used: {all} writes");
         let (least, most) = (writes.values().min(), writes.values().max());
         assert!(
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn one_endpoint_alone_shows_its_transition_at_once_and_a_second_one_within_a_second() {
         let now = Instant::now();
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::new(RATE, now);
         let mut dirty = BTreeMap::from([(id(1), urgent(now))]);
         assert_eq!(plan(&dirty, now, &mut allowance).writes, [id(1)]);
         let again = now + STEP;
@@ -229,7 +233,7 @@ mod tests {
     #[test]
     fn a_quiet_endpoint_goes_before_those_that_flap() {
         let now = Instant::now();
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::new(RATE, now);
         while allowance.take(now) {}
         let later = now + Duration::from_millis(600);
         let mut dirty: BTreeMap<Id, Dirty> = (0..50)
@@ -250,13 +254,16 @@ mod tests {
     #[test]
     fn nothing_dirty_writes_nothing_and_asks_for_no_second_look() {
         let now = Instant::now();
-        assert_eq!(plan(&BTreeMap::new(), now, &mut Allowance::new(now)), Plan::default());
+        assert_eq!(
+            plan(&BTreeMap::new(), now, &mut Allowance::new(RATE, now)),
+            Plan::default()
+        );
     }
 
     #[test]
     fn routine_writes_keep_their_interval_and_leave_room_for_transitions() {
         let now = Instant::now() + Duration::from_secs(60);
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::new(RATE, now);
         let routine = |last_write| Dirty {
             since: now - COALESCE,
             urgent: None,
@@ -267,7 +274,7 @@ mod tests {
         let mut dirty: BTreeMap<Id, Dirty> = (0..100).map(|n| (id(n), routine(None))).collect();
         dirty.insert(id(200), routine(Some(now - Duration::from_secs(29))));
         let planned = plan(&dirty, now, &mut allowance);
-        assert_eq!(planned.writes.len(), (BURST / 2) as usize);
+        assert_eq!(planned.writes.len(), (RATE * BURST / 2) as usize);
         assert!(!planned.writes.contains(&id(200)));
         let transition = BTreeMap::from([(id(300), urgent(now))]);
         assert_eq!(plan(&transition, now, &mut allowance).writes, [id(300)]);
@@ -291,10 +298,10 @@ mod tests {
             written(id(2), OVERTAKEN_GAP / 2, true),
             written(id(3), OVERTAKEN_GAP, false),
         ]);
-        assert_eq!(plan(&dirty, now, &mut Allowance::new(now)).writes, [id(1)]);
+        assert_eq!(plan(&dirty, now, &mut Allowance::new(RATE, now)).writes, [id(1)]);
         let many: BTreeMap<Id, Dirty> = (0..100).map(|n| written(id(n), OVERTAKEN_GAP, true)).collect();
-        let planned = plan(&many, now, &mut Allowance::new(now));
-        assert_eq!(planned.writes.len(), (BURST / 2) as usize);
+        let planned = plan(&many, now, &mut Allowance::new(RATE, now));
+        assert_eq!(planned.writes.len(), (RATE * BURST / 2) as usize);
     }
 
     #[test]
@@ -309,7 +316,7 @@ mod tests {
         };
         let dirty: BTreeMap<Id, Dirty> = (0..1000).map(|n| (id(n), written(99))).collect();
         assert_eq!(
-            plan(&dirty, now, &mut Allowance::new(now)).writes,
+            plan(&dirty, now, &mut Allowance::new(RATE, now)).writes,
             [],
             "1,000 objects at 10 a second: 100 s each"
         );

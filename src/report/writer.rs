@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::board::{Board, EndpointView, Posted, SubscriptionView};
+use super::board::{Board, Delivering, EndpointView, Posted, SubscriptionView};
 use super::metrics::Metrics;
 use super::plan::{Allowance, Dirty, Id, plan};
 use super::view;
-use crate::api::conditions::FILTER_FAILING;
+use crate::api::conditions::{DELIVERING, FILTER_FAILING, READY, UNKNOWN};
 use crate::api::names::DISPATCHER;
 use crate::api::status::EndpointDelivery;
 use crate::api::{EventSubscription, WebhookEndpoint};
@@ -28,6 +28,8 @@ use crate::kubernetes::status::{Written, apply, is_unchanged, own_part};
 use crate::watch::objects::Objects;
 use crate::watch::versions::number;
 
+/// How often an object that the controller has not looked at yet is looked at: what it is said of it then is said once.
+const UNSEEN: Duration = Duration::from_secs(1);
 /// The pause after a write that failed or met a newer object.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub struct Tools {
     pub objects: Arc<Objects>,
     pub reporter: Reporter,
     pub metrics: Metrics,
+    /// Status and Events together.
+    pub writes_per_second: u32,
 }
 
 /// The writer.
@@ -49,6 +53,9 @@ pub struct Writer {
     /// What a write gave back, until the watch has caught up with it.
     written: HashMap<Id, Object>,
     running: BTreeSet<Id>,
+    /// Objects that the controller has not looked at yet, and when they are looked at again.
+    unseen: BTreeSet<Id>,
+    look_again: Instant,
     allowance: Allowance,
 }
 
@@ -102,6 +109,7 @@ struct Done {
 
 impl Writer {
     pub fn new(tools: Tools) -> Writer {
+        let allowance = Allowance::new(tools.writes_per_second, Instant::now());
         Writer {
             tools: Arc::new(tools),
             views: HashMap::new(),
@@ -109,7 +117,9 @@ impl Writer {
             last_write: HashMap::new(),
             written: HashMap::new(),
             running: BTreeSet::new(),
-            allowance: Allowance::new(Instant::now()),
+            unseen: BTreeSet::new(),
+            look_again: Instant::now(),
+            allowance,
         }
     }
 
@@ -125,13 +135,30 @@ impl Writer {
                 Some(done) = writes.join_next() => self.finish(done),
                 () = until(next) => {}
             }
+            self.look_at_unseen();
             next = self.start_writes(&mut writes);
+            if !self.unseen.is_empty() {
+                next = Some(next.map_or(self.look_again, |next| next.min(self.look_again)));
+            }
             self.tools
                 .metrics
                 .dirty
                 .set(i64::try_from(self.dirty.len()).unwrap_or(i64::MAX));
         }
         while writes.join_next().await.is_some() {}
+    }
+
+    fn lacks_its_secret(&self, id: Id) -> bool {
+        matches!(self.views.get(&id), Some(View::Endpoint(view)) if view.delivering == Delivering::SecretUnavailable)
+    }
+
+    /// Those that the controller may have looked at meanwhile.
+    fn look_at_unseen(&mut self) {
+        if !self.unseen.is_empty() && Instant::now() >= self.look_again {
+            for id in std::mem::take(&mut self.unseen) {
+                self.mark(id, false);
+            }
+        }
     }
 
     fn note(&mut self, posted: Posted) {
@@ -152,6 +179,13 @@ impl Writer {
             return;
         };
         let now = Instant::now();
+        if wanted.object.is_unseen() || (self.lacks_its_secret(id) && wanted.object.is_being_loaded()) {
+            if self.unseen.is_empty() {
+                self.look_again = now + UNSEEN;
+            }
+            self.unseen.insert(id);
+            return;
+        }
         let last_write = self.last_write.get(&id).copied();
         let dirty = self.dirty.entry(id).or_insert_with(|| Dirty::new(now, last_write));
         dirty.overtaken = wanted.change.is_overtaken;
@@ -324,6 +358,26 @@ impl Object {
         (meta.uid.as_deref(), number(meta.resource_version.as_deref()))
     }
 
+    /// Whether the controller has not looked at it yet. What its Secret is then is not known, and soon to change.
+    fn is_unseen(&self) -> bool {
+        let observed = match self {
+            Object::Endpoint(object) => object.status.as_ref().and_then(|status| status.observed_generation),
+            Object::Subscription(object) => object.status.as_ref().and_then(|status| status.observed_generation),
+        };
+        observed.is_none_or(|generation| generation < 1)
+    }
+
+    /// Whether the controller waits for us to load a new endpoint: what we lack of it then is on its way.
+    fn is_being_loaded(&self) -> bool {
+        let Object::Endpoint(object) = self else { return false };
+        let conditions = object.status.as_ref().map(|status| status.conditions.as_slice());
+        let has = |type_: &str, status: Option<&str>| {
+            let mut all = conditions.unwrap_or_default().iter();
+            all.any(|c| c.type_ == type_ && status.is_none_or(|status| c.status == status))
+        };
+        has(READY, Some(UNKNOWN)) && !has(DELIVERING, None)
+    }
+
     fn is_later_form_of(&self, watched: &Object) -> bool {
         let ((uid, version), (watched_uid, watched_version)) = (self.meta(), watched.meta());
         uid == watched_uid && version > watched_version
@@ -395,7 +449,6 @@ async fn until(at: Option<Instant>) {
 mod tests {
     use super::*;
     use crate::api::status::LastSuccess;
-    use crate::report::board::Delivering;
 
     #[test]
     fn the_time_of_the_last_success_never_goes_back() {

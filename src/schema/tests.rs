@@ -203,3 +203,37 @@ fn a_pattern_that_would_backtrack_is_linear() {
     assert!(matches!(rule.check(&hostile), Fit::Rejected(_)));
     assert!(start.elapsed().as_secs() < 5, "took {:?}", start.elapsed());
 }
+
+#[test]
+fn a_schema_and_a_document_that_multiply_are_refused_before_they_cost_anything() {
+    let many = |schema: Value| json!({"items": {"allOf": vec![schema; 1_000]}});
+    let listed: Vec<Value> = (0..8_000).map(|n| json!(n)).collect();
+    let items = json_event(json!(vec![9_000; 50_000]));
+    for (name, schema) in [
+        ("subschemas", many(json!({"minimum": 1}))),
+        ("values", json!({"items": {"enum": listed}})),
+        (
+            "patterns",
+            json!({"allOf": vec![json!({"pattern": "^[a-z]+$"}); 1_000]}),
+        ),
+    ] {
+        let rule = TypeRule::compile(&spec(schema)).unwrap();
+        let hostile = if name == "patterns" {
+            json_event(json!("a".repeat(250_000)))
+        } else {
+            items.clone()
+        };
+        let start = std::time::Instant::now();
+        let Fit::Rejected(violations) = rule.check(&hostile) else {
+            panic!("{name}: it was checked");
+        };
+        assert!(
+            violations[0].detail.contains("too large for its schema"),
+            "{violations:?}"
+        );
+        assert!(start.elapsed().as_millis() < 500, "{name} took {:?}", start.elapsed());
+        assert!(rule.is_heavy(&hostile) && !rule.is_heavy(&json_event(json!([1]))));
+    }
+    let ordinary = TypeRule::compile(&spec(json!({"items": {"minimum": 1, "enum": [9_000]}}))).unwrap();
+    assert_eq!(ordinary.check(&items), Fit::Fits, "a large document alone is fine");
+}

@@ -46,6 +46,8 @@ enum Place {
 
 struct Node {
     edges: Vec<(Place, usize)>,
+    /// Itself, and what it lists to compare with.
+    compares: u64,
 }
 
 struct Graph<'a> {
@@ -54,8 +56,9 @@ struct Graph<'a> {
     by_address: HashMap<*const Value, usize>,
 }
 
-/// Refuses a schema whose evaluation is not bounded, with a sentence.
-pub(super) fn bounded(root: &Value) -> Result<(), String> {
+/// What is compared for one place in the data at the most: subschemas, and the values and names they list. Refuses a schema
+/// whose evaluation is not bounded, with a sentence.
+pub(super) fn bounded(root: &Value) -> Result<u64, String> {
     if embedded_id(root, true) {
         return Err("$id is taken at the root only: use $ref with a pointer into the schema".to_owned());
     }
@@ -68,6 +71,7 @@ pub(super) fn bounded(root: &Value) -> Result<(), String> {
     let order = components(&graph);
     // Components come with every component they lead to before them.
     let mut cost = vec![0_u64; graph.nodes.len()];
+    let mut compared = vec![0_u64; graph.nodes.len()];
     for component in &order.list {
         let inside = |to: usize| order.of[to] == order.of[component[0]];
         let recursive = component.len() > 1 || graph.nodes[component[0]].edges.iter().any(|(_, to)| inside(*to));
@@ -84,11 +88,18 @@ pub(super) fn bounded(root: &Value) -> Result<(), String> {
                 "the schema's references multiply: more than {MAX_EVALUATIONS} subschemas apply at once"
             ));
         }
+        let own: u64 = component.iter().map(|node| graph.nodes[*node].compares).sum();
+        let all = component
+            .iter()
+            .flat_map(|node| &graph.nodes[*node].edges)
+            .filter(|(_, to)| !inside(*to))
+            .fold(own, |sum, (_, to)| sum.saturating_add(compared[*to]));
         for node in component {
-            cost[*node] = outside;
+            (cost[*node], compared[*node]) = (outside, all);
         }
     }
-    Ok(())
+    // The root is added first.
+    Ok(compared.first().copied().unwrap_or(1))
 }
 
 /// In a recursion every subschema may go on, for one place, in one way only.
@@ -207,7 +218,11 @@ impl<'a> Graph<'a> {
         let next = self.nodes.len();
         let number = *self.by_address.entry(std::ptr::from_ref(schema)).or_insert(next);
         if number == next {
-            self.nodes.push(Node { edges: Vec::new() });
+            let listed = |keyword: &str| schema.get(keyword).and_then(Value::as_array).map_or(0, Vec::len);
+            self.nodes.push(Node {
+                edges: Vec::new(),
+                compares: 1 + (listed("enum") + listed("required")) as u64,
+            });
         }
         number
     }

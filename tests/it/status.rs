@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::receiver::Receiver;
 use super::team::{PATIENCE, Shared, Team, Webhooks};
-use super::writes::{Writes, etcd_writes};
+use tidings_cluster::{Writes, etcd_writes};
 
 /// The dispatcher's budget, as the documentation has it: writes a second, and at once.
 const RATE: f64 = 10.0;

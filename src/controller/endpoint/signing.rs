@@ -292,11 +292,6 @@ impl Desk<'_> {
         };
         let name = &self.reference.reference.name;
         let (kind, reason, note) = match step {
-            Step::Create { lost: false } => (
-                EventKind::Normal,
-                "SigningKeyCreated",
-                format!("Created Secret {name}: share its key {id} with the receiver"),
-            ),
             Step::Create { lost: true } => (
                 EventKind::Warning,
                 "SigningKeyLost",
@@ -317,7 +312,8 @@ impl Desk<'_> {
                 "SigningKeyRetired",
                 format!("The previous key is gone from Secret {name}; only {id} signs"),
             ),
-            Step::Expire { .. } | Step::NoteRevoke | Step::Wait { .. } => return,
+            // The first key is no news: status names it, and ten thousand endpoints would be ten thousand Events.
+            Step::Create { lost: false } | Step::Expire { .. } | Step::NoteRevoke | Step::Wait { .. } => return,
         };
         let happening = Happening {
             kind,

@@ -13,7 +13,7 @@ use crate::api::conditions::{KEY_ROTATING, OF_DISPATCHER, TRUE, reasons};
 use crate::api::resolve::{ResolvedEndpoint, Unresolved};
 use crate::api::status::{EndpointStatus, KeyStatus, ReferenceStatus, SigningStatus};
 use crate::controller::FIELD_MANAGER;
-use crate::controller::conditions::{Conditions, Readiness, transition, was_ready};
+use crate::controller::conditions::{Conditions, Readiness, was_ready};
 use crate::controller::context::{Context, Key};
 use crate::controller::fleet::Fleet;
 use crate::controller::memory::Seen;
@@ -112,9 +112,9 @@ pub async fn apply(context: &Context, key: &Key, endpoint: &WebhookEndpoint, rep
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
-    if let Some(happening) = transition(previous, &report.status.conditions) {
-        context.tell(endpoint, &happening).await;
-    }
+    context
+        .tell_of_ready(key, endpoint, previous, &report.status.conditions)
+        .await;
     Ok(())
 }
 

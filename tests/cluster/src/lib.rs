@@ -21,6 +21,7 @@ pub mod pids;
 pub mod process;
 mod tidings;
 mod verifiers;
+mod writes;
 
 pub use binaries::Binaries;
 pub use certificates::{ServerCertificate, ThrowawayCa};
@@ -31,3 +32,4 @@ pub use tidings::{
     Tidings,
 };
 pub use verifiers::Verifiers;
+pub use writes::{Writes, etcd_writes};

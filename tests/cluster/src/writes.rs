@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidings_cluster::Cluster;
+use crate::Cluster;
 
 /// What the API server was asked to change since it started: by verb and resource, refusals included.
 #[derive(Clone, Debug, PartialEq, Eq)]
