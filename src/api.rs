@@ -16,6 +16,7 @@ pub mod limits;
 pub mod names;
 pub mod ordering;
 pub mod policy;
+pub mod replay;
 pub mod resolve;
 pub mod retry;
 pub mod selector;
@@ -24,4 +25,5 @@ pub mod subscription;
 
 pub use endpoint::{WebhookEndpoint, WebhookEndpointSpec};
 pub use event_type::{EventType, EventTypeSpec};
+pub use replay::{Replay, ReplaySpec};
 pub use subscription::{EventSubscription, EventSubscriptionSpec};

@@ -15,6 +15,7 @@ mod memory;
 pub mod metrics;
 mod queue;
 mod references;
+mod replay;
 mod subscription;
 mod watches;
 mod work;

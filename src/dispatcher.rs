@@ -26,6 +26,7 @@ use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
 use crate::queue::Queue;
 use crate::queue::sqlite::{Options, SqliteQueue};
+use crate::replay;
 use crate::report::board::Board;
 use crate::report::{self, ReportConfig};
 use crate::telemetry::health::Gate;
@@ -127,6 +128,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     })
     .await
     .context("failed to read the store")?;
+    tasks.spawn(replay::follow(
+        replay::Tools {
+            client: config.client.clone(),
+            queue: queue.clone(),
+            fence,
+            registry: registry.clone(),
+            again: engine.again(),
+            metrics: metrics.replay.clone(),
+        },
+        background.clone(),
+    ));
     let report = report::start(
         ReportConfig {
             client: config.client.clone(),

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use self::state::State;
 use crate::delivery::Sender;
 use crate::ids::{EndpointId, MessageId};
-use crate::queue::{Arrival, Fence, Queue, QueueError};
+use crate::queue::{Arrival, Fence, Queue, QueueError, SentAgain};
 use crate::registry::{Change, Registry};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
@@ -204,6 +204,13 @@ impl Engine {
         self.core.lost.cancelled().await;
     }
 
+    /// For whoever makes settled messages pending again in the store.
+    pub fn again(&self) -> Again {
+        Again {
+            core: Arc::clone(&self.core),
+        }
+    }
+
     /// Stops starting, waits for what is under way until `deadline` has passed, cuts off the rest (not counted; the next
     /// process sends it again), and records everything that ended. Whether all of it was recorded.
     pub async fn drain(self, deadline: Duration) -> bool {
@@ -254,6 +261,20 @@ impl Drop for Engine {
         self.core.lock().draining = true;
         self.core.cut.cancel();
         self.core.stop.cancel();
+    }
+}
+
+/// Tells a running engine of messages that are pending again. What it is not told it finds with its next count.
+#[derive(Clone)]
+pub struct Again {
+    core: Arc<Core>,
+}
+
+impl Again {
+    /// They were made pending in the store.
+    pub fn sent(&self, messages: &[SentAgain]) {
+        let now = self.core.clock.now();
+        self.core.step(|state| state.sent_again(messages, now));
     }
 }
 

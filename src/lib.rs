@@ -1,8 +1,9 @@
 //! Tidings: a Kubernetes operator for outgoing webhooks.
 //!
 //! The rooms follow the way of an event: `ingest` authenticates and parses, `schema` checks, `matching` finds the
-//! subscriptions (by `expression`s, where they filter), `queue` stores durably, `engine` starts attempts and records outcomes as `schedule` decides, `delivery`
-//! guards, signs and sends, `report` tells Kubernetes. What is loaded of the resources is in `registry`, kept in step with
+//! subscriptions (by `expression`s, where they filter), `queue` stores durably, `engine` starts attempts and records
+//! outcomes as `schedule` decides, `delivery` guards, signs and sends, `report` tells Kubernetes; `replay` makes kept
+//! messages pending again. What is loaded of the resources is in `registry`, kept in step with
 //! the cluster by `watch`. `api`, `event`, `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of
 //! their own. Processes (`controller`, `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`,
 //! which picks one.
@@ -23,6 +24,7 @@ pub mod kubernetes;
 pub mod matching;
 pub mod queue;
 pub mod registry;
+pub mod replay;
 pub mod report;
 pub mod schedule;
 pub mod schema;

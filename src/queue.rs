@@ -15,9 +15,11 @@ use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixM
 #[cfg(test)]
 mod conformance;
 mod history;
+mod replay;
 pub mod sqlite;
 
 pub use self::history::{Kept, KeptAttempt, MessageState, Page, Search, Standing};
+pub use self::replay::{Phase, Progress, ReplayStep, Selection, SentAgain};
 
 /// An endpoint's or subscription's identity in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -173,6 +175,8 @@ pub struct Pending {
     /// Attempts consumed so far.
     pub attempts: u16,
     pub due: UnixMillis,
+    /// When a replay made it pending again: its age counts from then.
+    pub again: Option<UnixMillis>,
 }
 
 /// What waits for one endpoint of one subscription.
@@ -398,6 +402,23 @@ pub trait Queue: Send + Sync + 'static {
 
     /// The failed attempts kept of a message, oldest first: at most one for each number of its schedule.
     async fn attempts(&self, message: MessageId) -> Result<Vec<KeptAttempt>, QueueError>;
+
+    /// One bounded step of the replay with this ticket: begins it, counts on, or makes up to `limit` of the messages pending
+    /// again, oldest first and due at once, with no attempt consumed. Durable on return, and idempotent: what a crash cuts
+    /// off is done by the next step.
+    async fn replay(
+        &self,
+        fence: Fence,
+        ticket: &str,
+        selection: &Selection,
+        limit: usize,
+    ) -> Result<ReplayStep, QueueError>;
+
+    /// Every replay that has begun and is not forgotten, by ticket.
+    async fn replays(&self) -> Result<Vec<(String, Progress)>, QueueError>;
+
+    /// Forgets a replay; what it sent goes on.
+    async fn forget_replay(&self, fence: Fence, ticket: &str) -> Result<(), QueueError>;
 
     /// Records outcomes; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
     /// return: outcomes wait in memory, 10,000 at most (beyond that `Write`), and are tried again each second.

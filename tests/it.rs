@@ -35,6 +35,7 @@ mod it {
     mod quotas;
     mod ready;
     mod receiver;
+    mod replays;
     mod rotation;
     mod rules;
     mod scan;

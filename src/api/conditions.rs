@@ -9,8 +9,12 @@ pub const KEY_ROTATING: &str = "KeyRotating";
 pub const DELIVERING: &str = "Delivering";
 pub const KEYS_BLOCKED: &str = "KeysBlocked";
 pub const FILTER_FAILING: &str = "FilterFailing";
+// Of a Replay.
+pub const COMPLETE: &str = "Complete";
+pub const FAILED: &str = "Failed";
 
-/// Conditions that the dispatcher writes; the controller writes all others.
+/// Conditions of endpoints and subscriptions that the dispatcher writes; the controller writes all others. A Replay's are
+/// all the dispatcher's.
 pub const OF_DISPATCHER: [&str; 3] = [DELIVERING, KEYS_BLOCKED, FILTER_FAILING];
 
 pub const TRUE: &str = "True";
@@ -42,6 +46,13 @@ pub mod reasons {
     pub const COMPILED: &str = "Compiled";
     pub const INVALID_SCHEMA: &str = "InvalidSchema";
     pub const DUPLICATE_TYPE: &str = "DuplicateType";
+
+    // A Replay's.
+    pub const COUNTING: &str = "Counting";
+    pub const SENDING: &str = "Sending";
+    pub const ALL_SENT: &str = "AllSent";
+    pub const DRY_RUN: &str = "DryRun";
+    pub const SUBSCRIPTION_NOT_FOUND: &str = "SubscriptionNotFound";
 
     // KeyRotating.
     pub const OVERLAP: &str = "Overlap";

@@ -7,14 +7,19 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
-use super::{EventSubscription, EventType, WebhookEndpoint};
+use super::{EventSubscription, EventType, Replay, WebhookEndpoint};
 
 /// The definitions, one per kind.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [WebhookEndpoint::crd(), EventSubscription::crd(), EventType::crd()]
-        .into_iter()
-        .map(finish)
-        .collect()
+    [
+        WebhookEndpoint::crd(),
+        EventSubscription::crd(),
+        EventType::crd(),
+        Replay::crd(),
+    ]
+    .into_iter()
+    .map(finish)
+    .collect()
 }
 
 /// All definitions as one YAML stream.

@@ -24,7 +24,7 @@ use super::watches::Writers;
 use super::work::Failures;
 use crate::api::census::Census;
 use crate::api::policy::{NamespaceRules, Policy};
-use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
 use crate::kubernetes::budget::Budget;
 use crate::kubernetes::events::{self, Happening, Kind, Reporter};
 use crate::kubernetes::lease::Liveness;
@@ -36,6 +36,7 @@ pub enum Key {
     Endpoint(String, String),
     Subscription(String, String),
     EventType(String, String),
+    Replay(String, String),
     /// The dispatcher's Roles in a namespace.
     Grants(String),
 }
@@ -47,6 +48,7 @@ impl Key {
             Key::Endpoint(..) => "endpoint",
             Key::Subscription(..) => "subscription",
             Key::EventType(..) => "eventtype",
+            Key::Replay(..) => "replay",
             Key::Grants(..) => "grants",
         }
     }
@@ -57,6 +59,7 @@ pub struct Stores {
     pub endpoints: Store<WebhookEndpoint>,
     pub subscriptions: Store<EventSubscription>,
     pub event_types: Store<EventType>,
+    pub replays: Store<Replay>,
     pub namespaces: Store<Namespace>,
     pub leases: Store<Lease>,
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::context::{Context, Key, Stores};
 use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
-use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
 use crate::kubernetes::lease;
 
 /// Within which grants left over are looked for in namespaces without endpoints, at the least.
@@ -34,6 +34,7 @@ pub struct Writers {
     endpoints: Writer<WebhookEndpoint>,
     subscriptions: Writer<EventSubscription>,
     event_types: Writer<EventType>,
+    replays: Writer<Replay>,
     namespaces: Writer<Namespace>,
     leases: Writer<Lease>,
 }
@@ -44,6 +45,7 @@ impl Writers {
         let (endpoints, endpoints_writer) = reflector::store();
         let (subscriptions, subscriptions_writer) = reflector::store();
         let (event_types, event_types_writer) = reflector::store();
+        let (replays, replays_writer) = reflector::store();
         let (namespaces, namespaces_writer) = reflector::store();
         let (leases, leases_writer) = reflector::store();
         (
@@ -51,6 +53,7 @@ impl Writers {
                 endpoints: endpoints_writer,
                 subscriptions: subscriptions_writer,
                 event_types: event_types_writer,
+                replays: replays_writer,
                 namespaces: namespaces_writer,
                 leases: leases_writer,
             },
@@ -58,6 +61,7 @@ impl Writers {
                 endpoints,
                 subscriptions,
                 event_types,
+                replays,
                 namespaces,
                 leases,
             },
@@ -101,6 +105,14 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
     tasks.spawn(watch(
         context.clone(),
         Api::all(client()),
+        all.clone(),
+        writers.replays,
+        None,
+        touch_replay,
+    ));
+    tasks.spawn(watch(
+        context.clone(),
+        Api::all(client()),
         all,
         writers.namespaces,
         None,
@@ -124,6 +136,7 @@ pub async fn synced(context: &Context) -> anyhow::Result<()> {
     stores.endpoints.wait_until_ready().await?;
     stores.subscriptions.wait_until_ready().await?;
     stores.event_types.wait_until_ready().await?;
+    stores.replays.wait_until_ready().await?;
     stores.leases.wait_until_ready().await?;
     Ok(())
 }
@@ -247,6 +260,11 @@ fn touch_event_type(context: &Context, event_type: &EventType) {
             .queue
             .add(Key::EventType(namespace.clone(), other.name_any()), now);
     }
+}
+
+fn touch_replay(context: &Context, replay: &Replay) {
+    let key = Key::Replay(replay.namespace().unwrap_or_default(), replay.name_any());
+    context.queue.add(key, Instant::now());
 }
 
 /// Its labels may have changed what the policy says.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, Key};
 use super::fleet::Fleet;
 use super::metrics::Reconcile;
-use super::{endpoint, event_type, grants, subscription};
+use super::{endpoint, event_type, grants, replay, subscription};
 use crate::config::{self, PolicyFile};
 use crate::kubernetes::RequestError;
 
@@ -111,6 +111,7 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Again, Error> {
         Key::Endpoint(namespace, name) => endpoint::reconcile(context, namespace, name).await,
         Key::Subscription(namespace, name) => subscription::reconcile(context, namespace, name).await,
         Key::EventType(namespace, name) => event_type::reconcile(context, namespace, name).await,
+        Key::Replay(namespace, name) => replay::reconcile(context, namespace, name).await,
         Key::Grants(namespace) => grants::reconcile::reconcile(context, namespace).await,
     }
 }

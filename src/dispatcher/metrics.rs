@@ -11,6 +11,7 @@ use crate::delivery::metrics::Metrics as DeliveryMetrics;
 use crate::engine::EngineMetrics;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::queue::Usage;
+use crate::replay::metrics::Metrics as ReplayMetrics;
 use crate::report::metrics::Metrics as ReportMetrics;
 use crate::watch::metrics::Metrics as WatchMetrics;
 
@@ -22,6 +23,7 @@ pub struct Metrics {
     pub delivery: DeliveryMetrics,
     pub watch: WatchMetrics,
     pub report: ReportMetrics,
+    pub replay: ReplayMetrics,
     pub store: StoreMetrics,
     /// 1 while the policy file cannot be used and the one before it counts.
     pub policy_invalid: Gauge,
@@ -56,6 +58,7 @@ impl Metrics {
             delivery: DeliveryMetrics::register(registry),
             watch: WatchMetrics::new(registry),
             report: ReportMetrics::new(registry),
+            replay: ReplayMetrics::register(registry),
             store: StoreMetrics::register(registry),
             policy_invalid,
         }

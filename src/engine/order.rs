@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::Core;
+use super::page::too_old;
 use super::state::{State, UNRECORDED, unmade};
 use crate::ids::{EndpointId, EventId, MessageId, UnixMillis};
 use crate::queue::{DeadReason, Pending, QueueError, Release, Verdict};
-use crate::schedule::decide::expired;
 
 /// Messages released in one transaction.
 const CHUNK: usize = 1_000;
@@ -54,7 +54,7 @@ impl State {
                 continue;
             };
             let max_age = endpoint.max_age(row.subscription, self.synced);
-            if max_age.is_some_and(|max_age| expired(row.message, max_age, now)) {
+            if max_age.is_some_and(|max_age| too_old(row, max_age, now)) {
                 let reason = DeadReason::Expired;
                 self.outbox.push(unmade(*row, Verdict::Dead { reason }));
                 self.subscription(row.endpoint, row.subscription).held -= 1;

@@ -4,6 +4,8 @@
 //! read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that was stored
 //! while an earlier page was read has an earlier due time than that page's last.
 
+use std::time::Duration;
+
 use super::endpoint::{Access, Held};
 use super::state::{State, UNRECORDED, unmade};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
@@ -121,7 +123,7 @@ impl State {
             let due = row.due <= now || access == Access::Probe;
             let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
             let max_age = endpoint.max_age(row.subscription, self.synced);
-            if max_age.is_some_and(|max_age| expired(row.message, max_age, now)) {
+            if max_age.is_some_and(|max_age| too_old(&row, max_age, now)) {
                 endpoint.held.insert(row.message);
                 let reason = DeadReason::Expired;
                 outcomes.push(unmade(row, Verdict::Dead { reason }));
@@ -189,8 +191,19 @@ pub(super) async fn read(queue: &dyn Queue, fence: Fence, request: &PageRequest)
     Ok(pages)
 }
 
-/// A message that never was in an attempt is due since its acceptance; an attempt moves the due time, also where it
-/// consumed nothing.
+/// A message that never was in an attempt is due since its acceptance, or since a replay sent it again; an attempt moves the
+/// due time, also where it consumed nothing.
 fn never_tried(row: &Pending) -> bool {
-    row.attempts == 0 && row.due.0 <= accepted_at(row.message).0 + ID_PRECISION_MILLIS
+    let since = row
+        .again
+        .map_or(accepted_at(row.message).0 + ID_PRECISION_MILLIS, |again| again.0);
+    row.attempts == 0 && row.due.0 <= since
+}
+
+/// Whether a message has grown too old: since its acceptance, or since a replay sent it again.
+pub(super) fn too_old(row: &Pending, max_age: Duration, now: UnixMillis) -> bool {
+    match row.again {
+        Some(again) => now.since(again) >= max_age,
+        None => expired(row.message, max_age, now),
+    }
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
+use super::page::too_old;
 use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
-use crate::queue::{Arrival, DeadReason, Pending, Placement, Settlement, StoredEvent, Verdict};
+use crate::queue::{Arrival, DeadReason, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
 use crate::registry::Registry;
-use crate::schedule::decide::expired;
 use crate::schedule::health::Health;
 
 /// Attempts under way that are not slow: about what one core's sockets and buffers bear.
@@ -216,6 +216,7 @@ impl State {
                         subscription: arrival.subscription,
                         attempts: 0,
                         due: now,
+                        again: None,
                     };
                     self.hold_fresh(pending, Some(arrival.event));
                 }
@@ -230,10 +231,34 @@ impl State {
         }
     }
 
+    /// A replay made settled messages pending again.
+    pub fn sent_again(&mut self, messages: &[SentAgain], now: UnixMillis) {
+        for one in messages {
+            let paging = self.endpoint(one.endpoint).paging;
+            let subscription = self.subscription(one.endpoint, one.subscription);
+            subscription.pending += 1;
+            subscription.dead -= i64::from(one.was_dead);
+            subscription.blocking -= i64::from(one.unblocks);
+            subscription.view_dirty = true;
+            match one.held {
+                true => subscription.held += 1,
+                false => subscription.note_due(now, paging),
+            }
+            self.pends(one.endpoint, one.message);
+            // Its endpoint may want no order any more.
+            self.look_at_order(one.endpoint);
+        }
+        let touched: BTreeSet<EndpointId> = messages.iter().map(|one| one.endpoint).collect();
+        for id in touched {
+            self.changed.insert(id);
+            self.evaluate(id, now);
+        }
+    }
+
     fn pends(&mut self, id: EndpointId, message: MessageId) {
         let endpoint = self.endpoint(id);
         endpoint.gauge.add_pending(1);
-        endpoint.oldest.get_or_insert(message);
+        endpoint.oldest = Some(endpoint.oldest.map_or(message, |oldest| oldest.min(message)));
     }
 
     /// Puts a fresh message into its endpoint's window.
@@ -467,7 +492,7 @@ impl State {
             endpoint.gauge.give(1);
         }
         let max_age = endpoint.max_age(pending.subscription, self.synced);
-        if max_age.is_some_and(|max_age| expired(pending.message, max_age, now)) {
+        if max_age.is_some_and(|max_age| too_old(&pending, max_age, now)) {
             let reason = DeadReason::Expired;
             self.hand_over(unmade(pending, Verdict::Dead { reason }));
             return None;

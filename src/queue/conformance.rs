@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 mod order;
+mod replay;
 
 /// A store under test: opened, closed and opened again over the same data.
 #[async_trait]
@@ -106,6 +107,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     pruning_leaves_what_is_pending(&make()).await;
     messages_are_listed_newest_first_in_every_state(&make()).await;
     a_listing_pages_whole_and_filters(&make()).await;
+    replay::run(&make).await;
     states_are_replaced(&make()).await;
     a_closed_store_takes_nothing(&make()).await;
 }

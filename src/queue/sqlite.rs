@@ -19,8 +19,8 @@ use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Page, Pending, Queue, QueueError,
-    Release, ResourceKey, Search, Settled, Settlement, StoredEvent, Usage, Window,
+    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Page, Pending, Progress, Queue,
+    QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled, Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -35,6 +35,7 @@ mod open;
 mod order;
 mod prune;
 mod reader;
+mod replay;
 mod schema;
 mod space;
 mod spaces;
@@ -480,6 +481,47 @@ impl Queue for SqliteQueue {
 
     async fn attempts(&self, message: MessageId) -> Result<Vec<KeptAttempt>, QueueError> {
         self.look(move |conn| history::attempts(conn, message)).await
+    }
+
+    async fn replay(
+        &self,
+        fence: Fence,
+        ticket: &str,
+        selection: &Selection,
+        limit: usize,
+    ) -> Result<ReplayStep, QueueError> {
+        let now = (self.shared.options.clock)();
+        let looked = {
+            let (ticket, selection) = (ticket.to_owned(), selection.clone());
+            self.look(move |conn| replay::look(conn, &ticket, &selection, limit, now, history::LOOK))
+                .await?
+        };
+        // Whoever waits for outcomes looks often, and must not cost the disk anything.
+        if let Some(progress) = looked.unmoved() {
+            return Ok(ReplayStep {
+                progress,
+                sent: Vec::new(),
+            });
+        }
+        let ticket = ticket.to_owned();
+        self.call(move |transaction| {
+            transaction.check(fence)?;
+            transaction.replay(&ticket, &looked)
+        })
+        .await
+    }
+
+    async fn replays(&self) -> Result<Vec<(String, Progress)>, QueueError> {
+        self.look(replay::all).await
+    }
+
+    async fn forget_replay(&self, fence: Fence, ticket: &str) -> Result<(), QueueError> {
+        let ticket = ticket.to_owned();
+        self.call(move |transaction| {
+            transaction.check(fence)?;
+            Ok(transaction.forget_replay(&ticket)?)
+        })
+        .await
     }
 
     async fn settle(&self, fence: Fence, settlements: Vec<Settlement>) -> Result<Vec<Settled>, QueueError> {

@@ -58,6 +58,7 @@ fn edit_writes_the_kinds_and_reads_messages_and_view_only_looks() {
         "webhookendpoints.tidings.dev",
         "eventsubscriptions.tidings.dev",
         "eventtypes.tidings.dev",
+        "replays.tidings.dev",
     ] {
         assert!(may("view-user", "list", resource));
         assert!(!may("view-user", "create", resource));

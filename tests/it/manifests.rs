@@ -10,10 +10,11 @@ use tidings_cluster::Cluster;
 /// kubectl processes at once.
 const APPLIES_AT_ONCE: usize = 4;
 
-const BAD: [&str; 3] = [
+const BAD: [&str; 4] = [
     include_str!("../manifests/bad-endpoints.yaml"),
     include_str!("../manifests/bad-subscriptions.yaml"),
     include_str!("../manifests/bad-types.yaml"),
+    include_str!("../manifests/bad-replays.yaml"),
 ];
 const GOOD: &str = include_str!("../manifests/good.yaml");
 
@@ -36,7 +37,7 @@ fn installed() -> Cluster {
     let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
     let applied = cluster.kubectl_with_input(&args, &definitions).unwrap();
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-    let kinds = ["webhookendpoints", "eventsubscriptions", "eventtypes"];
+    let kinds = ["webhookendpoints", "eventsubscriptions", "eventtypes", "replays"];
     for kind in kinds.map(|plural| format!("crd/{plural}.tidings.dev")) {
         cluster
             .kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", &kind])
@@ -101,7 +102,7 @@ fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_curren
         endpoint["spec"]["retry"]["schedule"],
         serde_json::json!(["1s", "10s", "60s", "300s"])
     );
-    for kind in ["evsub", "evtype"] {
+    for kind in ["evsub", "evtype", "replay"] {
         let object = cluster.get("good-manifests", kind, "minimal").unwrap().unwrap();
         assert_eq!(object["status"]["observedGeneration"], -1, "{kind}");
     }
@@ -150,6 +151,16 @@ fn what_may_not_change_is_refused_with_its_sentence() {
             "evtype/minimal",
             r#"{"spec":{"type":"lead.lost"}}"#,
             "type cannot be changed: create another EventType for the other type",
+        ),
+        (
+            "replay/minimal",
+            r#"{"spec":{"selector":{"state":"Any"}}}"#,
+            "selector cannot be changed: create another Replay",
+        ),
+        (
+            "replay/minimal",
+            r#"{"spec":{"dryRun":true}}"#,
+            "dryRun cannot be changed: create another Replay",
         ),
     ] {
         let args = ["patch", "-n", "immutable", object, "--type=merge", "-p", patch];
@@ -212,7 +223,7 @@ fn kubectl_shows_the_columns_and_explains_every_field() {
         .unwrap();
     assert_eq!(category.lines().count(), documents(GOOD).count());
 
-    for kind in ["webhookendpoints", "eventsubscriptions", "eventtypes"] {
+    for kind in ["webhookendpoints", "eventsubscriptions", "eventtypes", "replays"] {
         let text = cluster
             .kubectl_ok(&["explain", &format!("{kind}.spec"), "--recursive"])
             .unwrap();

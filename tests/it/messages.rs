@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use reqwest::Client;
 use serde_json::{Value, json};
+use tidings_cluster::Dispatcher;
 
 use super::receiver::Receiver;
 use super::team::{Answer, PATIENCE, Shared, TYPES, Team, Webhooks};
 
 /// Somebody who reads messages.
-struct Reader {
+pub struct Reader {
     http: Client,
     url: String,
     token: String,
@@ -17,7 +18,7 @@ struct Reader {
 
 impl Reader {
     /// A ServiceAccount of this name in the team's namespace, with this built-in role or none.
-    fn new(team: &Team<'_>, name: &str, role: Option<&str>) -> Reader {
+    pub fn new(team: &Team<'_>, dispatcher: &Dispatcher, name: &str, role: Option<&str>) -> Reader {
         let namespace = &*team.namespace;
         let kubectl = |args: &[&str]| team.cluster.kubectl_ok(args).unwrap();
         kubectl(&["create", "serviceaccount", name, "-n", namespace]);
@@ -30,10 +31,7 @@ impl Reader {
         }
         Reader {
             http: Client::new(),
-            url: format!(
-                "{}/v1/namespaces/{namespace}/messages",
-                Shared::get().dispatcher.ingest_url()
-            ),
+            url: format!("{}/v1/namespaces/{namespace}/messages", dispatcher.ingest_url()),
             token: team.cluster.token(namespace, name, Some("tidings")).unwrap(),
         }
     }
@@ -44,7 +42,7 @@ impl Reader {
     }
 
     /// A listing, once the caller's role counts; in one piece however many pages it takes.
-    async fn list(&self, query: &str) -> Vec<Value> {
+    pub async fn list(&self, query: &str) -> Vec<Value> {
         let (mut all, mut go_on) = (Vec::new(), String::new());
         loop {
             let answer = self.get(&format!("?{query}{go_on}")).await;
@@ -58,7 +56,7 @@ impl Reader {
     }
 
     /// Waits until a listing holds so many.
-    async fn until(&self, query: &str, count: usize) -> Vec<Value> {
+    pub async fn until(&self, query: &str, count: usize) -> Vec<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let all = self.list(query).await;
@@ -71,7 +69,7 @@ impl Reader {
     }
 
     /// Asks until it may.
-    async fn until_allowed(&self) {
+    pub async fn until_allowed(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.get("").await;
@@ -95,7 +93,7 @@ fn ids(messages: &[Value]) -> Vec<&str> {
 async fn messages_are_listed_by_state_endpoint_type_and_time_page_by_page() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "messages");
-    let reader = Reader::new(&team, "reader", Some("edit"));
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("edit"));
     let webhooks = Webhooks::answering(|event, _| if event.starts_with("bad") { 422 } else { 200 }).await;
     team.deliver_to("crm", &webhooks.url(), json!({"retry": {"neverRetry": [422]}}));
     team.deliver_to("later", &webhooks.url(), json!({"suspend": true}));
@@ -160,7 +158,7 @@ async fn messages_are_listed_by_state_endpoint_type_and_time_page_by_page() {
 async fn one_message_shows_what_is_sent_without_secrets_and_its_attempts_show_why_they_failed() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "one-message");
-    let reader = Reader::new(&team, "reader", Some("admin"));
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("admin"));
     let receiver = Receiver::always("HTTP/1.1 400 Bad Request\r\ncontent-length: 12\r\n\r\nno such lead").await;
     team.apply(&json!({"apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": "crm-token", "labels": {"tidings.dev/use": "true"}}, "stringData": {"token": "t0p-s3cret"}}));
@@ -227,7 +225,7 @@ async fn one_message_shows_what_is_sent_without_secrets_and_its_attempts_show_wh
         );
     }
     let neighbour = Team::open(shared.cluster, "one-message-beside");
-    let stranger = Reader::new(&neighbour, "reader", Some("edit"));
+    let stranger = Reader::new(&neighbour, &shared.dispatcher, "reader", Some("edit"));
     stranger.until_allowed().await;
     assert!(stranger.list("").await.is_empty());
     assert_eq!(
@@ -241,7 +239,7 @@ async fn one_message_shows_what_is_sent_without_secrets_and_its_attempts_show_wh
 async fn only_who_may_reads_messages_and_the_refusal_has_the_commands_that_grant_it() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "reading");
-    let viewer = Reader::new(&team, "viewer", Some("view"));
+    let viewer = Reader::new(&team, &shared.dispatcher, "viewer", Some("view"));
     let account = format!("system:serviceaccount:{}:viewer", team.namespace);
     let may = |verb: &str, resource: &str| team.cluster.can_i(&account, &team.namespace, verb, resource).unwrap();
     // The aggregation controller fills the built-in roles a moment after ours are applied.

@@ -62,6 +62,7 @@ fn message(number: i64, due: UnixMillis) -> Pending {
         subscription: SUBSCRIPTION,
         attempts: 0,
         due,
+        again: None,
     }
 }
 

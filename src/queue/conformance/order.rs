@@ -40,6 +40,7 @@ fn pending(message: MessageId, attempts: u16) -> Pending {
         subscription: SubscriptionId(1),
         attempts,
         due: UnixMillis(0),
+        again: None,
     }
 }
 

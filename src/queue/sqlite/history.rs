@@ -93,7 +93,8 @@ pub(super) fn list(
     let started = Instant::now();
     // All tables as of one moment: a message that is settled meanwhile is found once.
     let snapshot = conn.unchecked_transaction()?;
-    let (low, high) = range(search, before);
+    let (low, high) = range(search.from, search.until);
+    let high = before.map_or(high, |before| high.min(before.0));
     let mut statements = Vec::new();
     let wanted = MessageState::ALL
         .into_iter()
@@ -139,15 +140,15 @@ pub(super) fn list(
     Ok(page)
 }
 
-/// Ids from the first on, and below the second.
-fn range(search: &Search, before: Option<MessageId>) -> (i64, i64) {
+/// Ids of what was accepted then: from the first on, and below the second.
+pub(super) fn range(from: Option<UnixMillis>, until: Option<UnixMillis>) -> (i64, i64) {
     let second = |at: UnixMillis, more: i64| {
         let seconds = at.0.div_euclid(1000).clamp(0, LAST_SECOND - 1) + more;
         MessageId::new(EventId(seconds << EventId::SEQUENCE_BITS), 0).0
     };
-    let low = search.from.map_or(0, |from| second(from, 0));
-    let high = search.until.map_or(i64::MAX, |until| second(until, 1));
-    (low, before.map_or(high, |before| high.min(before.0)))
+    let low = from.map_or(0, |from| second(from, 0));
+    let high = until.map_or(i64::MAX, |until| second(until, 1));
+    (low, high)
 }
 
 fn newest_first(state: MessageState) -> &'static str {

@@ -8,7 +8,7 @@ use rusqlite::params;
 
 use super::tally::Pair;
 use super::transaction::Transaction;
-use crate::ids::{EndpointId, MessageId, OrderKey, SubscriptionId};
+use crate::ids::{EndpointId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::{Pending, Release};
 
 /// In a window or in flight; no index knows it but that of its key.
@@ -44,6 +44,7 @@ impl Transaction<'_, '_> {
             subscription: SubscriptionId(row.get(1)?),
             attempts: row.get(2)?,
             due: self.now,
+            again: row.get::<_, Option<i64>>(4)?.map(UnixMillis),
         };
         drop(rows);
         if self.statements.blocker.exists(of_key)? {

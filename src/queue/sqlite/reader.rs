@@ -105,7 +105,7 @@ pub(super) fn event(conn: &Connection, event: EventId) -> rusqlite::Result<Optio
 
 pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec<Pending>> {
     let mut statement = conn.prepare_cached(
-        "SELECT id, attempt, due FROM message WHERE state = 1 AND ep = ?1 AND sub = ?2 AND due >= ?3 AND due <= ?4
+        "SELECT id, attempt, due, again FROM message WHERE state = 1 AND ep = ?1 AND sub = ?2 AND due >= ?3 AND due <= ?4
              AND (due > ?3 OR id > ?5)
          ORDER BY due, id LIMIT ?6",
     )?;
@@ -127,6 +127,7 @@ pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec
                 subscription: window.subscription,
                 attempts: row.get(1)?,
                 due: UnixMillis(row.get(2)?),
+                again: row.get::<_, Option<i64>>(3)?.map(UnixMillis),
             })
         })?
         .collect()
@@ -148,8 +149,9 @@ fn walk<T>(
     limit: usize,
     mut pick: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
 ) -> rusqlite::Result<Walk<T>> {
-    let mut statement = conn
-        .prepare_cached("SELECT id, ep, sub, state, attempt, due FROM message WHERE id > ? AND id < ? ORDER BY id")?;
+    let mut statement = conn.prepare_cached(
+        "SELECT id, ep, sub, state, attempt, due, again FROM message WHERE id > ? AND id < ? ORDER BY id",
+    )?;
     let mut rows = statement.query([range.start.0, range.end.0])?;
     let mut found = Vec::new();
     let mut walked = 0;
@@ -175,6 +177,7 @@ fn pending(row: &rusqlite::Row<'_>) -> rusqlite::Result<Pending> {
         subscription: SubscriptionId(row.get(2)?),
         attempts: row.get(4)?,
         due: UnixMillis(row.get(5)?),
+        again: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
     })
 }
 

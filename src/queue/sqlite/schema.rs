@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -21,8 +21,7 @@ CREATE TABLE event(id INTEGER PRIMARY KEY, attrs BLOB NOT NULL, body BLOB NOT NU
 -- `done` is -1 where the rest cannot be made.
 CREATE TABLE unrouted(event INTEGER PRIMARY KEY, done INTEGER NOT NULL, targets BLOB NOT NULL);
 CREATE TABLE message(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, state INTEGER NOT NULL,
-    attempt INTEGER NOT NULL, due INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    okey INTEGER);
+    attempt INTEGER NOT NULL, due INTEGER NOT NULL, bytes INTEGER NOT NULL, okey INTEGER, replay INTEGER, again INTEGER);
 CREATE INDEX due ON message(ep, sub, due) WHERE state = 1;
 CREATE INDEX fifo ON message(ep, okey, state) WHERE okey IS NOT NULL;
 CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
@@ -34,6 +33,9 @@ CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT N
 CREATE INDEX blocked ON dead(ep, okey) WHERE blocks = 1;
 CREATE INDEX dead_ep ON dead(ep);
 CREATE INDEX dead_sub ON dead(sub);
+CREATE TABLE replay(id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL UNIQUE, began INTEGER NOT NULL,
+    phase INTEGER NOT NULL, cursor INTEGER NOT NULL, matched INTEGER NOT NULL, sent INTEGER NOT NULL,
+    succeeded INTEGER NOT NULL, failed INTEGER NOT NULL);
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);
 INSERT INTO meta(key, value) VALUES ('fence', 0);
 ";

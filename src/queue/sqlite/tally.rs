@@ -63,11 +63,11 @@ impl Tally {
         }
     }
 
-    /// A message was stored: the oldest of its pair where nothing was pending.
+    /// A message was stored, or is pending again: then it may be older than all others of its pair.
     pub(super) fn stored(&mut self, pair: Pair, message: MessageId) {
         self.add(pair, 1, 0);
         if let Some(counts) = self.pairs.get_mut(&pair) {
-            counts.oldest.get_or_insert(message);
+            counts.oldest = Some(counts.oldest.map_or(message, |oldest| oldest.min(message)));
         }
     }
 

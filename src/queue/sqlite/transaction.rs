@@ -52,9 +52,10 @@ impl<'c> Statements<'c> {
             insert_event: conn.prepare("INSERT INTO event(id, attrs, body) VALUES (?, ?, ?)")?,
             insert_message: conn
                 .prepare("INSERT INTO message(id, sub, ep, state, attempt, due, bytes, okey) VALUES (?, ?, ?, ?, 0, ?, ?, ?)")?,
-            take_message: conn.prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes, okey, state")?,
+            take_message: conn
+                .prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes, okey, state, replay")?,
             of_key: conn.prepare(
-                "SELECT id, sub, attempt, state FROM message WHERE ep = ? AND okey = ? ORDER BY state, id LIMIT 1",
+                "SELECT id, sub, attempt, state, again FROM message WHERE ep = ? AND okey = ? ORDER BY state, id LIMIT 1",
             )?,
             blocker: conn.prepare("SELECT 1 FROM dead WHERE ep = ? AND okey = ? AND blocks = 1 LIMIT 1")?,
             promote: conn.prepare("UPDATE message SET state = ? WHERE id = ?")?,
@@ -410,7 +411,13 @@ impl<'c> Transaction<'_, 'c> {
     }
 
     /// Takes a message from those that are pending, if it is still there with so many attempts.
-    fn take(&mut self, message: MessageId, pair: Pair, attempts: u16) -> rusqlite::Result<Option<Taken>> {
+    fn take(
+        &mut self,
+        message: MessageId,
+        pair: Pair,
+        attempts: u16,
+        delivered: bool,
+    ) -> rusqlite::Result<Option<Taken>> {
         let mut rows = self.statements.take_message.query(params![message.0, attempts])?;
         let Some(row) = rows.next()? else { return Ok(None) };
         let taken = Taken {
@@ -419,6 +426,11 @@ impl<'c> Transaction<'_, 'c> {
         self.effects.settled.push((pair, row.get(0)?));
         if row.get::<_, i64>(2)? == HELD {
             self.effects.ordered.push((pair, -1, 0));
+        }
+        let replay: Option<i64> = row.get(3)?;
+        drop(rows);
+        if let Some(replay) = replay {
+            self.replayed(replay, delivered)?;
         }
         Ok(Some(taken))
     }
@@ -514,7 +526,9 @@ impl<'c> Transaction<'_, 'c> {
                 let wait = &mut self.statements.wait_message;
                 (wait.execute(params![message.0, attempts, due.0, consumed])? > 0).then_some(Taken::default())
             }
-            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => self.take(message, pair, attempts)?,
+            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => {
+                self.take(message, pair, attempts, verdict == Verdict::Delivered)?
+            }
         };
         let Some(Taken { order }) = applied else {
             return Ok(Settled::Stale);
@@ -583,7 +597,7 @@ impl<'c> Transaction<'_, 'c> {
     pub(super) fn bury(&mut self, found: &[(MessageId, Pair, u16)], reason: DeadReason) -> Result<u64, Refusal> {
         let mut count = 0;
         for (message, pair, attempts) in found {
-            if let Some(Taken { order }) = self.take(*message, *pair, *attempts)? {
+            if let Some(Taken { order }) = self.take(*message, *pair, *attempts, false)? {
                 let letter = Letter {
                     attempts: *attempts,
                     at: self.now,

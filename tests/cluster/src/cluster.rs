@@ -233,7 +233,7 @@ impl Drop for Cluster {
 extern "C" fn stop_shared() {
     if let Some(Ok(cluster)) = SHARED.get() {
         let mut leaks = leaks::in_files(&cluster.logs_dir()).unwrap_or_default();
-        let kinds = "events.events.k8s.io,whe,evsub,evtype";
+        let kinds = "events.events.k8s.io,whe,evsub,evtype,replays";
         if let Ok(shown) = cluster.kubectl(&["get", kinds, "-A", "-o", "yaml", "--request-timeout=10s"]) {
             let lines = leaks::lines_with_secrets(&mut shown.stdout.as_slice()).unwrap_or_default();
             leaks.extend(lines.iter().map(|line| format!("line {line} of kubectl get {kinds}")));

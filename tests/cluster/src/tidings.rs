@@ -27,7 +27,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A free port can be taken by somebody else before it is bound.
 const START_ATTEMPTS: u32 = 4;
 
-const KINDS: [&str; 3] = ["webhookendpoints", "eventsubscriptions", "eventtypes"];
+const KINDS: [&str; 4] = ["webhookendpoints", "eventsubscriptions", "eventtypes", "replays"];
 
 /// Tidings installed in a cluster: CRDs and `deploy/` applied.
 #[derive(Debug)]

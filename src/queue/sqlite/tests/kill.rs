@@ -35,6 +35,7 @@ fn child_that_is_killed() {
                             subscription: SubscriptionId(1),
                             attempts: 0,
                             due: UnixMillis(0),
+                            again: None,
                         };
                         let (word, verdict) = match n % 3 {
                             0 => ("S", Verdict::Delivered),

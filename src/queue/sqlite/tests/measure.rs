@@ -44,6 +44,7 @@ fn measure_accept_and_settle() {
                                 subscription: one.subscription,
                                 attempts: 0,
                                 due: UnixMillis(0),
+                                again: None,
                             };
                             settlement(pending, Verdict::Delivered)
                         })

@@ -139,6 +139,7 @@ async fn play(steps: Vec<Step>) {
                     subscription: SubscriptionId(subscription),
                     attempts: if stale { attempts + 1 } else { attempts },
                     due: UnixMillis(0),
+                    again: None,
                 };
                 let verdict = match verdict {
                     0 => Verdict::Delivered,
