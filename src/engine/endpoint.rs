@@ -119,10 +119,14 @@ pub(super) struct Endpoint {
     pub paging: bool,
     pub subscriptions: HashMap<SubscriptionId, Subscription>,
     pub in_flight: usize,
-    /// Of those, in the slow lane.
+    /// Of those, in fast slots.
+    pub fast: usize,
+    /// Of those, slow: in the slow lane, or without room there.
     pub slow: usize,
-    /// In a queue of endpoints that want a slot.
-    pub queued: bool,
+    /// In the queues of endpoints that want a slot, by class.
+    pub queued: [bool; 3],
+    /// When an attempt ended, or one began while none was under way.
+    pub heard: UnixMillis,
     /// Counted among those that wait for their rate limit.
     pub paced: bool,
     pub timer: Option<UnixMillis>,
@@ -153,8 +157,10 @@ impl Endpoint {
             paging: false,
             subscriptions: HashMap::new(),
             in_flight: 0,
+            fast: 0,
             slow: 0,
-            queued: false,
+            queued: [false; 3],
+            heard: UnixMillis(0),
             paced: false,
             timer: None,
             overridden: false,
@@ -240,7 +246,7 @@ impl Endpoint {
     fn has_work(&self, now: UnixMillis) -> bool {
         !self.window.is_empty()
             && match self.access(now) {
-                Access::Go { limit } => self.in_flight < limit,
+                Access::Go { limit } => self.in_flight < limit && !self.is_silent(now),
                 Access::Probe => self.in_flight == 0,
                 Access::Closed { .. } | Access::Unloaded => false,
             }
@@ -282,6 +288,13 @@ impl Endpoint {
     /// From this age on an attempt is slow.
     pub fn patience(&self) -> Duration {
         PATIENCE.max(self.usual * PATIENCE_FACTOR)
+    }
+
+    /// Whether nothing of what is under way came back for half of the patience: then nothing more is begun until something
+    /// does, if only a timeout. Of many endpoints that hang together those that are found out to be slow would else make
+    /// room for more attempts at the others.
+    fn is_silent(&self, now: UnixMillis) -> bool {
+        self.in_flight > 0 && now.since(self.heard) >= self.patience() / 2
     }
 
     /// Notes how long a success took: an eighth of it counts.

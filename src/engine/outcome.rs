@@ -39,6 +39,9 @@ impl State {
             .get(&id)
             .is_some_and(|endpoint| endpoint.in_flight >= endpoint.health.limit.value() as usize);
         self.free(job);
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.heard = now;
+        }
         match end {
             End::Answered(result) => self.answered(job, &result, saturated, now, random),
             End::Unrenderable => {

@@ -38,6 +38,8 @@ const PLACES_CROWDED: i64 = 16;
 const WINDOW_BODIES: usize = 32 << 20;
 /// Bodies in flight.
 const FLIGHT_BODIES: usize = 64 << 20;
+/// Up to this many for an endpoint's second and later attempts and for slow ones: as with slots, the rest is for first ones.
+const EXTRA_BODIES: usize = FLIGHT_BODIES / 2;
 /// What a body that is still to be read may take: the default limit of ingest.
 const UNREAD_BODY: usize = 256 << 10;
 /// Outcomes that the store has not recorded; beyond, nothing is started and no page is read, for a crash would repeat all
@@ -47,10 +49,7 @@ pub(super) const UNRECORDED: usize = 10_000;
 /// Where an attempt's slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// `extra`: it was not its endpoint's only attempt when it started.
-    Fast {
-        extra: bool,
-    },
+    Fast,
     Slow,
 }
 
@@ -65,6 +64,8 @@ pub(super) struct Job {
     pub subscription: Arc<ResolvedSubscription>,
     pub started: UnixMillis,
     pub patience: Duration,
+    /// It is slow, and there was no room for it in the slow lane.
+    pub overdue: bool,
     /// Bytes of the budget of bodies.
     pub reserved: usize,
 }
@@ -77,6 +78,7 @@ pub(super) struct State {
     /// Endpoints that want a slot, by what kind their next start is: first, later, slow.
     ready: [VecDeque<EndpointId>; 3],
     pub fast: usize,
+    /// Of those, every endpoint's beyond its first.
     extra: usize,
     pub slow: usize,
     flight_bodies: usize,
@@ -409,11 +411,13 @@ impl State {
 
     fn enqueue(&mut self, id: EndpointId, now: UnixMillis) {
         if let Some(endpoint) = self.endpoints.get_mut(&id)
-            && !endpoint.queued
             && endpoint.wants(now)
         {
-            endpoint.queued = true;
-            self.ready[lane_class(endpoint)].push_back(id);
+            let class = lane_class(endpoint);
+            // It may stand in another queue too, for what it wanted before: there may be no room for that for long.
+            if !std::mem::replace(&mut endpoint.queued[class], true) {
+                self.ready[class].push_back(id);
+            }
         }
     }
 
@@ -450,14 +454,15 @@ impl State {
             let Some(endpoint) = self.endpoints.get_mut(&id) else {
                 continue;
             };
-            endpoint.queued = false;
+            endpoint.queued[class] = false;
             if !endpoint.wants(now) {
                 continue;
             }
             let actual = lane_class(endpoint);
             if actual != class {
-                endpoint.queued = true;
-                self.ready[actual].push_back(id);
+                if !std::mem::replace(&mut endpoint.queued[actual], true) {
+                    self.ready[actual].push_back(id);
+                }
                 class = class.min(actual);
                 continue;
             }
@@ -466,10 +471,12 @@ impl State {
                 .front()
                 .and_then(|held| held.event.as_deref())
                 .map_or(UNREAD_BODY, size);
-            if self.flight_bodies > 0 && self.flight_bodies + needs > FLIGHT_BODIES {
-                endpoint.queued = true;
+            let budget = if class == FIRST { FLIGHT_BODIES } else { EXTRA_BODIES };
+            if self.flight_bodies > 0 && self.flight_bodies + needs > budget {
+                endpoint.queued[class] = true;
                 self.ready[class].push_front(id);
-                break;
+                class += 1;
+                continue;
             }
             if let Some(job) = self.start(id, class, needs, now) {
                 jobs.push(job);
@@ -516,6 +523,9 @@ impl State {
         endpoint.forget_retry(pending.due, pending.message);
         let probe = matches!(endpoint.access(now), Access::Probe);
         endpoint.take_turn(now);
+        if endpoint.in_flight == 0 {
+            endpoint.heard = now;
+        }
         endpoint.in_flight += 1;
         let lane = match class {
             SLOW => {
@@ -525,8 +535,9 @@ impl State {
             }
             _ => {
                 self.fast += 1;
-                self.extra += usize::from(class == LATER);
-                Lane::Fast { extra: class == LATER }
+                self.extra += usize::from(endpoint.fast > 0);
+                endpoint.fast += 1;
+                Lane::Fast
             }
         };
         self.flight_bodies += reserved;
@@ -539,6 +550,7 @@ impl State {
             subscription,
             started: now,
             patience: endpoint.patience(),
+            overdue: false,
             reserved,
         })
     }
@@ -549,18 +561,29 @@ impl State {
         job.reserved = bytes;
     }
 
-    /// The attempt is slow: it goes to the slow lane, if there is room.
+    /// The attempt is slow: it goes to the slow lane if there is room, and its endpoint's next starts there in any case, so
+    /// that those that hang do not fill the fast slots again that others of them left.
     pub fn demote(&mut self, job: &mut Job) {
-        let Lane::Fast { extra } = job.lane else { return };
-        if self.slow >= SLOW_SLOTS {
+        if job.lane == Lane::Slow {
             return;
         }
-        self.fast -= 1;
-        self.extra -= usize::from(extra);
-        self.slow += 1;
-        job.lane = Lane::Slow;
+        if self.slow < SLOW_SLOTS {
+            self.leave_fast(job.pending.endpoint);
+            self.slow += 1;
+            job.lane = Lane::Slow;
+        } else {
+            job.overdue = true;
+        }
         if let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) {
             endpoint.slow += 1;
+        }
+    }
+
+    fn leave_fast(&mut self, id: EndpointId) {
+        self.fast -= 1;
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.fast -= 1;
+            self.extra -= usize::from(endpoint.fast > 0);
         }
     }
 
@@ -569,13 +592,10 @@ impl State {
         self.flight_bodies = self.flight_bodies.saturating_sub(job.reserved);
         if let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) {
             endpoint.in_flight -= 1;
-            endpoint.slow -= usize::from(job.lane == Lane::Slow);
+            endpoint.slow -= usize::from(job.lane == Lane::Slow || job.overdue);
         }
         match job.lane {
-            Lane::Fast { extra } => {
-                self.fast -= 1;
-                self.extra -= usize::from(extra);
-            }
+            Lane::Fast => self.leave_fast(job.pending.endpoint),
             Lane::Slow => self.slow -= 1,
         }
     }

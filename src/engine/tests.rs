@@ -21,6 +21,7 @@ use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
+mod fairness;
 mod limits;
 mod order;
 mod refusals;
@@ -252,31 +253,9 @@ impl World {
         edit: impl FnOnce(&mut ResolvedSubscription),
     ) -> SubscriptionId {
         let id = self.queue.intern_subscriptions(vec![key.clone()]).await.unwrap()[0];
-        let mut spec = ResolvedSubscription {
-            namespace: "team".into(),
-            name: key.name.clone(),
-            generation: 1,
-            endpoint: key.name.clone(),
-            event_types: vec![],
-            sources: vec![],
-            filter: None,
-            format: Format::StandardWebhooks,
-            retry: None,
-            suspend: false,
-        };
-        edit(&mut spec);
-        self.registry
-            .put_subscription(Arc::new(SubscriptionEntry {
-                id,
-                key,
-                endpoint,
-                endpoint_gauge: self.registry.gauge(endpoint),
-                endpoint_order: self.registry.order(endpoint),
-                spec: Arc::new(spec),
-                filter_health: Arc::default(),
-                deleted: None,
-            }))
-            .await;
+        let mut entry = subscription_entry(&self.registry, id, endpoint, key);
+        edit(Arc::make_mut(&mut entry.spec));
+        self.registry.put_subscription(Arc::new(entry)).await;
         id
     }
 
@@ -424,6 +403,37 @@ impl World {
         })
         .await;
         self.settled().await;
+    }
+}
+
+/// A subscription of everything.
+fn subscription_entry(
+    registry: &Registry,
+    id: SubscriptionId,
+    endpoint: EndpointId,
+    key: ResourceKey,
+) -> SubscriptionEntry {
+    let spec = ResolvedSubscription {
+        namespace: "team".into(),
+        name: key.name.clone(),
+        generation: 1,
+        endpoint: key.name.clone(),
+        event_types: vec![],
+        sources: vec![],
+        filter: None,
+        format: Format::StandardWebhooks,
+        retry: None,
+        suspend: false,
+    };
+    SubscriptionEntry {
+        id,
+        key,
+        endpoint,
+        endpoint_gauge: registry.gauge(endpoint),
+        endpoint_order: registry.order(endpoint),
+        spec: Arc::new(spec),
+        filter_health: Arc::default(),
+        deleted: None,
     }
 }
 

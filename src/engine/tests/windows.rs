@@ -29,28 +29,7 @@ fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
 }
 
 fn subscribed(state: &mut State, now: UnixMillis) {
-    let spec = ResolvedSubscription {
-        namespace: "team".into(),
-        name: "crm".into(),
-        generation: 1,
-        endpoint: "crm".into(),
-        event_types: vec![],
-        sources: vec![],
-        filter: None,
-        format: Format::StandardWebhooks,
-        retry: None,
-        suspend: false,
-    };
-    let entry = SubscriptionEntry {
-        id: SUBSCRIPTION,
-        key: key(),
-        endpoint: ENDPOINT,
-        endpoint_gauge: state.registry.gauge(ENDPOINT),
-        endpoint_order: state.registry.order(ENDPOINT),
-        spec: Arc::new(spec),
-        filter_health: Arc::default(),
-        deleted: None,
-    };
+    let entry = subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, key());
     state.subscription_changed(Arc::new(entry), now);
 }
 

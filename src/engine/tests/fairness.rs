@@ -1,0 +1,181 @@
+//! Slots, in simulated time: what a thousand endpoints that hang cost twenty that are well.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::engine::outcome::End;
+use crate::engine::state::Job;
+use crate::ids::EventId;
+use crate::queue::{Pending, Settled};
+
+const HEALTHY: u32 = 20;
+const HANGING: u32 = 1_000;
+/// Milliseconds of the simulation.
+const LENGTH: i64 = 12_000;
+/// How long a healthy receiver takes, and how often it gets a message: it needs twenty attempts at a time.
+const ANSWERS_AFTER: i64 = 100;
+const EVERY: i64 = 5;
+/// What a hanging one gets: more than its attempts at a time.
+const MESSAGES: i64 = 40;
+
+enum Happens {
+    Arrives,
+    /// An attempt is older than its patience.
+    IsSlow(usize),
+    Ends(usize),
+}
+
+/// The engine's state, with its tasks, its store and its clock played by the test.
+struct Simulation {
+    state: State,
+    began: UnixMillis,
+    /// Whether what is slow goes to the slow lane.
+    demotes: bool,
+    agenda: BTreeMap<(i64, usize), Happens>,
+    jobs: Vec<Option<Job>>,
+    count: usize,
+    /// From a healthy endpoint's message to its attempt, after the first second.
+    waits: Vec<i64>,
+}
+
+impl Simulation {
+    /// `grown`: every endpoint was well before, and its limit has grown.
+    fn new(demotes: bool, grown: bool) -> Simulation {
+        let (registry, _changes) = Registry::new(8);
+        let mut simulation = Simulation {
+            state: State::new(Arc::new(registry), EngineMetrics::default()),
+            began: UnixMillis::now(),
+            demotes,
+            agenda: BTreeMap::new(),
+            jobs: Vec::new(),
+            count: 0,
+            waits: Vec::new(),
+        };
+        for id in 0..HEALTHY + HANGING {
+            simulation.endpoint(id);
+            let limit = &mut simulation.state.endpoint(EndpointId(id)).health.limit;
+            if grown || id < HEALTHY {
+                (0..64).for_each(|_| limit.grow(true));
+            }
+        }
+        simulation
+    }
+
+    fn endpoint(&mut self, id: u32) {
+        let name = if id < HEALTHY { "healthy" } else { "hanging" };
+        let key = ResourceKey {
+            namespace_uid: "uid".into(),
+            name: format!("{name}-{id}"),
+        };
+        let registry = Arc::clone(&self.state.registry);
+        let entry = EndpointEntry {
+            id: EndpointId(id),
+            key: key.clone(),
+            namespace: "team".into(),
+            gauge: registry.gauge(EndpointId(id)),
+            fifo: None,
+            state: EndpointState::Usable(Arc::new(resolved(&key.name))),
+        };
+        self.state.endpoint_changed(Arc::new(entry), self.began);
+        let entry = subscription_entry(&registry, SubscriptionId(id), EndpointId(id), key);
+        self.state.subscription_changed(Arc::new(entry), self.began);
+    }
+
+    fn plan(&mut self, at: i64, happens: Happens) {
+        self.count += 1;
+        self.agenda.insert((at, self.count), happens);
+    }
+
+    fn message(&mut self, id: u32, now: UnixMillis) {
+        self.count += 1;
+        let event = EventId::next(EventId(0), now.0 / 1000);
+        let pending = Pending {
+            message: MessageId::new(EventId(event.0 + self.count as i64), 0),
+            endpoint: EndpointId(id),
+            subscription: SubscriptionId(id),
+            attempts: 0,
+            due: now,
+        };
+        self.state.hold_fresh(pending, None);
+        self.state.evaluate(EndpointId(id), now);
+    }
+
+    fn run(mut self) -> Vec<i64> {
+        for _ in 0..MESSAGES {
+            (HEALTHY..HEALTHY + HANGING).for_each(|id| self.message(id, self.began));
+        }
+        self.plan(0, Happens::Arrives);
+        while let Some(((at, _), happens)) = self.agenda.pop_first()
+            && at < LENGTH
+        {
+            let now = self.began.plus(Duration::from_millis(at.unsigned_abs()));
+            match happens {
+                Happens::Arrives => {
+                    (0..HEALTHY).for_each(|id| self.message(id, now));
+                    self.plan(at + EVERY, Happens::Arrives);
+                }
+                Happens::IsSlow(number) => {
+                    if let Some(job) = &mut self.jobs[number] {
+                        self.state.demote(job);
+                    }
+                }
+                Happens::Ends(number) => {
+                    let job = self.jobs[number].take().expect("it ends once");
+                    let outcome = Outcome::Status {
+                        code: 200,
+                        retry_after: None,
+                        excerpt: None,
+                    };
+                    let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
+                    let result = AttemptResult { took, outcome };
+                    self.state.complete(&job, End::Answered(result), now, 0.0);
+                    let outcomes = std::mem::take(&mut self.state.outbox);
+                    let answers = vec![Settled::Applied; outcomes.len()];
+                    self.state.recorded(&outcomes, &answers, now);
+                }
+            }
+            for job in self.state.grant(now) {
+                self.start(job, at, now);
+            }
+        }
+        self.waits.sort_unstable();
+        self.waits
+    }
+
+    fn start(&mut self, mut job: Job, at: i64, now: UnixMillis) {
+        self.state.body_read(&mut job, 1_024);
+        let number = self.jobs.len();
+        let patience = at + job.patience.as_millis() as i64;
+        if job.pending.endpoint.0 < HEALTHY {
+            if at >= 1_000 {
+                self.waits.push(now.0 - job.pending.due.0);
+            }
+            self.plan(at + ANSWERS_AFTER, Happens::Ends(number));
+        } else if self.demotes {
+            // It ends with its timeout, after the simulation.
+            self.plan(patience, Happens::IsSlow(number));
+        }
+        self.jobs.push(Some(job));
+    }
+}
+
+fn p99(waits: &[i64]) -> i64 {
+    waits[waits.len() * 99 / 100]
+}
+
+#[test]
+fn a_thousand_endpoints_that_hang_take_no_slot_from_healthy_ones_whether_at_once_or_from_the_start() {
+    let expected = (i64::from(HEALTHY) * (LENGTH - 1_000) / EVERY) as usize;
+    for grown in [false, true] {
+        let waits = Simulation::new(true, grown).run();
+        assert_eq!(waits.len(), expected, "all were started");
+        assert_eq!(p99(&waits), 0, "grown {grown}");
+        let naive = Simulation::new(false, grown).run();
+        assert!(
+            naive.len() < expected && p99(&naive) > 1_000,
+            "without the slow lane they would wait: {} of {expected} started, p99 {} ms",
+            naive.len(),
+            p99(&naive)
+        );
+    }
+}
