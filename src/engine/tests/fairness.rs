@@ -95,6 +95,7 @@ impl Simulation {
             subscription: SubscriptionId(id),
             attempts: 0,
             due: now,
+            again: None,
         };
         self.state.hold_fresh(pending, None);
         self.state.evaluate(EndpointId(id), now);
