@@ -53,6 +53,7 @@ pub enum Outcome {
     Status {
         code: u16,
         retry_after: Option<Duration>,
+        judged: Judged,
         excerpt: Option<Bytes>,
     },
     /// The receiver's (or the network's) fault, without a usable answer.
@@ -61,6 +62,35 @@ pub enum Outcome {
     Blocked { address: std::net::IpAddr },
     /// Our own fault (no file descriptors, no ports, all DNS failing): no attempt, no breaker.
     Ours(OurFault),
+}
+
+/// What the endpoint's `success` makes of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Judged {
+    /// There is none: 2xx is success.
+    #[default]
+    ByStatus,
+    Success,
+    Failure,
+    /// It has no answer for this one, which is then no success.
+    Undecided,
+}
+
+impl Outcome {
+    /// Whether the message is delivered.
+    pub fn is_success(&self) -> bool {
+        matches!(
+            self,
+            Outcome::Status {
+                code: 200..=299,
+                judged: Judged::ByStatus,
+                ..
+            } | Outcome::Status {
+                judged: Judged::Success,
+                ..
+            }
+        )
+    }
 }
 
 /// A fault with its reason word.

@@ -45,6 +45,7 @@ mod it {
     mod signatures;
     mod signing_secret;
     mod status;
+    mod success;
     mod team;
     mod way;
 }

@@ -117,6 +117,14 @@ pub struct WebhookEndpointSpec {
     #[serde(default)]
     pub ordering: Ordering,
 
+    /// Which answers mean that the receiver has the message, where the status alone does not tell: a CEL expression over
+    /// response.status and response.body (at most 64 KiB of it, JSON where it is JSON, else a string), such as
+    /// response.status == 200 && response.body.ok == true. An answer for which it is false or fails is tried again like one
+    /// with a bad status. Without it every 2xx is a success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub success: Option<String>,
+
     /// When attempts stop because the receiver is broken, and how it is probed meanwhile.
     #[serde(default)]
     pub circuit_breaker: CircuitBreaker,
@@ -299,6 +307,7 @@ impl WebhookEndpointSpec {
             max_in_flight: default_max_in_flight(),
             rate_limit: None,
             ordering: Ordering::default(),
+            success: None,
             circuit_breaker: CircuitBreaker::default(),
             disable_after: DisableAfter::default(),
             suspend: false,

@@ -120,6 +120,8 @@ pub struct ResolvedEndpoint {
     pub breaker: BreakerPolicy,
     /// Failing for so long without a success disables it; none: never.
     pub disable_after: Option<Duration>,
+    /// Which answers are successes; none: 2xx.
+    pub success: Option<Expression>,
     pub suspend: bool,
     pub egress: Arc<EgressRules>,
     /// The value of `tidings.dev/enable-requested-at`, if any.

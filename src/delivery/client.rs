@@ -26,8 +26,9 @@ use super::pool::{Bounds, Key, Pool};
 use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::{Identities, identity};
 use super::tokens::{self, TOKEN_TIME, Token, Tokens};
-use super::{AttemptResult, Fault, OurFault, Outcome, Request, Sender, guard, outcome};
+use super::{AttemptResult, Fault, Judged, OurFault, Outcome, Request, Sender, guard, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
+use crate::expression::{Expression, Scope};
 use crate::signing::{HEADER_ID, HEADER_TIMESTAMP};
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_ID);
@@ -275,7 +276,8 @@ impl HttpsSender {
         token
     }
 
-    /// The verdict is in the head; the body is read for the excerpt and to keep the connection.
+    /// The verdict is in the head, unless the endpoint has an expression for it; else the body is read for the excerpt and to
+    /// keep the connection.
     async fn finish(
         &self,
         to: Route<'_>,
@@ -290,27 +292,43 @@ impl HttpsSender {
             .headers
             .get(RETRY_AFTER)
             .and_then(|value| outcome::retry_after(value, SystemTime::now()));
-        let success = head.status.is_success();
-        let keep = if success { 0 } else { EXCERPT };
         let mut excerpt = BytesMut::new();
         if code == 101 {
             // The protocol was switched to one nobody asked for: whatever follows is not HTTP.
             return Outcome::Status {
                 code,
                 retry_after,
+                judged: Judged::ByStatus,
                 excerpt: None,
             };
         }
-        let until = deadline.min(Instant::now() + DRAIN_TIME);
+        let success = to.endpoint.success.as_ref();
+        let (keep, until) = match success {
+            Some(_) => (MAX_BODY, deadline),
+            None if head.status.is_success() => (0, deadline.min(Instant::now() + DRAIN_TIME)),
+            None => (EXCERPT, deadline.min(Instant::now() + DRAIN_TIME)),
+        };
         let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
         if drained == Ok(true) && connection.ready().await {
             self.pool.put(to.key, connection);
+        }
+        let judged = match (success, drained) {
+            (None, _) => Judged::ByStatus,
+            (Some(_), Err(_late)) => return Outcome::Fault(Fault::Timeout),
+            // It ended before its end; one that is longer than the cap is judged by its beginning.
+            (Some(_), Ok(false)) if excerpt.len() < MAX_BODY => return Outcome::Fault(Fault::Reset),
+            (Some(success), Ok(_)) => judge(success, code, &excerpt),
+        };
+        match judged {
+            Judged::Success => excerpt.clear(),
+            _ => excerpt.truncate(EXCERPT),
         }
         let own = to.endpoint.headers.iter().map(|(_, value)| value);
         let values = own.chain(token.map(|token| &token.value));
         Outcome::Status {
             code,
             retry_after,
+            judged,
             excerpt: conceal(&to.target.path, values, &excerpt),
         }
     }
@@ -350,6 +368,14 @@ impl<'a> Route<'a> {
             identity: identity(endpoint),
         };
         Route { target, endpoint, key }
+    }
+}
+
+fn judge(success: &Expression, code: u16, body: &[u8]) -> Judged {
+    match success.test(&Scope::response(code, body)) {
+        Ok(true) => Judged::Success,
+        Ok(false) => Judged::Failure,
+        Err(_) => Judged::Undecided,
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Fault, OurFault, Outcome};
 /// The metric label of an outcome.
 pub(super) fn class(outcome: &Outcome) -> &'static str {
     match outcome {
+        Outcome::Status { code: 200..=299, .. } if !outcome.is_success() => "NotSuccessful",
         Outcome::Status { code: 200..=299, .. } => "2xx",
         Outcome::Status { code: 300..=399, .. } => "3xx",
         Outcome::Status { code: 400..=499, .. } => "4xx",

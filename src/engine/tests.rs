@@ -12,7 +12,7 @@ use super::*;
 use crate::api::resolve::{
     BreakerPolicy, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target,
 };
-use crate::delivery::{AttemptResult, Fault, Outcome, Request};
+use crate::delivery::{AttemptResult, Fault, Judged, Outcome, Request};
 use crate::event::{Data, Event, format};
 use crate::ids::{EndpointId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::sqlite::{Options, SqliteQueue};
@@ -108,6 +108,7 @@ impl Sender for Script {
             match self.next(&name) {
                 Act::Answer(code) => {
                     break Outcome::Status {
+                        judged: Judged::ByStatus,
                         code,
                         retry_after: None,
                         excerpt: None,
@@ -468,6 +469,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         rate: None,
         breaker: BreakerPolicy::default(),
         disable_after: Some(Duration::from_secs(120 * 3600)),
+        success: None,
         suspend: false,
         egress: Arc::new(EgressRules::default()),
         enable_request: None,

@@ -59,7 +59,16 @@ fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
     let health = &endpoint.health;
     let last = health.recent.front();
     let failed = last.map_or_else(String::new, |note| match note.status {
-        Some(status) => format!("the last attempt was answered with status {status}"),
+        Some(status) => {
+            let judged = match note.reason {
+                "NotSuccessful" => ", which spec.success takes for a failure",
+                "SuccessUndecided" => {
+                    ", of which spec.success cannot tell whether it is one: see the attempt's excerpt"
+                }
+                _ => "",
+            };
+            format!("the last attempt was answered with status {status}{judged}")
+        }
         None if note.reason == Fault::Auth.reason() => {
             "the last attempt failed: Auth, the token server refused the endpoint's client".to_owned()
         }

@@ -9,7 +9,7 @@ use super::BLOCKED_RELOOK;
 use super::backoff;
 use super::health::{DisabledBy, FailureNote, Health, Hold, HoldReason};
 use crate::api::resolve::{BreakerPolicy, RetryPolicy};
-use crate::delivery::{AttemptResult, Fault, OurFault, Outcome};
+use crate::delivery::{AttemptResult, Fault, Judged, OurFault, Outcome};
 use crate::ids::{MessageId, UnixMillis};
 use crate::queue::{AttemptRecord, DeadReason, Verdict};
 
@@ -91,6 +91,7 @@ pub fn decide(
             code,
             retry_after,
             excerpt,
+            ..
         } => (Some(*code), *retry_after, excerpt.clone()),
         Outcome::Fault(_) => (None, None, None),
     };
@@ -102,7 +103,7 @@ pub fn decide(
         reason,
         excerpt,
     });
-    if let Some(code @ 200..=299) = status {
+    if let Some(code) = status.filter(|_| result.outcome.is_success()) {
         let closed = health.succeeded(code, attempt.saturated, now);
         return Decision {
             verdict: Verdict::Delivered,
@@ -301,8 +302,10 @@ fn is_congestion(outcome: &Outcome) -> bool {
 /// One CamelCase word for status, records and metrics: few, whatever receivers answer.
 pub fn reason(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Status { code, .. } => match code {
-            200..=299 => "Delivered",
+        Outcome::Status { .. } if outcome.is_success() => "Delivered",
+        Outcome::Status { code, judged, .. } => match code {
+            200..=299 if *judged == Judged::Undecided => "SuccessUndecided",
+            200..=299 => "NotSuccessful",
             300..=399 => "Redirect",
             401 | 403 | 407 => "Unauthorized",
             408 | 425 | 429 => "Throttled",
@@ -319,8 +322,10 @@ pub fn reason(outcome: &Outcome) -> &'static str {
 
 /// A stored word as one of ours; a word of another version is `Unknown`.
 pub fn known_reason(word: &str) -> &'static str {
-    const WORDS: [&str; 23] = [
+    const WORDS: [&str; 25] = [
         "Delivered",
+        "NotSuccessful",
+        "SuccessUndecided",
         "Redirect",
         "Unauthorized",
         "Throttled",

@@ -300,6 +300,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         rate: None,
         breaker: BreakerPolicy::default(),
         disable_after: None,
+        success: None,
         suspend: false,
         egress: Arc::new(EgressRules {
             open_cidrs: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()],

@@ -22,6 +22,7 @@ use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
 use crate::api::status::ENABLE_REQUEST_LONGEST;
 use crate::api::{WebhookEndpoint, names};
+use crate::expression::{Expression, Role};
 use crate::signing::{KeyError, Scheme, Signer};
 
 /// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
@@ -142,6 +143,7 @@ pub fn resolve_endpoint(
     let rate = spec.rate_limit.as_ref().map(rate).transpose()?;
     let breaker = breaker(&spec.circuit_breaker)?;
     let disable_after = disable_after(&spec.disable_after)?;
+    let success = spec.success.as_deref().map(success).transpose()?;
     resolve_ordering(&spec.ordering)?;
     let names = header_names(&spec.headers)?;
     if spec.auth.is_some() && names.contains(&AUTHORIZATION) {
@@ -197,6 +199,7 @@ pub fn resolve_endpoint(
         rate,
         breaker,
         disable_after,
+        success,
         suspend: spec.suspend,
         egress: Arc::clone(egress),
         enable_request: enable_request(endpoint),
@@ -207,6 +210,10 @@ pub fn resolve_endpoint(
 enum Url<'a> {
     Written(Target),
     Secret(&'a SecretKeyReference),
+}
+
+fn success(source: &str) -> Result<Expression, Unresolved> {
+    Expression::compile(Role::Success, source).map_err(|error| Unresolved::invalid(format!("success: {error}")))
 }
 
 /// The annotation, cut to what `handledEnableRequest` can hold.

@@ -51,6 +51,7 @@ fn result(outcome: Outcome) -> AttemptResult {
 
 fn status(code: u16) -> Outcome {
     Outcome::Status {
+        judged: Judged::ByStatus,
         code,
         retry_after: None,
         excerpt: None,
@@ -59,6 +60,7 @@ fn status(code: u16) -> Outcome {
 
 fn asks(code: u16, seconds: u64) -> Outcome {
     Outcome::Status {
+        judged: Judged::ByStatus,
         code,
         retry_after: Some(Duration::from_secs(seconds)),
         excerpt: None,
@@ -343,6 +345,7 @@ fn a_message_is_expired_after_three_days() {
 fn outcomes() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         (100u16..600, proptest::option::of(any::<u64>())).prop_map(|(code, after)| Outcome::Status {
+            judged: Judged::ByStatus,
             code,
             retry_after: after.map(Duration::from_secs),
             excerpt: None
@@ -388,5 +391,39 @@ proptest! {
                 Verdict::Delivered | Verdict::Discard => consumed = 0,
             }
         }
+    }
+}
+
+#[test]
+fn what_an_endpoint_takes_for_a_success_decides_whatever_the_status() {
+    let answer = |code, judged| Outcome::Status {
+        code,
+        retry_after: None,
+        judged,
+        excerpt: None,
+    };
+    let decided = |outcome: Outcome| {
+        let mut health = Health::default();
+        let decision = run(&mut health, &attempt(0), outcome, NOW);
+        (
+            decision.verdict == Verdict::Delivered,
+            decision.failure,
+            health.disabled.is_some(),
+        )
+    };
+    for (code, judged, delivered, failure, disabled) in [
+        (200, Judged::Success, true, None, false),
+        (409, Judged::Success, true, None, false),
+        (410, Judged::Success, true, None, false),
+        (200, Judged::Failure, false, Some("NotSuccessful"), false),
+        (200, Judged::Undecided, false, Some("SuccessUndecided"), false),
+        (503, Judged::Undecided, false, Some("ServerError"), false),
+        (410, Judged::Failure, false, Some("Gone"), true),
+    ] {
+        assert_eq!(
+            decided(answer(code, judged)),
+            (delivered, failure, disabled),
+            "{code} {judged:?}"
+        );
     }
 }
