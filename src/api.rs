@@ -17,6 +17,7 @@ pub mod names;
 pub mod ordering;
 pub mod policy;
 pub mod replay;
+pub mod request;
 pub mod resolve;
 pub mod retry;
 pub mod selector;

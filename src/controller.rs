@@ -7,6 +7,7 @@
 
 pub mod conditions;
 mod context;
+mod dereference;
 mod endpoint;
 mod event_type;
 pub mod fleet;
@@ -16,6 +17,7 @@ pub mod metrics;
 mod queue;
 mod references;
 mod replay;
+mod standing;
 mod subscription;
 mod watches;
 mod work;

@@ -10,6 +10,7 @@ pub mod guard;
 pub mod metrics;
 mod outcome;
 mod pool;
+mod render;
 pub mod resolver;
 pub mod tls;
 mod tokens;
@@ -24,6 +25,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::MessageId;
+use crate::shaping::Shaped;
 
 /// One request to be made: rendered, not yet signed.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub struct Request {
     pub body: Bytes,
     /// Seconds since 1970, the `webhook-timestamp`.
     pub timestamp: i64,
+    /// What is not as every request of the endpoint.
+    pub shaped: Option<Box<Shaped>>,
 }
 
 /// What one attempt came to. Failures are data, not errors.

@@ -18,6 +18,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
+pub use functions::url_encoded;
 pub use scope::Scope;
 
 /// What an expression is for: which variables it sees, how long it may be and what one evaluation may cost.

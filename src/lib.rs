@@ -28,6 +28,7 @@ pub mod replay;
 pub mod report;
 pub mod schedule;
 pub mod schema;
+pub mod shaping;
 pub mod signing;
 pub mod telemetry;
 pub mod watch;

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use crate::api::policy::NamespaceRules;
-use crate::api::resolve::{Fifo, ResolvedEndpoint, ResolvedSubscription};
+use crate::api::resolve::{Fifo, RequestSecrets, ResolvedEndpoint, ResolvedSubscription};
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::matching::Index;
 use crate::matching::filter::FilterHealth;
@@ -68,8 +68,25 @@ pub struct SubscriptionEntry {
     pub spec: Arc<ResolvedSubscription>,
     /// How its filter fares; written by ingest.
     pub filter_health: Arc<FilterHealth>,
+    /// What its requests are made with.
+    pub material: Material,
     /// Set when deleted: its messages are buried five minutes later unless it comes back.
     pub deleted: Option<crate::ids::UnixMillis>,
+}
+
+/// The values that a subscription's expressions read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Material {
+    Ready(Arc<RequestSecrets>),
+    /// A Secret is missing or not opened, or no valid request is known; the reason. Events match, and their messages wait.
+    Missing(&'static str),
+}
+
+impl Default for Material {
+    /// Nothing is needed.
+    fn default() -> Material {
+        Material::Ready(Arc::default())
+    }
 }
 
 /// What changed, for the engine.

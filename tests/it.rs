@@ -36,6 +36,7 @@ mod it {
     mod ready;
     mod receiver;
     mod replays;
+    mod requests;
     mod rotation;
     mod rules;
     mod scan;

@@ -64,6 +64,25 @@ fn data_key(such_as: &str) -> Rule {
     ))
 }
 
+/// Refuses the names of headers that belong to the connection, or to the body with these `more` names.
+pub(super) fn connection_header(more: &str) -> Rule {
+    Rule::new(format!(
+        "!(self.lowerAscii() in ['connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', \
+         'proxy-connection', 'te', 'trailer', 'transfer-encoding', 'upgrade', 'expect', 'host', 'content-length', \
+         'content-encoding'{more}])"
+    ))
+    .message("this header belongs to the connection or the body and is set by Tidings: remove it")
+}
+
+/// Refuses the names of headers that belong to a signature.
+pub(super) fn signature_header() -> Rule {
+    Rule::new(
+        "!self.lowerAscii().startsWith('webhook-') && !(self.lowerAscii() in ['signature', 'signature-input', \
+         'stripe-signature', 'x-hub-signature', 'x-hub-signature-256'])",
+    )
+    .message("this header belongs to the signature and is set by Tidings: remove it")
+}
+
 /// Whether a Secret or ConfigMap can have this name; [`object_name`] says the same. Requests put it into their path as it is.
 pub(super) fn is_object_name(name: &str) -> bool {
     let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();

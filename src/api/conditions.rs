@@ -37,6 +37,7 @@ pub mod reasons {
     pub const SECRET_CONFLICT: &str = "SecretConflict";
     pub const POLICY_DENIED: &str = "PolicyDenied";
     pub const INVALID_SPEC: &str = "InvalidSpec";
+    pub const INVALID_REQUEST: &str = "InvalidRequest";
     pub const ENDPOINT_NOT_FOUND: &str = "EndpointNotFound";
     pub const TOO_MANY_SUBSCRIPTIONS: &str = "TooManySubscriptions";
     pub const INVALID_FILTER: &str = "InvalidFilter";

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Auth, ClientCertificate};
-use super::common::{ConfigMapKeyReference, SecretKeyReference, is_false};
+use super::common::{ConfigMapKeyReference, SecretKeyReference, connection_header, is_false, signature_header};
 use super::duration::ApiDuration;
 use super::limits::{CircuitBreaker, DisableAfter, RateLimit};
 use super::ordering::Ordering;
@@ -147,10 +147,7 @@ pub struct WebhookEndpointSpec {
 pub struct Header {
     /// Name of the header. Names that belong to the connection, the body or the signature are refused.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_|~-]+$"))]
-    #[x_kube(
-        validation = Rule::new("!(self.lowerAscii() in ['connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'proxy-connection', 'te', 'trailer', 'transfer-encoding', 'upgrade', 'expect', 'host', 'content-length', 'content-type', 'content-encoding'])").message("this header belongs to the connection or the body and is set by Tidings: remove it"),
-        validation = Rule::new("!self.lowerAscii().startsWith('webhook-') && !(self.lowerAscii() in ['signature', 'signature-input', 'stripe-signature', 'x-hub-signature', 'x-hub-signature-256'])").message("this header belongs to the signature and is set by Tidings: remove it")
-    )]
+    #[x_kube(validation = connection_header(", 'content-type'"), validation = signature_header())]
     pub name: String,
     /// The value as it stands: visible ASCII, without white space at its ends. For anything secret use secretKeyRef.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,6 +23,7 @@ mod limits;
 mod oauth2;
 mod ordering;
 mod references;
+mod request;
 mod subscription;
 mod target;
 #[cfg(test)]
@@ -33,7 +34,8 @@ pub use limits::resolve_retry;
 pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
 pub use references::{Found, Lookup, Reference, References};
-pub use subscription::{resolve_subscription, resolve_with_last_filter};
+pub use request::{RequestForm, RequestSecrets, ResolvedRequest, resolve_secrets, subscription_references};
+pub use subscription::{resolve_subscription, resolve_with_last};
 
 /// Why a resource cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -303,6 +305,7 @@ pub struct ResolvedSubscription {
     pub sources: Vec<String>,
     pub filter: Option<Expression>,
     pub format: Format,
+    pub request: RequestForm,
     /// In place of the endpoint's.
     pub retry: Option<RetryPolicy>,
     pub suspend: bool,

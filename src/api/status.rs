@@ -237,6 +237,11 @@ pub struct SubscriptionStatus {
     /// The newest generation that was valid. Its filter is in force while a newer one is invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_valid: Option<LastValid>,
+    /// Secrets that are read for this subscription.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
+    pub references: Vec<ReferenceStatus>,
     /// How delivery goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<SubscriptionDelivery>,

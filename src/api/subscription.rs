@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{EndpointReference, is_false};
+use super::request::RequestShape;
 use super::retry::Retry;
 use super::status::SubscriptionStatus;
 
@@ -67,6 +68,11 @@ pub struct EventSubscriptionSpec {
     /// and the attributes in ce- headers. Raw: the data alone, under its own media type.
     #[serde(default)]
     pub format: PayloadFormat,
+
+    /// The request, for receivers with a shape of their own: its method, path, headers and body. Without it a POST to the
+    /// endpoint's URL with the body that format makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestShape>,
 
     /// When a failed message of this subscription is tried again. It replaces the endpoint's retry as a whole: what it
     /// leaves out has its default, not the endpoint's value.

@@ -1,9 +1,8 @@
 //! A WebhookEndpoint's reconcile, as its step list.
 //!
-//! [`dereference`] reads what it names, [`signing`] brings its own Secret about, [`resolve_endpoint`] makes of all of it
+//! `dereference` reads what it names, [`signing`] brings its own Secret about, [`resolve_endpoint`] makes of all of it
 //! what the dispatcher makes of it, [`status`] says the outcome.
 
-mod dereference;
 mod rotation;
 mod secret;
 mod signing;
@@ -13,21 +12,21 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::context::{Context, Key};
+use super::dereference;
 use super::grants::reconcile::covers;
 use super::memory::Asked;
+use super::standing::Standing;
 use super::work::{Again, Error};
 use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
-use crate::api::resolve::{References, Unresolved, references_of, resolve_endpoint, signing_reference};
+use crate::api::resolve::{Unresolved, references_of, resolve_endpoint, signing_reference};
 use signing::Signing;
 
 /// The plural, as dispatchers' Leases name it.
 const PLURAL: &str = "webhookendpoints";
 /// How long a new endpoint may wait for its grant before its status says so.
 const GRANTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
-/// Beyond a period, so that the read that is due then does not find the old one still good.
-const MARGIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Brings one endpoint to what its spec says.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Again, Error> {
@@ -48,11 +47,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     );
 
     let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
-    let material = dereference::read(context, &endpoint, &seen).await?;
-    let mut values = References::under(rules.secret_label);
-    for (reference, found) in &material {
-        values.insert(reference.clone(), found.to_lookup());
-    }
+    let material = dereference::read(context, namespace, references_of(&endpoint), &seen).await?;
+    let values = dereference::values(&material, rules.secret_label);
     let census = || context.endpoints.lock().unwrap_or_else(|e| e.into_inner());
     let over_quota = rules
         .quotas
@@ -74,7 +70,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         // The grant that is on its way has this endpoint looked at again; one write then says all.
         return Ok(Some(patience));
     }
-    let standing = status::Standing {
+    let standing = Standing {
         granted,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         seen: &seen,
@@ -94,7 +90,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         return Err(error);
     }
 
-    let reread = Instant::now() + context.references.period() + MARGIN;
+    let reread = context.references.due();
     let due = signing
         .due(k8s_openapi::jiff::Timestamp::now())
         .map(|wait| Instant::now() + wait);

@@ -1,8 +1,8 @@
-//! Access of the dispatcher to exactly the Secrets and ConfigMaps that endpoints name: in each namespace the Roles and
+//! Access of the dispatcher to exactly the Secrets and ConfigMaps that endpoints and subscriptions name: in each namespace the Roles and
 //! RoleBindings `tidings-dispatcher-0..15`, sharded by a hash of the name.
 //!
 //! One Role per endpoint would make every request to the API server slower, one Role for all would be rewritten whole at
-//! every change: hence shards. Invariant: a Role exists before its RoleBinding, and names only what some endpoint names.
+//! every change: hence shards. Invariant: a Role exists before its RoleBinding, and names only what some object names.
 
 pub mod apply;
 pub mod reconcile;
@@ -26,7 +26,7 @@ pub struct Shard {
     pub config_maps: BTreeSet<String>,
 }
 
-/// What all endpoints of a namespace name, by shard; empty shards are left out.
+/// What all endpoints and subscriptions of a namespace name, by shard; empty shards are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub shards: BTreeMap<u8, Shard>,

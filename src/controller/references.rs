@@ -1,4 +1,4 @@
-//! Secrets and ConfigMaps that endpoints refer to, read one by one: nobody lists or watches them.
+//! Secrets and ConfigMaps that endpoints and subscriptions refer to, read one by one: nobody lists or watches them.
 //!
 //! Each distinct one is read again after [`References::period`], and at once when an endpoint that names it changed.
 //! Invariant: Debug shows no value; what failed to be read is an error, never taken for missing.
@@ -19,6 +19,8 @@ use crate::kubernetes::{RequestError, within};
 
 /// The least time between two reads of an unchanged reference.
 const PERIOD_MIN: Duration = Duration::from_secs(60);
+/// Beyond a period, so that the read that is due then does not find the old one still good.
+const MARGIN: Duration = Duration::from_secs(1);
 /// Reads a second, at most, that references cost in the long run.
 const READS_PER_SECOND: u32 = 20;
 
@@ -111,6 +113,11 @@ impl References {
     pub fn period(&self) -> Duration {
         let count = u32::try_from(self.locked(|read| read.len())).unwrap_or(u32::MAX);
         PERIOD_MIN.max(Duration::from_secs(u64::from(count / READS_PER_SECOND)))
+    }
+
+    /// When what is read now is to be read again.
+    pub fn due(&self) -> Instant {
+        Instant::now() + self.period() + MARGIN
     }
 
     /// Drops what nobody has asked for in two periods: its endpoint is gone or names something else.

@@ -7,19 +7,23 @@ use tokio::time::Instant;
 
 use super::conditions::{Conditions, Readiness, was_ready};
 use super::context::{Context, Key};
-use super::fleet::Fleet;
-use super::memory::{Asked, Seen};
+use super::dereference;
+use super::grants::reconcile::covers;
+use super::memory::Asked;
+use super::standing::Standing;
 use super::work::{Again, Error};
 use crate::api::EventSubscription;
 use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::api::conditions::{FILTER_FAILING, reasons};
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
-use crate::api::resolve::{Unresolved, resolve_subscription};
-use crate::api::status::{LastValid, SubscriptionStatus};
+use crate::api::resolve::{
+    References, RequestForm, Unresolved, resolve_secrets, resolve_subscription, subscription_references,
+};
+use crate::api::status::{LastValid, ReferenceStatus, SubscriptionStatus};
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
 
 const PLURAL: &str = "eventsubscriptions";
-const FIELDS: &[&str] = &["observedGeneration", "lastValid"];
+const FIELDS: &[&str] = &["observedGeneration", "lastValid", "references"];
 
 /// Brings one subscription's status up to date.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Again, Error> {
@@ -28,7 +32,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .stores
         .subscriptions
         .get(&ObjectRef::new(name).within(namespace));
-    let Some(subscription) = found.filter(|s| s.metadata.deletion_timestamp.is_none()) else {
+    let subscription = found.filter(|s| s.metadata.deletion_timestamp.is_none());
+    let (Some(subscription), Some(rules)) = (subscription, context.rules(namespace)) else {
         context.memory.forget(&key);
         context.wait_for_dispatcher(key, false);
         return Ok(None);
@@ -44,29 +49,58 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let has_endpoint = context
         .endpoint(namespace, &subscription.spec.endpoint_ref.name)
         .is_some();
-    let fleet = context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone();
+    let references = subscription_references(&subscription);
+    let material = dereference::read(context, namespace, references.clone(), &seen).await?;
     let is_beyond = {
         let census = context.subscriptions.lock().unwrap_or_else(|e| e.into_inner());
         census.is_beyond(&*subscription, MAX_SUBSCRIPTIONS)
     };
     let resolved = match is_beyond {
         true => Err(Unresolved::too_many_subscriptions()),
-        false => resolve_subscription(&subscription).map(|_| ()),
+        false => resolve(&subscription, &dereference::values(&material, rules.secret_label)),
     };
-    let last_valid = match resolved {
-        Ok(()) => Some(LastValid {
-            generation: subscription.metadata.generation.unwrap_or_default(),
-            filter: subscription.spec.filter.clone(),
-        }),
-        Err(_) => subscription
+    // One that waits for a Secret is valid all the same.
+    let last_valid = match &resolved {
+        Err(unresolved) if unresolved.stalled => subscription
             .status
             .as_ref()
             .and_then(|status| status.last_valid.clone()),
+        _ => Some(LastValid {
+            generation: subscription.metadata.generation.unwrap_or_default(),
+            filter: subscription.spec.filter.clone(),
+        }),
     };
-    let readiness = readiness(&subscription, resolved, has_endpoint, &seen, &fleet);
-    context.wait_for_dispatcher(key.clone(), matches!(readiness, Readiness::Waiting { .. }));
-    apply(context, &key, &subscription, &readiness, last_valid).await?;
-    Ok(None)
+    let standing = Standing {
+        granted: covers(context, namespace, &references).await,
+        fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        seen: &seen,
+    };
+    let told = dereference::told(&material);
+    let readiness = readiness(&subscription, resolved, has_endpoint, &told, &standing);
+    let waits = matches!(readiness, Readiness::Waiting { .. });
+    context.wait_for_dispatcher(key.clone(), waits);
+    let status = SubscriptionStatus {
+        last_valid,
+        references: told,
+        ..SubscriptionStatus::default()
+    };
+    let version = apply(context, &key, &subscription, &readiness, status).await?;
+    if waits && !references.is_empty() {
+        // What it refers to is told only by this version: the dispatcher must have seen it.
+        context.memory.require(&key, version.as_deref());
+    }
+    Ok((!references.is_empty()).then(|| context.references.due()))
+}
+
+/// Whether it can be used, with what it refers to.
+fn resolve(subscription: &EventSubscription, values: &References) -> Result<(), Unresolved> {
+    match resolve_subscription(subscription)?.request {
+        RequestForm::Shaped(request) => {
+            let namespace = subscription.namespace().unwrap_or_default();
+            resolve_secrets(&request, &namespace, values).map(|_| ())
+        }
+        RequestForm::Plain | RequestForm::Unknown => Ok(()),
+    }
 }
 
 /// How ready it is: configured, and loaded by every dispatcher. Its endpoint's readiness does not matter.
@@ -74,8 +108,8 @@ fn readiness(
     subscription: &EventSubscription,
     resolved: Result<(), Unresolved>,
     has_endpoint: bool,
-    seen: &Seen,
-    fleet: &Fleet,
+    told: &[ReferenceStatus],
+    standing: &Standing<'_>,
 ) -> Readiness {
     let generation = subscription.metadata.generation.unwrap_or_default();
     let previous = subscription
@@ -100,27 +134,34 @@ fn readiness(
             stalled: false,
         };
     }
-    if was_ready(previous, generation) || seen.is_loaded(PLURAL, fleet) {
-        return Readiness::Ready {
+    let is_told = subscription
+        .status
+        .as_ref()
+        .map(|s| s.references.as_slice())
+        .unwrap_or_default()
+        == told;
+    let waits = match was_ready(previous, generation) {
+        true => None,
+        false => standing.waits_for(PLURAL, is_told, generation),
+    };
+    match waits {
+        Some(message) => Readiness::Waiting { message },
+        None => Readiness::Ready {
             reason: reasons::RESOLVED,
             message: format!("generation {generation} is loaded: events that match make messages"),
-        };
-    }
-    Readiness::Waiting {
-        message: match fleet.live {
-            0 => "no dispatcher is running: its Lease in Tidings' namespace would say so".to_owned(),
-            _ => format!("the dispatcher is loading generation {generation}"),
         },
     }
 }
 
+/// Completes and applies the status if it says anything new, and tells of a transition. The version that has it, where it
+/// was written.
 async fn apply(
     context: &Context,
     key: &Key,
     subscription: &EventSubscription,
     readiness: &Readiness,
-    last_valid: Option<LastValid>,
-) -> Result<(), Error> {
+    status: SubscriptionStatus,
+) -> Result<Option<String>, Error> {
     let generation = subscription.metadata.generation.unwrap_or_default();
     let previous = subscription
         .status
@@ -136,23 +177,22 @@ async fn apply(
     let status = SubscriptionStatus {
         observed_generation: Some(generation),
         conditions: conditions.of(readiness),
-        last_valid,
-        ..SubscriptionStatus::default()
+        ..status
     };
     let is_own = |type_: &str| type_ != FILTER_FAILING;
     let wanted = own_part(&status, FIELDS, is_own);
     if is_unchanged(&own_part(&subscription.status, FIELDS, is_own), &wanted) {
-        return Ok(());
+        return Ok(None);
     }
     context.spend("status").await;
     let api: Api<EventSubscription> =
         Api::namespaced(context.client.clone(), &subscription.namespace().unwrap_or_default());
     let written = crate::kubernetes::status::apply(&api, CONTROLLER, subscription, &wanted).await;
-    if matches!(written.map_err(Error::when("write the status"))?, Written::Outdated) {
+    let Written::Applied(object) = written.map_err(Error::when("write the status"))? else {
         return Err(Error::Outdated);
-    }
+    };
     context
         .tell_of_ready(key, subscription, previous, &status.conditions)
         .await;
-    Ok(())
+    Ok(object.resource_version())
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::context::{Context, Key, Stores};
 use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
+use crate::api::resolve::subscription_references;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
 use crate::kubernetes::lease;
 
@@ -239,6 +240,10 @@ fn touch_subscription(context: &Context, subscription: &EventSubscription) {
     for other in census.at_the_limit(&namespace, MAX_SUBSCRIPTIONS) {
         context.queue.add(Key::Subscription(namespace.clone(), other), now);
     }
+    let status = subscription.status.as_ref();
+    if !subscription_references(subscription).is_empty() || status.is_some_and(|s| !s.references.is_empty()) {
+        context.queue.add(Key::Grants(namespace.clone()), now);
+    }
     context
         .queue
         .add(Key::Subscription(namespace, subscription.name_any()), now);
@@ -275,7 +280,13 @@ fn touch_namespace(context: &Context, namespace: &Namespace) {
     for endpoint in &endpoints {
         context.queue.add(Key::Endpoint(name.clone(), endpoint.name_any()), now);
     }
-    let wait = match endpoints.is_empty() {
+    let naming = context.naming_subscriptions_of(&name);
+    for subscription in &naming {
+        context
+            .queue
+            .add(Key::Subscription(name.clone(), subscription.name_any()), now);
+    }
+    let wait = match endpoints.is_empty() && naming.is_empty() {
         true => leftovers_after(&name, context.stores.namespaces.len()),
         false => Duration::ZERO,
     };

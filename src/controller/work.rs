@@ -12,6 +12,7 @@ use super::context::{Context, Key};
 use super::fleet::Fleet;
 use super::metrics::Reconcile;
 use super::{endpoint, event_type, grants, replay, subscription};
+use crate::api::resolve::subscription_references;
 use crate::config::{self, PolicyFile};
 use crate::kubernetes::RequestError;
 
@@ -169,6 +170,12 @@ pub async fn read_policy(context: &Context) {
         for endpoint in context.stores.endpoints.state() {
             let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
             context.queue.add(key, Instant::now());
+        }
+        for subscription in context.stores.subscriptions.state() {
+            if !subscription_references(&subscription).is_empty() {
+                let key = Key::Subscription(subscription.namespace().unwrap_or_default(), subscription.name_any());
+                context.queue.add(key, Instant::now());
+            }
         }
     }
 }

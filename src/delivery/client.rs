@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::HeaderValue;
+use http::header::RETRY_AFTER;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls_pki_types::ServerName;
@@ -20,19 +19,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::Connection;
-use super::excerpt::{EXCERPT, conceal};
+use super::excerpt::{EXCERPT, Told, conceal};
 use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
+use super::render::{path, render};
 use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::{Identities, identity};
 use super::tokens::{self, TOKEN_TIME, Token, Tokens};
 use super::{AttemptResult, Fault, Judged, OurFault, Outcome, Request, Sender, guard, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
 use crate::expression::{Expression, Scope};
-use crate::signing::{HEADER_ID, HEADER_TIMESTAMP};
-
-const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_ID);
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(HEADER_TIMESTAMP);
 
 /// Body bytes read from an answer before the connection is closed instead: a page of error text, not a download.
 const MAX_BODY: usize = 64 * 1024;
@@ -180,7 +176,10 @@ impl HttpsSender {
         let exchanged = timeout_at(deadline, self.exchange(&to, rendered, deadline)).await;
         let took = started.elapsed();
         let outcome = match exchanged {
-            Ok(Ok((connection, answer))) => self.finish(to, token, connection, answer, deadline).await,
+            Ok(Ok((connection, answer))) => {
+                let said = Said { request, token };
+                self.finish(to, said, connection, answer, deadline).await
+            }
             Ok(Err(outcome)) => outcome,
             Err(_) => Outcome::Fault(Fault::Timeout),
         };
@@ -281,11 +280,12 @@ impl HttpsSender {
     async fn finish(
         &self,
         to: Route<'_>,
-        token: Option<&Token>,
+        said: Said<'_>,
         mut connection: Connection,
         answer: http::Response<Incoming>,
         deadline: Instant,
     ) -> Outcome {
+        let Route { endpoint, key, .. } = to;
         let (head, body) = answer.into_parts();
         let code = head.status.as_u16();
         let retry_after = head
@@ -302,7 +302,7 @@ impl HttpsSender {
                 excerpt: None,
             };
         }
-        let success = to.endpoint.success.as_ref();
+        let success = endpoint.success.as_ref();
         let (keep, until) = match success {
             Some(_) => (MAX_BODY, deadline),
             None if head.status.is_success() => (0, deadline.min(Instant::now() + DRAIN_TIME)),
@@ -310,7 +310,7 @@ impl HttpsSender {
         };
         let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
         if drained == Ok(true) && connection.ready().await {
-            self.pool.put(to.key, connection);
+            self.pool.put(key, connection);
         }
         let judged = match (success, drained) {
             (None, _) => Judged::ByStatus,
@@ -323,13 +323,11 @@ impl HttpsSender {
             Judged::Success => excerpt.clear(),
             _ => excerpt.truncate(EXCERPT),
         }
-        let own = to.endpoint.headers.iter().map(|(_, value)| value);
-        let values = own.chain(token.map(|token| &token.value));
         Outcome::Status {
             code,
             retry_after,
             judged,
-            excerpt: conceal(&to.target.path, values, &excerpt),
+            excerpt: said.conceal(endpoint, &excerpt),
         }
     }
 }
@@ -358,6 +356,36 @@ struct Route<'a> {
     target: &'a Target,
     endpoint: &'a ResolvedEndpoint,
     key: Key,
+}
+
+/// What the receiver was told.
+struct Said<'a> {
+    request: &'a Request,
+    token: Option<&'a Token>,
+}
+
+impl Said<'_> {
+    /// What of an answer may be kept.
+    fn conceal(&self, endpoint: &ResolvedEndpoint, excerpt: &[u8]) -> Option<Bytes> {
+        if excerpt.is_empty() {
+            // As of every success: nothing to look for.
+            return None;
+        }
+        let shaped = self.request.shaped.as_deref();
+        let own = endpoint.headers.iter();
+        let headers = own.chain(shaped.iter().flat_map(|shaped| &shaped.headers));
+        let values = headers
+            .map(|(_, value)| value)
+            .chain(self.token.map(|token| &token.value));
+        let values = values.chain(&self.request.content_type);
+        let secrets = shaped.iter().flat_map(|shaped| shaped.secrets.iter());
+        let told = Told {
+            path: &path(&endpoint.target, self.request),
+            own_path: &endpoint.target.path,
+            secrets: secrets.map(|(_, value)| value).collect(),
+        };
+        conceal(&told, values, excerpt)
+    }
 }
 
 impl<'a> Route<'a> {
@@ -422,52 +450,4 @@ async fn connect(addresses: &[IpAddr], port: u16, deadline: Instant) -> Result<(
         };
     }
     Err(failure)
-}
-
-/// The request as it goes out, signed over the exact bytes of its body.
-fn render(
-    endpoint: &ResolvedEndpoint,
-    request: &Request,
-    token: Option<&Token>,
-    user_agent: &HeaderValue,
-) -> Result<http::Request<Full<Bytes>>, Outcome> {
-    let mut headers = HeaderMap::with_capacity(8 + request.headers.len() + endpoint.headers.len());
-    let unusable = |what: &'static str| {
-        // The resource's rules exclude it; were it to happen, waiting is kinder than a dead letter.
-        tracing::error!(
-            namespace = endpoint.namespace,
-            endpoint = endpoint.name,
-            what,
-            "unusable request"
-        );
-        Outcome::Fault(Fault::Protocol)
-    };
-    let host = HeaderValue::from_str(&endpoint.target.authority).map_err(|_| unusable("host"))?;
-    let path = PathAndQuery::try_from(endpoint.target.path.as_str()).map_err(|_| unusable("path"))?;
-    headers.insert(HOST, host);
-    headers.insert(USER_AGENT, user_agent.clone());
-    // The format's last: an endpoint's header cannot pass for an attribute of the event.
-    for (name, value) in endpoint.headers.iter().chain(&request.headers) {
-        headers.insert(name, value.clone());
-    }
-    if let Some(token) = token {
-        headers.insert(AUTHORIZATION, token.value.clone());
-    }
-    if let Some(content_type) = &request.content_type {
-        headers.insert(CONTENT_TYPE, content_type.clone());
-    }
-    let id = request.message.to_string();
-    if let Some((name, value)) = endpoint.signing.sign(&id, request.timestamp, &request.body) {
-        headers.insert(name, value);
-    }
-    headers.insert(WEBHOOK_ID, HeaderValue::try_from(id).map_err(|_| unusable("id"))?);
-    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(request.timestamp));
-    // Written here because the client leaves it out where there is no data, and servers answer that with 411
-    // (RFC 9110, 8.6).
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(request.body.len()));
-    let mut rendered = http::Request::new(Full::new(request.body.clone()));
-    *rendered.method_mut() = Method::POST;
-    *rendered.uri_mut() = Uri::from(path);
-    *rendered.headers_mut() = headers;
-    Ok(rendered)
 }

@@ -2,12 +2,15 @@
 //!
 //! Receivers repeat what they were sent: "Cannot POST /services/T000/B000/XXXX". Excerpts are stored, and Secrets never
 //! reach the disk. Invariant: no value of a Secret that is in the request stands in an excerpt as it was sent; nor does the
-//! path, which may be one.
+//! path, which may be one. What an expression makes of a value (a part, another case) is known only in a header.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
+
+use crate::expression::url_encoded;
+use crate::shaping::path::split;
 
 /// Bytes kept of a failure, for the person who looks for its cause.
 pub const EXCERPT: usize = 1024;
@@ -17,13 +20,24 @@ const PATH_AT_LEAST: usize = 8;
 const PART_AT_LEAST: usize = 4;
 const INSTEAD: &[u8] = b"[not shown]";
 
-/// The excerpt as it may be kept, of the answer to a request to `path` with these headers' values; none when nothing is left.
-pub fn conceal<'a>(path: &str, values: impl IntoIterator<Item = &'a HeaderValue>, excerpt: &[u8]) -> Option<Bytes> {
-    if excerpt.is_empty() {
-        // As of every success: nothing to look for.
-        return None;
-    }
-    let secrets = secrets(path, values);
+/// What a receiver was told beside headers.
+pub struct Told<'a> {
+    /// The request's path and query.
+    pub path: &'a str,
+    /// The endpoint's own, which the request's begins with.
+    pub own_path: &'a str,
+    /// Values of Secrets that the subscription's expressions read: they may stand in body, path or headers.
+    pub secrets: Vec<&'a str>,
+}
+
+/// The excerpt as it may be kept, of the answer to a request that told this and these headers' values; none when nothing is
+/// left.
+pub fn conceal<'a>(
+    told: &Told<'_>,
+    values: impl IntoIterator<Item = &'a HeaderValue>,
+    excerpt: &[u8],
+) -> Option<Bytes> {
+    let secrets = secrets(told, values);
     let mut kept = excerpt.to_vec();
     for secret in &secrets {
         kept = replace(&kept, secret);
@@ -36,11 +50,12 @@ pub fn conceal<'a>(path: &str, values: impl IntoIterator<Item = &'a HeaderValue>
 }
 
 /// Longest first, so that a header's value goes before the credential in it.
-fn secrets<'a>(path: &str, values: impl IntoIterator<Item = &'a HeaderValue>) -> Vec<Vec<u8>> {
-    let mut secrets = Vec::new();
-    if path.len() >= PATH_AT_LEAST {
-        secrets.push(path.as_bytes().to_vec());
-    }
+fn secrets<'a>(told: &Told<'_>, values: impl IntoIterator<Item = &'a HeaderValue>) -> Vec<Vec<u8>> {
+    let mut secrets: Vec<Vec<u8>> = told.secrets.iter().flat_map(|secret| as_written(secret)).collect();
+    let (own_path, own_query) = split(told.own_path);
+    let parts = [told.path, told.own_path, own_path, own_query.unwrap_or_default()];
+    let parts = parts.into_iter().filter(|part| part.len() >= PATH_AT_LEAST);
+    secrets.extend(parts.map(|part| part.as_bytes().to_vec()));
     for value in values.into_iter().filter(|value| value.is_sensitive()) {
         secrets.push(value.as_bytes().to_vec());
         // `Bearer` and `Basic` before a credential (RFC 9110, 11.4), and the password in the latter.
@@ -57,6 +72,17 @@ fn secrets<'a>(path: &str, values: impl IntoIterator<Item = &'a HeaderValue>) ->
     secrets.retain(|secret| !secret.is_empty());
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     secrets
+}
+
+/// How expressions write a value: as it is, in JSON, in a URL, as bytes.
+fn as_written(secret: &str) -> [Vec<u8>; 4] {
+    let json = serde_json::Value::from(secret).to_string();
+    [
+        secret.as_bytes().to_vec(),
+        json.trim_matches('"').as_bytes().to_vec(),
+        url_encoded(secret).into_bytes(),
+        STANDARD.encode(secret).into_bytes(),
+    ]
 }
 
 fn replace(text: &[u8], secret: &[u8]) -> Vec<u8> {
@@ -100,7 +126,12 @@ mod tests {
     }
 
     fn shown(text: &str) -> String {
-        let kept = conceal("/services/T000/B000/XXXX", &values(), text.as_bytes()).unwrap_or_default();
+        let told = Told {
+            path: "/services/T000/B000/XXXX",
+            own_path: "/services/T000/B000/XXXX",
+            secrets: Vec::new(),
+        };
+        let kept = conceal(&told, &values(), text.as_bytes()).unwrap_or_default();
         String::from_utf8(kept.to_vec()).unwrap()
     }
 
@@ -119,6 +150,37 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(shown(answer), kept);
+        }
+    }
+
+    #[test]
+    fn what_an_expression_read_is_left_out_as_it_may_stand_in_a_body_a_path_or_a_header() {
+        let secret = "routing \"key\"/7";
+        let told = Told {
+            path: "/hooks/secret-part/leads/7?code=k-12345678&dry=1",
+            own_path: "/hooks/secret-part?code=k-12345678",
+            secrets: vec![secret],
+        };
+        for (answer, kept) in [
+            (r#"unknown routing "key"/7"#, "unknown [not shown]"),
+            (
+                r#"{"got":{"routing_key":"routing \"key\"/7"}}"#,
+                r#"{"got":{"routing_key":"[not shown]"}}"#,
+            ),
+            ("no route to routing%20%22key%22%2F7", "no route to [not shown]"),
+            ("bytes cm91dGluZyAia2V5Ii83", "bytes [not shown]"),
+            (
+                "Cannot PUT /hooks/secret-part/leads/7?code=k-12345678&dry=1",
+                "Cannot PUT [not shown]",
+            ),
+            (
+                "Cannot PUT /hooks/secret-part/leads/7",
+                "Cannot PUT [not shown]/leads/7",
+            ),
+            ("bad query code=k-12345678", "bad query [not shown]"),
+        ] {
+            let shown = conceal(&told, &[], answer.as_bytes()).unwrap_or_default();
+            assert_eq!(String::from_utf8_lossy(&shown), kept);
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::{MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
-use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
+use crate::registry::{EndpointEntry, EndpointState, Material, SubscriptionEntry};
 use crate::report::board::Delivering;
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::{Gate, Health};
@@ -61,11 +61,9 @@ pub(super) struct Subscription {
 impl Subscription {
     /// Whether its messages may be sent.
     pub fn sends(&self) -> bool {
-        !self.gone
-            && self
-                .entry
-                .as_ref()
-                .is_some_and(|e| e.deleted.is_none() && !e.spec.suspend)
+        let sends =
+            |e: &SubscriptionEntry| e.deleted.is_none() && !e.spec.suspend && matches!(e.material, Material::Ready(_));
+        !self.gone && self.entry.as_deref().is_some_and(sends)
     }
 
     /// A message of the store will be due.

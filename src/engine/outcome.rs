@@ -24,8 +24,8 @@ const UNREAD_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum End {
     Answered(AttemptResult),
-    /// The event cannot be rendered, or is not in the store.
-    Unrenderable,
+    /// The event cannot be rendered, or is not in the store; why, without anything of the event.
+    Unrenderable(String),
     /// The store could not read the event.
     Unread,
 }
@@ -44,7 +44,7 @@ impl State {
         }
         match end {
             End::Answered(result) => self.answered(job, &result, saturated, now, random),
-            End::Unrenderable => {
+            End::Unrenderable(why) => {
                 let reason = DeadReason::Unrenderable;
                 let mut outcome = unmade(job.pending, Verdict::Dead { reason });
                 outcome.record = Some(AttemptRecord {
@@ -52,7 +52,7 @@ impl State {
                     took: Duration::ZERO,
                     status: None,
                     reason: reason.reason(),
-                    excerpt: None,
+                    excerpt: Some(why.into()),
                 });
                 self.hand_over(outcome);
             }
@@ -80,7 +80,7 @@ impl State {
         };
         let failed_before = endpoint.health.last_failed;
         let rules = Rules {
-            retry: job.subscription.retry.as_ref().unwrap_or(&job.endpoint.retry),
+            retry: job.subscription.spec.retry.as_ref().unwrap_or(&job.endpoint.retry),
             breaker: &job.endpoint.breaker,
             disable_after: job.endpoint.disable_after,
         };

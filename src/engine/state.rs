@@ -13,10 +13,10 @@ use std::time::Duration;
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
 use super::page::too_old;
-use crate::api::resolve::{ResolvedEndpoint, ResolvedSubscription};
+use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Arrival, DeadReason, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
-use crate::registry::Registry;
+use crate::registry::{Registry, SubscriptionEntry};
 use crate::schedule::health::Health;
 
 /// Attempts under way that are not slow: about what one core's sockets and buffers bear.
@@ -61,7 +61,7 @@ pub(super) struct Job {
     pub probe: bool,
     pub lane: Lane,
     pub endpoint: Arc<ResolvedEndpoint>,
-    pub subscription: Arc<ResolvedSubscription>,
+    pub subscription: Arc<SubscriptionEntry>,
     pub started: UnixMillis,
     pub patience: Duration,
     /// It is slow, and there was no room for it in the slow lane.
@@ -508,10 +508,9 @@ impl State {
             .subscriptions
             .get(&pending.subscription)
             .filter(|subscription| subscription.sends())
-            .and_then(|subscription| subscription.entry.as_ref())
-            .map(|entry| Arc::clone(&entry.spec))
+            .and_then(|subscription| subscription.entry.clone())
         else {
-            // Its subscription was suspended, or is not loaded: it waits.
+            // Its subscription was suspended, lacks a Secret, or is not loaded: it waits.
             let verdict = Verdict::Wait {
                 due: pending.due,
                 attempts: pending.attempts,

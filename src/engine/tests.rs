@@ -423,6 +423,7 @@ fn subscription_entry(
         sources: vec![],
         filter: None,
         format: Format::StandardWebhooks,
+        request: Default::default(),
         retry: None,
         suspend: false,
     };
@@ -434,6 +435,7 @@ fn subscription_entry(
         endpoint_order: registry.order(endpoint),
         spec: Arc::new(spec),
         filter_health: Arc::default(),
+        material: Default::default(),
         deleted: None,
     }
 }

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use super::Core;
 use super::outcome::End;
 use super::state::{Job, size};
+use crate::api::resolve::RequestForm;
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
-use crate::event::format::render;
+use crate::event::format::{Rendered, render};
 use crate::queue::StoredEvent;
+use crate::registry::{Material, SubscriptionEntry};
+use crate::shaping::{Shaped, shape};
 
 /// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
 pub(super) async fn work(core: Arc<Core>, mut job: Job) {
@@ -39,15 +42,17 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
     let Some(event) = event(core, job).await else {
         return End::Unread;
     };
-    let rendered = match event.map(|event| render(job.subscription.format, &event)) {
-        Some(Ok(rendered)) => rendered,
-        Some(Err(error)) => {
-            tracing::warn!(message = %job.pending.message, %error, "failed to render an event");
-            return End::Unrenderable;
-        }
-        None => {
-            tracing::error!(message = %job.pending.message, "the store has no event for a message");
-            return End::Unrenderable;
+    let rendered = match event {
+        Some(event) => rendered(&job.subscription, &event),
+        None => Err("the store has no event for this message".to_owned()),
+    };
+    let (rendered, shaped) = match rendered {
+        Ok(rendered) => rendered,
+        Err(why) => {
+            let SubscriptionEntry { key, spec, .. } = &*job.subscription;
+            let (message, namespace, subscription) = (job.pending.message, &spec.namespace, &key.name);
+            tracing::warn!(%message, namespace, subscription, why, "failed to render a request");
+            return End::Unrenderable(why);
         }
     };
     let request = Request {
@@ -56,12 +61,26 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         headers: rendered.headers,
         body: rendered.body,
         timestamp: job.started.0.div_euclid(1000),
+        shaped,
     };
     let result = send(core, job, request).await;
     if let Outcome::Status { code: 401 | 403, .. } | Outcome::Fault(Fault::Auth) = result.outcome {
         (core.refused)(job.pending.endpoint);
     }
     End::Answered(result)
+}
+
+/// What is sent of an event; or why nothing can be.
+fn rendered(subscription: &SubscriptionEntry, event: &StoredEvent) -> Result<(Rendered, Option<Box<Shaped>>), String> {
+    let format = subscription.spec.format;
+    match (&subscription.spec.request, &subscription.material) {
+        (RequestForm::Shaped(request), Material::Ready(secrets)) => shape(request, format, secrets, event)
+            .map(|(rendered, shaped)| (rendered, Some(shaped)))
+            .map_err(|error| error.to_string()),
+        _ => render(format, event)
+            .map(|rendered| (rendered, None))
+            .map_err(|error| error.to_string()),
+    }
 }
 
 /// The event: `None` when it could not be read, `Some(None)` when there is none.

@@ -161,8 +161,13 @@ fn truncate<'b, 'v>(args: Args<'b, 'v>) -> Returned<'b, 'v> {
 /// What RFC 3986 (2.3) leaves unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// What `urlEncode()` makes of a text.
+pub fn url_encoded(text: &str) -> String {
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
 fn url_encode<'b, 'v>(args: Args<'b, 'v>) -> Returned<'b, 'v> {
-    text(utf8_percent_encode(string(&args, 0)?, RESERVED).to_string())
+    text(url_encoded(string(&args, 0)?))
 }
 
 /// Slack reads `<!channel>` in a text as a call to everybody; these three are all that it wants escaped

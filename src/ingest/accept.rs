@@ -163,6 +163,7 @@ mod tests {
             sources: Vec::new(),
             filter: None,
             format: Format::StandardWebhooks,
+            request: Default::default(),
             retry: None,
             suspend: false,
         });
@@ -177,6 +178,7 @@ mod tests {
             endpoint_order: Arc::default(),
             spec: Arc::clone(&spec),
             filter_health: Arc::default(),
+            material: Default::default(),
             deleted: None,
         });
         let view = NamespaceView {

@@ -50,8 +50,8 @@ impl Ingest {
                 let event = event.ok_or_else(Problem::no_message)?;
                 let subscription = self.registry.subscription(kept.subscription_id);
                 let subscription = subscription.filter(|entry| entry.deleted.is_none());
-                let format = subscription.map(|entry| entry.spec.format);
-                Ok(json(&shown::Whole::new(&kept, &event, format).map_err(unreadable)?))
+                let spec = subscription.as_ref().map(|entry| &*entry.spec);
+                Ok(json(&shown::Whole::new(&kept, &event, spec).map_err(unreadable)?))
             }
             Route::Attempts(id) => {
                 query::none(query)?;

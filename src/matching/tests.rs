@@ -13,6 +13,7 @@ fn subscription(event_types: Vec<TypePattern>, sources: Vec<String>) -> Arc<Reso
         sources,
         filter: None,
         format: Format::StandardWebhooks,
+        request: Default::default(),
         retry: None,
         suspend: false,
     })

@@ -4,7 +4,9 @@
 //! loaded only after the registry has it, and what cannot be loaded anew stays as it was.
 
 mod endpoints;
+mod holding;
 mod others;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::ids::{EndpointId, SubscriptionId};
 use crate::queue::{Queue, QueueError, ResourceKey};
 use crate::registry::{Registry, SubscriptionEntry};
 use endpoints::Endpoint;
+use holding::Holding;
 use others::Declared;
 
 /// Reads of Secrets and ConfigMaps at once: enough to fill the registry quickly, too few to hurt an API server that has
@@ -51,17 +54,34 @@ pub struct Tools {
     pub metrics: Metrics,
 }
 
+/// Whose references are read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Endpoint(Key),
+    Subscription(Key),
+}
+
+impl Who {
+    fn namespace(&self) -> &str {
+        match self {
+            Who::Endpoint((namespace, _)) | Who::Subscription((namespace, _)) => namespace,
+        }
+    }
+}
+
 /// The loader.
 pub struct Loader {
     tools: Tools,
     world: World,
     endpoints: BTreeMap<Key, Endpoint>,
     subscriptions: BTreeMap<Key, Arc<SubscriptionEntry>>,
+    /// Of the subscriptions that refer to Secrets.
+    holdings: BTreeMap<Key, Holding>,
     types: BTreeMap<Key, Declared>,
     endpoint_ids: HashMap<ResourceKey, EndpointId>,
     subscription_ids: HashMap<ResourceKey, SubscriptionId>,
     by_id: HashMap<EndpointId, Key>,
-    timers: BTreeSet<(Instant, Key)>,
+    timers: BTreeSet<(Instant, Who)>,
     store_retry: Option<Instant>,
     listed_at: Option<Instant>,
 }
@@ -73,6 +93,7 @@ impl Loader {
             world: World::default(),
             endpoints: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
+            holdings: BTreeMap::new(),
             types: BTreeMap::new(),
             endpoint_ids: HashMap::new(),
             subscription_ids: HashMap::new(),
@@ -96,7 +117,7 @@ impl Loader {
         }
         let mut steps = steps.ready_chunks(STEPS_AT_ONCE);
         let mut policy = self.tools.policy.clone();
-        let mut reads: JoinSet<(Key, Reads)> = JoinSet::new();
+        let mut reads: JoinSet<(Who, Reads)> = JoinSet::new();
         loop {
             let next = self.next_timer(reads.len() < READS_AT_ONCE);
             tokio::select! {
@@ -128,27 +149,44 @@ impl Loader {
         }
     }
 
-    fn finish(&mut self, read: Result<(Key, Reads), tokio::task::JoinError>) {
-        let (key, reads) = match read {
+    fn finish(&mut self, read: Result<(Who, Reads), tokio::task::JoinError>) {
+        let (who, reads) = match read {
             Ok(read) => read,
             Err(error) => return tracing::error!(%error, "a read of references ended unexpectedly"),
         };
         self.tools.metrics.count_reads(&reads);
-        if let Some(endpoint) = self.endpoints.get_mut(&key) {
-            endpoint.material.finish(reads, Instant::now());
-            self.world.endpoints.dirty.insert(key);
+        if let Some(holding) = self.holding(&who) {
+            holding.material.finish(reads, Instant::now());
+            self.touch(who);
         }
     }
 
+    fn holding(&mut self, who: &Who) -> Option<&mut Holding> {
+        match who {
+            Who::Endpoint(key) => self.endpoints.get_mut(key).map(|endpoint| &mut endpoint.holding),
+            Who::Subscription(key) => self.holdings.get_mut(key),
+        }
+    }
+
+    /// Has it loaded anew.
+    fn touch(&mut self, who: Who) {
+        match who {
+            Who::Endpoint(key) => self.world.endpoints.dirty.insert(key),
+            Who::Subscription(key) => self.world.subscriptions.dirty.insert(key),
+        };
+    }
+
+    /// What the endpoint refers to, and what the requests of its subscriptions do.
     fn refresh(&mut self, id: EndpointId) {
         let now = Instant::now();
-        let Some(key) = self.by_id.get(&id).cloned() else {
-            return;
-        };
-        if let Some(endpoint) = self.endpoints.get_mut(&key)
-            && endpoint.material.refresh(now)
-        {
-            self.reschedule(&key);
+        let endpoint = self.by_id.get(&id).cloned().map(Who::Endpoint);
+        let is_for = |key: &&Key| self.subscriptions.get(*key).is_some_and(|entry| entry.endpoint == id);
+        let subscriptions = self.holdings.keys().filter(is_for).cloned().map(Who::Subscription);
+        let all: Vec<Who> = endpoint.into_iter().chain(subscriptions).collect();
+        for who in all {
+            if self.holding(&who).is_some_and(|holding| holding.material.refresh(now)) {
+                self.reschedule(&who);
+            }
         }
     }
 
@@ -214,54 +252,60 @@ impl Loader {
     }
 
     /// Starts the reads that are due; endpoints whose messages wait come first.
-    fn start_reads(&mut self, reads: &mut JoinSet<(Key, Reads)>) {
+    fn start_reads(&mut self, reads: &mut JoinSet<(Who, Reads)>) {
         let free = READS_AT_ONCE.saturating_sub(reads.len());
         if free == 0 {
             return;
         }
         let now = Instant::now();
         let due = self.timers.iter().take_while(|(at, _)| *at <= now).take(LOOKED_AT);
-        let mut due: Vec<(bool, Key)> = due.map(|(_, key)| (!self.has_pending(key), key.clone())).collect();
+        let mut due: Vec<(bool, Who)> = due.map(|(_, who)| (!self.has_pending(who), who.clone())).collect();
         due.sort();
-        for (_, key) in due {
-            let Some(endpoint) = self.endpoints.get_mut(&key) else {
+        for (_, who) in due {
+            let Some(holding) = self.holding(&who) else {
                 continue;
             };
-            if endpoint.material.due().is_some_and(|at| at <= now) {
+            if holding.material.due().is_some_and(|at| at <= now) {
                 if reads.len() >= READS_AT_ONCE {
                     break;
                 }
-                endpoint.material.start();
-                let (client, references) = (self.tools.client.clone(), endpoint.references.clone());
-                let read_key = key.clone();
+                holding.material.start();
+                let references = holding.references.clone();
+                let (client, reader) = (self.tools.client.clone(), who.clone());
                 reads.spawn(async move {
-                    let read = fetch::read(&client, &read_key.0, references).await;
-                    (read_key, read)
+                    let read = fetch::read(&client, reader.namespace(), references).await;
+                    (reader, read)
                 });
             } else {
                 // Its patience ended: it is published as it is.
-                self.world.endpoints.dirty.insert(key.clone());
+                self.touch(who.clone());
             }
-            self.reschedule(&key);
+            self.reschedule(&who);
         }
     }
 
-    fn has_pending(&self, key: &Key) -> bool {
-        let id = self.endpoints.get(key).and_then(|endpoint| endpoint.id);
+    fn has_pending(&self, who: &Who) -> bool {
+        let id = match who {
+            Who::Endpoint(key) => self.endpoints.get(key).and_then(|endpoint| endpoint.id),
+            Who::Subscription(key) => self.subscriptions.get(key).map(|entry| entry.endpoint),
+        };
         id.is_some_and(|id| self.tools.registry.gauge(id).pending() > 0)
     }
 
-    /// Keeps the timers in step with an endpoint.
-    fn reschedule(&mut self, key: &Key) {
-        let Some(endpoint) = self.endpoints.get_mut(key) else {
+    /// Keeps the timers in step with what is read.
+    fn reschedule(&mut self, who: &Who) {
+        let next = match who {
+            Who::Endpoint(key) => self.endpoints.get(key).and_then(Endpoint::next_timer),
+            Who::Subscription(key) => self.holdings.get(key).and_then(|holding| holding.material.due()),
+        };
+        let Some(holding) = self.holding(who) else {
             return;
         };
-        let next = endpoint.next_timer();
-        if let Some(before) = std::mem::replace(&mut endpoint.timer, next) {
-            self.timers.remove(&(before, key.clone()));
+        if let Some(before) = std::mem::replace(&mut holding.timer, next) {
+            self.timers.remove(&(before, who.clone()));
         }
         if let Some(next) = next {
-            self.timers.insert((next, key.clone()));
+            self.timers.insert((next, who.clone()));
         }
     }
 
@@ -272,7 +316,10 @@ impl Loader {
         let timer = if may_read {
             self.timers.first().map(|(at, _)| *at)
         } else {
-            self.timers.range((now, Key::default())..).next().map(|(at, _)| *at)
+            self.timers
+                .range((now, Who::Endpoint(Key::default()))..)
+                .next()
+                .map(|(at, _)| *at)
         };
         let first = self
             .listed_at
@@ -302,7 +349,10 @@ impl Loader {
         }
         let now = Instant::now();
         let listed_at = *self.listed_at.get_or_insert(now);
-        let all_read = self.endpoints.values().all(|endpoint| endpoint.material.is_read());
+        let all_read = self
+            .endpoints
+            .values()
+            .all(|endpoint| endpoint.holding.material.is_read());
         let is_loaded = self.store_retry.is_none() && self.world.subscriptions.dirty.is_empty();
         if is_loaded && (all_read || now >= listed_at + FIRST_READS) {
             self.tell_of_the_gone().await;

@@ -118,6 +118,11 @@ impl<K: Resource> Kind<K> {
         self.versions.loaded(key);
     }
 
+    /// It is in the registry, but not yet as its version wants it: what it refers to is still to be read.
+    pub fn known(&mut self, key: &Key) {
+        self.dirty.remove(key);
+    }
+
     /// The keys of one namespace.
     pub fn of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Key> {
         let from = (namespace.to_owned(), String::new());
@@ -204,9 +209,9 @@ impl World {
             return;
         }
         self.endpoints.touch(&name);
+        self.subscriptions.touch(&name);
         self.views.insert(name.clone());
         if before.is_none_or(|before| before.uid != new.uid) {
-            self.subscriptions.touch(&name);
             self.types.touch(&name);
         }
     }
@@ -272,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn new_labels_touch_endpoints_and_a_new_uid_touches_all() {
+    fn new_labels_touch_what_refers_to_secrets_and_a_new_uid_touches_all() {
         let mut world = World::default();
         world.apply(Input::Types(Step::Listed(vec![event_type("a", "1", "3")])));
         world.apply(Input::Namespaces(Step::Listed(vec![space("team", "u1", "x")])));

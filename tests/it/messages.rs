@@ -36,7 +36,7 @@ impl Reader {
         }
     }
 
-    async fn get(&self, rest: &str) -> Answer {
+    pub async fn get(&self, rest: &str) -> Answer {
         let request = self.http.get(format!("{}{rest}", self.url)).bearer_auth(&self.token);
         Answer::of(request.send().await.unwrap()).await.unwrap()
     }

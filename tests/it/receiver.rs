@@ -329,6 +329,7 @@ pub fn request(body: impl Into<Bytes>) -> Request {
         headers: Vec::new(),
         body: body.into(),
         timestamp: tidings::ids::UnixMillis::now().0 / 1000,
+        shaped: None,
     }
 }
 

@@ -13,7 +13,7 @@ use super::team::{PATIENCE, Shared, Team};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-fn secret(name: &str, is_open: bool, data: Value) -> Value {
+pub fn secret(name: &str, is_open: bool, data: Value) -> Value {
     let labels = if is_open {
         json!({"tidings.dev/use": "true"})
     } else {
@@ -52,7 +52,7 @@ impl AsDispatcher<'_> {
 }
 
 /// What the dispatcher's Roles in a namespace name, as `resource/name`.
-fn granted(team: &Team) -> BTreeSet<String> {
+pub fn granted(team: &Team) -> BTreeSet<String> {
     let args = ["get", "roles", "-n", &team.namespace, "-o", "json"];
     let list: Value = serde_json::from_str(&team.cluster.kubectl_ok(&args).unwrap()).unwrap();
     let mut granted = BTreeSet::new();

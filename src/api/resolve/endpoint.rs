@@ -225,19 +225,25 @@ fn enable_request(endpoint: &WebhookEndpoint) -> Option<String> {
 fn header_names(headers: &[Header]) -> Result<Vec<HeaderName>, Unresolved> {
     let mut names: Vec<HeaderName> = Vec::with_capacity(headers.len());
     for Header { name, .. } in headers {
-        let parsed = HeaderName::try_from(name.as_str())
-            .map_err(|_| Unresolved::invalid(format!("{name:?} is no valid header name")))?;
-        if OWN_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with(OWN_PREFIX) {
-            return Err(Unresolved::invalid(format!(
-                "header {name} is set by Tidings: remove it"
-            )));
-        }
+        let parsed = header_name(name)?;
         if names.contains(&parsed) {
             return Err(Unresolved::invalid(format!("header {name} is given twice: remove one")));
         }
         names.push(parsed);
     }
     Ok(names)
+}
+
+/// A header that is not Tidings' own.
+pub(super) fn header_name(name: &str) -> Result<HeaderName, Unresolved> {
+    let parsed =
+        HeaderName::try_from(name).map_err(|_| Unresolved::invalid(format!("{name:?} is no valid header name")))?;
+    match OWN_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with(OWN_PREFIX) {
+        true => Err(Unresolved::invalid(format!(
+            "header {name} is set by Tidings: remove it"
+        ))),
+        false => Ok(parsed),
+    }
 }
 
 fn header_value(header: &Header, namespace: &str, references: &References) -> Result<HeaderValue, Unresolved> {

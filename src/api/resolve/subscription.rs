@@ -1,8 +1,11 @@
 //! An `EventSubscription` to a [`ResolvedSubscription`].
 
+use std::sync::Arc;
+
 use kube::ResourceExt as _;
 
-use super::{Format, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
+use super::request::request;
+use super::{Format, RequestForm, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
 use crate::api::EventSubscription;
 use crate::api::conditions::reasons;
 use crate::api::subscription::PayloadFormat;
@@ -32,6 +35,10 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
             PayloadFormat::CloudEventsBinary => Format::CloudEventsBinary,
             PayloadFormat::Raw => Format::Raw,
         },
+        request: match &spec.request {
+            Some(shape) => RequestForm::Shaped(Arc::new(request(shape)?)),
+            None => RequestForm::Plain,
+        },
         retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
@@ -46,19 +53,36 @@ fn filter(source: &str) -> Result<Expression, Unresolved> {
     })
 }
 
-/// A subscription whose filter is invalid, with the last valid one in its place: that of `before`, or what status tells of.
-/// None where there never was one, or where something else is wrong.
-pub fn resolve_with_last_filter(
+/// The subscription as it is in force while what is written is invalid, for the reason `why`: with the last valid filter and
+/// request in place of invalid ones, those of `before`; a filter also as status tells of it. None where there never was a
+/// valid filter, or where something else is wrong.
+pub fn resolve_with_last(
     subscription: &EventSubscription,
+    why: &Unresolved,
     before: Option<&ResolvedSubscription>,
 ) -> Option<ResolvedSubscription> {
-    let last = match before {
-        Some(before) => before.filter.as_ref().map(|filter| filter.source().to_owned()),
-        None => subscription.status.as_ref()?.last_valid.as_ref()?.filter.clone(),
-    };
     let mut mended = subscription.clone();
-    mended.spec.filter = last;
-    resolve_subscription(&mended).ok()
+    let mut reason = why.reason;
+    if reason == reasons::INVALID_FILTER {
+        mended.spec.filter = match before {
+            Some(before) => before.filter.as_ref().map(|filter| filter.source().to_owned()),
+            None => subscription.status.as_ref()?.last_valid.as_ref()?.filter.clone(),
+        };
+        match resolve_subscription(&mended) {
+            Ok(resolved) => return Some(resolved),
+            Err(unresolved) => reason = unresolved.reason,
+        }
+    }
+    if reason != reasons::INVALID_REQUEST {
+        return None;
+    }
+    mended.spec.request = None;
+    let resolved = resolve_subscription(&mended).ok()?;
+    Some(ResolvedSubscription {
+        // Without one that is known messages wait: another request than its own would be wrong.
+        request: before.map_or(RequestForm::Unknown, |before| before.request.clone()),
+        ..resolved
+    })
 }
 
 fn pattern(text: &str) -> Result<TypePattern, Unresolved> {

@@ -396,6 +396,7 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
                 sources: vec!["/calls".to_owned()],
                 filter: None,
                 format: PayloadFormat::CloudEventsStructured,
+                request: None,
                 retry: None,
                 suspend: true,
             },
@@ -445,5 +446,56 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
             (reasons::INVALID_SPEC, true),
             "{types:?}"
         );
+    }
+}
+
+#[test]
+fn an_invalid_request_says_why_and_the_last_valid_one_stays_in_force() {
+    let subscription = |generation: i64, request: serde_json::Value| -> EventSubscription {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+            "metadata": {"name": "s", "namespace": "n", "generation": generation},
+            "spec": {"endpointRef": {"name": "e"}, "eventTypes": [format!("type.{generation}")], "request": request},
+        }))
+        .unwrap()
+    };
+    let valid = resolve_subscription(&subscription(1, serde_json::json!({"body": "{'a': 1}"}))).unwrap();
+    for (request, told) in [
+        (serde_json::json!({"body": "{'a': "}), "request.body: line 1, column"),
+        (
+            serde_json::json!({"path": "event.id +"}),
+            "request.path: line 1, column",
+        ),
+        (serde_json::json!({"body": "response.status"}), "request.body: "),
+        (
+            serde_json::json!({"headers": [{"name": "X-A", "value": "nosuch(1)"}]}),
+            "request.headers, X-A: ",
+        ),
+        (
+            serde_json::json!({"headers": [{"name": "Webhook-Id", "value": "'a'"}]}),
+            "header Webhook-Id is set by Tidings",
+        ),
+        (
+            serde_json::json!({"headers": [{"name": "Content-Type", "value": "'a/b'"}]}),
+            "header Content-Type is set by Tidings",
+        ),
+        (
+            serde_json::json!({"secrets": [{"name": "a", "secretKeyRef": {"name": "../b", "key": "k"}}]}),
+            "is no name of a Secret",
+        ),
+    ] {
+        let spoilt = subscription(2, request.clone());
+        let why = resolve_subscription(&spoilt).unwrap_err();
+        assert_eq!((why.reason, why.stalled), (reasons::INVALID_REQUEST, true), "{why}");
+        assert!(why.message.contains(told), "{request}: {why}");
+        let in_force = resolve_with_last(&spoilt, &why, Some(&valid)).unwrap();
+        assert_eq!(in_force.request, valid.request);
+        assert_eq!(
+            in_force.event_types,
+            [TypePattern::Exact("type.2".into())],
+            "all else is new"
+        );
+        let nothing_known = resolve_with_last(&spoilt, &why, None).unwrap();
+        assert_eq!(nothing_known.request, RequestForm::Unknown);
     }
 }

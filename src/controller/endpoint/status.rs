@@ -5,31 +5,22 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 
 use super::PLURAL;
-use super::dereference::Material;
 use super::rotation::State;
 use super::signing::{Signing, next_rotation};
 use crate::api::WebhookEndpoint;
 use crate::api::conditions::{KEY_ROTATING, OF_DISPATCHER, TRUE, reasons};
 use crate::api::resolve::{ResolvedEndpoint, Unresolved};
-use crate::api::status::{EndpointStatus, KeyStatus, ReferenceStatus, SigningStatus};
+use crate::api::status::{EndpointStatus, KeyStatus, SigningStatus};
 use crate::controller::FIELD_MANAGER;
 use crate::controller::conditions::{Conditions, Readiness, was_ready};
 use crate::controller::context::{Context, Key};
-use crate::controller::fleet::Fleet;
-use crate::controller::memory::Seen;
+use crate::controller::dereference::{Material, told};
+use crate::controller::standing::Standing;
 use crate::controller::work::Error;
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
 
 /// The fields of status that are the controller's.
 const FIELDS: &[&str] = &["observedGeneration", "target", "signing", "references"];
-
-/// How far the dispatchers are.
-pub struct Standing<'a> {
-    /// They may read everything the endpoint names.
-    pub granted: bool,
-    pub fleet: Fleet,
-    pub seen: &'a Seen,
-}
 
 /// A status, and whether it waits for a dispatcher.
 pub struct Report {
@@ -47,14 +38,7 @@ pub fn build(
     now: Timestamp,
 ) -> Report {
     let generation = endpoint.metadata.generation.unwrap_or_default();
-    let references: Vec<ReferenceStatus> = material
-        .iter()
-        .map(|(reference, found)| ReferenceStatus {
-            kind: reference.kind,
-            name: reference.name.clone(),
-            resource_version: found.resource_version(),
-        })
-        .collect();
+    let references = told(material);
     let before = endpoint.status.as_ref();
     let previous = before.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let readiness = match outcome {
@@ -64,7 +48,7 @@ pub fn build(
             stalled: unresolved.stalled,
         },
         Ok(_) if was_ready(previous, generation) => ready(generation),
-        Ok(_) => match waits_for(standing, before.is_some_and(|s| s.references == references), generation) {
+        Ok(_) => match standing.waits_for(PLURAL, before.is_some_and(|s| s.references == references), generation) {
             Some(message) => Readiness::Waiting { message },
             None => ready(generation),
         },
@@ -122,19 +106,6 @@ fn ready(generation: i64) -> Readiness {
     Readiness::Ready {
         reason: reasons::RESOLVED,
         message: format!("generation {generation} is loaded: events for it are delivered"),
-    }
-}
-
-/// What an endpoint that can be used still waits for.
-fn waits_for(standing: &Standing<'_>, references_are_told: bool, generation: i64) -> Option<String> {
-    if standing.fleet.live == 0 {
-        Some("no dispatcher is running: its Lease in Tidings' namespace would say so".to_owned())
-    } else if !standing.granted {
-        Some("the dispatcher is being given access to the Secrets that are named".to_owned())
-    } else if !references_are_told || !standing.seen.is_loaded(PLURAL, &standing.fleet) {
-        Some(format!("the dispatcher is loading generation {generation}"))
-    } else {
-        None
     }
 }
 

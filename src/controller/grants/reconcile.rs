@@ -1,6 +1,6 @@
 //! The grants of one namespace, brought about at most once a second, and checked now and then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::Wanted;
 use super::apply::Scope;
-use crate::api::WebhookEndpoint;
 use crate::api::names::RECONCILE_REQUESTED;
-use crate::api::resolve::{Reference, references_of};
+use crate::api::resolve::{Reference, references_of, subscription_references};
+use crate::api::{EventSubscription, WebhookEndpoint};
 use crate::controller::context::{Context, Key};
 use crate::controller::work::{Again, Error};
 
@@ -21,7 +21,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(600);
 /// For each namespace, thirty-two reads: eighty reads a second in the long run.
 const CHECK_EACH: Duration = Duration::from_millis(400);
 
-/// Grants what the namespace's endpoints name, and no more.
+/// Grants what the namespace's endpoints and subscriptions name, and no more.
 pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Error> {
     if context.namespace(namespace).is_none() {
         // Gone or going: its Roles go with it.
@@ -35,8 +35,13 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
     let granted = context.granted(namespace);
     let mut granted = granted.lock().await;
     let endpoints = context.endpoints_of(namespace);
-    let wanted = wanted(endpoints.iter().map(AsRef::as_ref));
-    let asked = asked(endpoints.iter().map(AsRef::as_ref));
+    let subscriptions = context.naming_subscriptions_of(namespace);
+    let wanted = wanted(
+        endpoints.iter().map(AsRef::as_ref),
+        subscriptions.iter().map(AsRef::as_ref),
+    );
+    let annotations = endpoints.iter().map(|e| (e.name_any(), e.annotations()));
+    let asked = asked(annotations.chain(subscriptions.iter().map(|s| (s.name_any(), s.annotations()))));
     let is_first = granted.known.is_none();
     let is_check = granted.check.is_some_and(|at| at <= Instant::now()) || !asked.is_subset(&granted.asked);
     if granted.known.as_ref() == Some(&wanted) && !is_check {
@@ -65,8 +70,10 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
         granted.check = Some(Instant::now() + check_after(context.stores.namespaces.len(), rand::random()));
     }
     granted.asked = asked;
-    // Without endpoints there is nothing that somebody could miss.
-    let check = granted.check.filter(|_| !endpoints.is_empty());
+    // Without any that name something there is nothing that somebody could miss.
+    let check = granted
+        .check
+        .filter(|_| !endpoints.is_empty() || !subscriptions.is_empty());
     drop(granted);
     if writes == 0 && !is_first {
         return Ok(check);
@@ -75,6 +82,10 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
         context
             .queue
             .add(Key::Endpoint(namespace.to_owned(), endpoint.name_any()), Instant::now());
+    }
+    for subscription in subscriptions {
+        let key = Key::Subscription(namespace.to_owned(), subscription.name_any());
+        context.queue.add(key, Instant::now());
     }
     Ok(check)
 }
@@ -86,21 +97,24 @@ fn check_after(namespaces: usize, random: u8) -> Duration {
     every + every * u32::from(random) / u32::from(u8::MAX) / 2
 }
 
-/// Which endpoints ask to be looked at, and with which value.
-fn asked<'a>(endpoints: impl Iterator<Item = &'a WebhookEndpoint>) -> BTreeSet<(String, String)> {
-    endpoints
-        .filter_map(|e| Some((e.name_any(), e.annotations().get(RECONCILE_REQUESTED)?.clone())))
+/// Which objects ask to be looked at, and with which value.
+fn asked<'a>(all: impl Iterator<Item = (String, &'a BTreeMap<String, String>)>) -> BTreeSet<(String, String)> {
+    all.filter_map(|(name, annotations)| Some((name, annotations.get(RECONCILE_REQUESTED)?.clone())))
         .collect()
 }
 
-/// What these endpoints name.
-pub fn wanted<'a>(endpoints: impl Iterator<Item = &'a WebhookEndpoint>) -> Wanted {
+/// What these endpoints and subscriptions name.
+pub fn wanted<'a>(
+    endpoints: impl Iterator<Item = &'a WebhookEndpoint>,
+    subscriptions: impl Iterator<Item = &'a EventSubscription>,
+) -> Wanted {
+    let endpoints = endpoints.filter(|e| e.metadata.deletion_timestamp.is_none());
+    let subscriptions = subscriptions.filter(|s| s.metadata.deletion_timestamp.is_none());
     let mut wanted = Wanted::default();
-    for endpoint in endpoints.filter(|e| e.metadata.deletion_timestamp.is_none()) {
-        references_of(endpoint)
-            .into_iter()
-            .for_each(|reference| wanted.name(reference));
-    }
+    endpoints
+        .flat_map(references_of)
+        .chain(subscriptions.flat_map(subscription_references))
+        .for_each(|reference| wanted.name(reference));
     wanted
 }
 

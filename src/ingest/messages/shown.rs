@@ -4,6 +4,7 @@
 //! is sent and are kept nowhere.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -12,10 +13,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::query;
-use crate::api::resolve::Format;
+use crate::api::resolve::{Format, RequestForm, ResolvedSubscription};
 use crate::event::format::{self, RenderError, Rendered, rfc3339};
 use crate::ids::UnixMillis;
 use crate::queue::{Kept, KeptAttempt, Page, Standing, StoredEvent};
+use crate::shaping::{Shaped, shape};
 
 /// A page.
 #[derive(Debug, Serialize)]
@@ -117,10 +119,15 @@ pub(super) struct Whole {
     request: Option<Request>,
 }
 
-/// What is sent, but for what belongs to the endpoint: its URL, its own headers and the signature.
+/// What is sent, but for what belongs to the endpoint (its URL, its own headers and the signature) and for the values of
+/// Secrets that the subscription's expressions read.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {
+    method: String,
+    /// What the subscription puts behind the endpoint's path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
     headers: BTreeMap<String, String>,
     #[serde(flatten)]
     body: Body,
@@ -144,24 +151,35 @@ impl Body {
 }
 
 impl Whole {
-    pub(super) fn new(kept: &Kept, event: &StoredEvent, format: Option<Format>) -> Result<Whole, RenderError> {
+    pub(super) fn new(
+        kept: &Kept,
+        event: &StoredEvent,
+        spec: Option<&ResolvedSubscription>,
+    ) -> Result<Whole, RenderError> {
         let accepted = UnixMillis(format::head(&event.attributes)?.accepted);
         let structured = format::render(Format::CloudEventsStructured, event)?;
         let structured = String::from_utf8_lossy(&structured.body).into_owned();
         // One that cannot be rendered has nothing to show: it is a dead letter `Unrenderable`.
-        let rendered = format.and_then(|format| format::render(format, event).ok());
+        let request = spec.and_then(|spec| match &spec.request {
+            RequestForm::Plain => Some(request(kept, &format::render(spec.format, event).ok()?, None)),
+            RequestForm::Shaped(shaped) => {
+                let (rendered, shaped) = shape(shaped, spec.format, &Arc::new(shaped.hidden()), event).ok()?;
+                Some(request(kept, &rendered, Some(&shaped)))
+            }
+            RequestForm::Unknown => None,
+        });
         Ok(Whole {
             message: One::new(kept, accepted, RawValue::from_string(structured)?),
-            request: rendered.map(|rendered| request(kept, &rendered)),
+            request,
         })
     }
 }
 
-fn request(kept: &Kept, rendered: &Rendered) -> Request {
+fn request(kept: &Kept, rendered: &Rendered, shaped: Option<&Shaped>) -> Request {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let own = rendered
-        .headers
-        .iter()
+    let shaped_headers = shaped.iter().flat_map(|shaped| &shaped.headers);
+    let own = shaped_headers
+        .chain(&rendered.headers)
         .map(|(name, value)| (name.to_string(), text(value)));
     let mut headers: BTreeMap<String, String> = own.collect();
     headers.insert("webhook-id".to_owned(), kept.message.to_string());
@@ -169,6 +187,8 @@ fn request(kept: &Kept, rendered: &Rendered) -> Request {
         headers.insert("content-type".to_owned(), text(content_type));
     }
     Request {
+        method: shaped.map_or("POST".to_owned(), |shaped| shaped.method.to_string()),
+        path: shaped.and_then(|shaped| shaped.path.clone()),
         headers,
         body: Body::new(&rendered.body),
     }
@@ -189,7 +209,7 @@ struct Attempt {
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     status_code: Option<u16>,
-    /// The beginning of what the receiver answered, as text.
+    /// The beginning of what the receiver answered, as text; of a request that could not be rendered, why.
     #[serde(skip_serializing_if = "Option::is_none")]
     excerpt: Option<String>,
 }

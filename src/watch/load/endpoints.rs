@@ -3,43 +3,36 @@
 //! Invariant: an endpoint whose new spec refers to something never read is not sent to; one whose Secret was spoilt goes on
 //! with the last values that were good.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use super::Loader;
+use super::holding::Holding;
+use super::{Loader, Who};
 use crate::api::WebhookEndpoint;
-use crate::api::conditions::reasons;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{
-    EgressRules, Fifo, Found, Reference, Unresolved, references_of, resolve_endpoint, resolve_ordering,
+    EgressRules, Fifo, References, Unresolved, references_of, resolve_endpoint, resolve_ordering,
 };
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointEntry, EndpointState};
 use crate::schedule::MAX_AGE;
-use crate::watch::fetch;
-use crate::watch::material::{Material, Trouble};
 use crate::watch::world::Key;
 
 /// What the loader knows of one endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
     object: Arc<WebhookEndpoint>,
-    pub references: Vec<Reference>,
-    pub material: Material<Reference, Found>,
+    pub holding: Holding,
     pub id: Option<EndpointId>,
     /// How its messages are ordered, as the spec last said validly.
     fifo: Option<Arc<Fifo>>,
-    /// The values with which it was last usable.
-    good: BTreeMap<Reference, Found>,
     /// What the registry was told last.
     told: Option<Told>,
-    /// Where it stands in the loader's timers.
-    pub timer: Option<Instant>,
 }
 
 /// Enough of what was told to see that there is no news: a status write must not reach the engine as a change.
@@ -57,102 +50,53 @@ impl Endpoint {
     fn new(object: Arc<WebhookEndpoint>, now: Instant) -> Endpoint {
         let mut endpoint = Endpoint {
             object: object.clone(),
-            references: Vec::new(),
-            material: Material::new(now),
+            holding: Holding::new(now),
             id: None,
             fifo: None,
-            good: BTreeMap::new(),
             told: None,
-            timer: None,
         };
         endpoint.observe(object, true, now);
         endpoint
     }
 
     fn observe(&mut self, object: Arc<WebhookEndpoint>, is_new_spec: bool, now: Instant) {
-        self.references = references_of(&object);
         let status = object.status.as_ref();
         let versions = status.map(|s| s.references.as_slice()).unwrap_or_default();
-        let wanted: Vec<(Reference, Option<String>)> = self
-            .references
-            .iter()
-            .map(|reference| (reference.clone(), fetch::version_in(versions, reference)))
-            .collect();
-        self.material.observe(&wanted, is_new_spec, now);
+        self.holding.observe(references_of(&object), versions, is_new_spec, now);
         if is_new_spec {
             self.fifo = match resolve_ordering(&object.spec.ordering) {
                 Ok(fifo) => fifo.map(Arc::new),
                 Err(_) => self.fifo.take().or_else(|| Some(Arc::new(Fifo::strictest()))),
             };
         }
-        self.good.retain(|reference, _| self.references.contains(reference));
         self.object = object;
     }
 
     /// When something is to be done without being told: a read, or publishing as it is.
     pub fn next_timer(&self) -> Option<Instant> {
-        let waits = self.told.is_none() && self.id.is_some() && self.material.is_read();
-        let patience = waits.then(|| self.material.settles_at());
-        [self.material.due(), patience].into_iter().flatten().min()
+        let waits = self.told.is_none() && self.id.is_some() && self.holding.material.is_read();
+        let patience = waits.then(|| self.holding.material.settles_at());
+        [self.holding.material.due(), patience].into_iter().flatten().min()
     }
 
-    /// Resolves with what was read last, or where that is spoilt with what was good.
+    /// Resolves it, or says how it cannot be used.
     fn resolve(&mut self, rules: &NamespaceRules, over_quota: Option<u32>) -> EndpointState {
-        let held: BTreeMap<Reference, Found> = self
-            .references
-            .iter()
-            .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
-            .collect();
-        let references = fetch::references(rules.secret_label, &held, &self.troubles());
+        let Endpoint { object, holding, .. } = self;
+        let resolve = |references: &References| resolve_endpoint(object, references, &rules.egress);
         let resolved = match over_quota {
             Some(limit) => Err(Unresolved::over_quota(limit)),
-            None => resolve_endpoint(&self.object, &references, &rules.egress),
+            None => holding.resolve(rules.secret_label, resolve),
         };
         match resolved {
-            Ok(resolved) => {
-                self.good = held;
-                EndpointState::Usable(Arc::new(resolved))
-            }
-            Err(unresolved) => self.resolve_good(held, &unresolved, rules),
-        }
-    }
-
-    /// Only values are taken from what was good: whether a Secret may still be used is what its labels and its type say now.
-    fn resolve_good(
-        &self,
-        mut held: BTreeMap<Reference, Found>,
-        unresolved: &Unresolved,
-        rules: &NamespaceRules,
-    ) -> EndpointState {
-        for (reference, good) in &self.good {
-            if let Some(found) = held.get_mut(reference) {
-                found.data = good.data.clone();
-                found.annotations = good.annotations.clone();
-            }
-        }
-        let again = (is_spoilt(unresolved.reason) && !self.good.is_empty())
-            .then(|| {
-                let references = fetch::references(rules.secret_label, &held, &BTreeMap::new());
-                resolve_endpoint(&self.object, &references, &rules.egress).ok()
-            })
-            .flatten();
-        match again {
-            Some(resolved) => EndpointState::Usable(Arc::new(resolved)),
-            None => EndpointState::Unusable {
+            Ok(resolved) => EndpointState::Usable(Arc::new(resolved)),
+            Err(unresolved) => EndpointState::Unusable {
                 reason: unresolved.reason,
-                message: unresolved.message.clone(),
-                generation: self.object.metadata.generation.unwrap_or(0),
-                suspend: self.object.spec.suspend,
-                max_age: self.object.spec.retry.max_age.parse().unwrap_or(MAX_AGE),
+                message: unresolved.message,
+                generation: object.metadata.generation.unwrap_or(0),
+                suspend: object.spec.suspend,
+                max_age: object.spec.retry.max_age.parse().unwrap_or(MAX_AGE),
             },
         }
-    }
-
-    fn troubles(&self) -> BTreeMap<Reference, Trouble> {
-        self.references
-            .iter()
-            .filter_map(|reference| Some((reference.clone(), self.material.trouble(reference)?)))
-            .collect()
     }
 
     fn news(&self, state: &EndpointState, rules: &NamespaceRules) -> Told {
@@ -160,11 +104,7 @@ impl Endpoint {
             uid: self.object.metadata.uid.clone(),
             generation: self.object.metadata.generation,
             enable_request: self.object.annotations().get(ENABLE_REQUESTED).cloned(),
-            versions: self
-                .references
-                .iter()
-                .map(|r| self.material.version(r).map(str::to_owned))
-                .collect(),
+            versions: self.holding.versions(),
             egress: Arc::clone(&rules.egress),
             unusable: match state {
                 EndpointState::Unusable { reason, message, .. } => Some((reason, message.clone())),
@@ -172,18 +112,6 @@ impl Endpoint {
             },
         }
     }
-}
-
-/// Whether a value is there but no good: then the last good one stays in use. One that may no longer be used at all is
-/// another matter.
-fn is_spoilt(reason: &str) -> bool {
-    [
-        reasons::SECRET_INVALID,
-        reasons::SECRET_KEY_MISSING,
-        reasons::CONFIG_MAP_INVALID,
-        reasons::CONFIG_MAP_KEY_MISSING,
-    ]
-    .contains(&reason)
 }
 
 impl Loader {
@@ -207,8 +135,8 @@ impl Loader {
             let Some(endpoint) = self.endpoints.remove(&key) else {
                 continue;
             };
-            if let Some(timer) = endpoint.timer {
-                self.timers.remove(&(timer, key.clone()));
+            if let Some(timer) = endpoint.holding.timer {
+                self.timers.remove(&(timer, Who::Endpoint(key.clone())));
             }
             let Some(id) = endpoint.id else { continue };
             self.by_id.remove(&id);
@@ -234,7 +162,7 @@ impl Loader {
             };
             let rules = policy.rules_for(&space.labels);
             self.load_endpoint(&key, &rules).await;
-            self.reschedule(&key);
+            self.reschedule(&Who::Endpoint(key));
         }
     }
 
@@ -254,7 +182,7 @@ impl Loader {
                 endpoint.observe(object, is_new_spec, now);
             }
         }
-        self.reschedule(key);
+        self.reschedule(&Who::Endpoint(key.clone()));
     }
 
     async fn load_endpoint(&mut self, key: &Key, rules: &NamespaceRules) {
@@ -270,10 +198,13 @@ impl Loader {
         // Before anything else of it is usable: messages are accepted already.
         self.tools.registry.order(id).store(endpoint.fifo.clone());
         self.tools.objects.put_endpoint(id, endpoint.object.clone());
-        if !endpoint.material.is_read() {
+        if !endpoint.holding.material.is_read() {
             return;
         }
-        let is_settled = endpoint.material.is_settled(&endpoint.references, Instant::now());
+        let Holding {
+            material, references, ..
+        } = &endpoint.holding;
+        let is_settled = material.is_settled(references, Instant::now());
         if !is_settled && endpoint.told.is_none() {
             // Its Secret is being made or granted: the controller does not call it Ready before, and no message of it is
             // tried before. It must not hold back the others.
@@ -307,10 +238,13 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
     use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
+    use crate::api::resolve::{Found, Reference};
 
     fn found(is_open: bool, data: &[(&str, &str)]) -> Found {
         let label = (USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned());
@@ -343,9 +277,9 @@ mod tests {
     /// What the registry would be told after these Secrets were read.
     fn state(endpoint: &mut Endpoint, version: &str, token: Found, header: Found) -> EndpointState {
         let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), found)));
-        endpoint.material.start();
+        endpoint.holding.material.start();
         let reads = vec![read("token", token), read("header", header)];
-        endpoint.material.finish(reads, Instant::now());
+        endpoint.holding.material.finish(reads, Instant::now());
         endpoint.resolve(&NamespaceRules::default(), None)
     }
 

@@ -10,8 +10,7 @@ use kube::ResourceExt;
 
 use super::Loader;
 use crate::api::census::{Age, MAX_SUBSCRIPTIONS, age};
-use crate::api::conditions::reasons;
-use crate::api::resolve::{resolve_subscription, resolve_with_last_filter};
+use crate::api::resolve::{ResolvedSubscription, resolve_subscription, resolve_with_last};
 use crate::api::{EventSubscription, EventType};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::matching::Index;
@@ -66,6 +65,7 @@ impl Loader {
                 continue;
             };
             self.tools.objects.remove_subscription(entry.id);
+            self.drop_holding(&key);
             let gone = SubscriptionEntry {
                 deleted: Some(at),
                 ..SubscriptionEntry::clone(&entry)
@@ -102,19 +102,9 @@ impl Loader {
         };
         self.tools.objects.put_subscription(id, object.clone());
         self.put_missing(endpoint, &target, endpoint_resource).await;
-        let before = self.subscriptions.get(key);
-        let resolved = resolve_subscription(&object).or_else(|error| {
-            tracing::info!(
-                namespace = key.0,
-                name = key.1,
-                reason = error.reason,
-                "a subscription is invalid: its last valid form stays in use"
-            );
-            let is_filter = error.reason == reasons::INVALID_FILTER;
-            let mended = || resolve_with_last_filter(&object, before.map(|before| &*before.spec));
-            is_filter.then(mended).flatten().ok_or(())
-        });
-        if let Ok(spec) = resolved {
+        if let Some(spec) = self.resolved(key, &object) {
+            let material = self.material(key, &object, &spec);
+            let before = self.subscriptions.get(key);
             let entry = SubscriptionEntry {
                 id,
                 key: resource,
@@ -125,7 +115,8 @@ impl Loader {
                     .filter(|before| before.spec.filter == spec.filter)
                     .map(|before| before.filter_health.clone())
                     .unwrap_or_default(),
-                spec: Arc::new(spec),
+                spec,
+                material,
                 deleted: None,
             };
             if before.is_none_or(|before| !is_same(before, &entry)) {
@@ -135,7 +126,31 @@ impl Loader {
                 self.world.views.insert(key.0.clone());
             }
         }
-        self.world.subscriptions.loaded(key);
+        match self.holdings.get(key).is_none_or(|holding| holding.material.is_read()) {
+            true => self.world.subscriptions.loaded(key),
+            false => self.world.subscriptions.known(key),
+        }
+    }
+
+    /// As it is in force: its last valid form, where what is written is invalid.
+    fn resolved(&self, key: &Key, object: &EventSubscription) -> Option<Arc<ResolvedSubscription>> {
+        let before = self.subscriptions.get(key).map(|entry| &entry.spec);
+        if let Some(before) = before
+            && object.metadata.generation == Some(before.generation)
+        {
+            return Some(Arc::clone(before));
+        }
+        let unresolved = match resolve_subscription(object) {
+            Ok(spec) => return Some(Arc::new(spec)),
+            Err(unresolved) => unresolved,
+        };
+        tracing::info!(
+            namespace = key.0,
+            name = key.1,
+            reason = unresolved.reason,
+            "a subscription is invalid: its last valid form stays in use"
+        );
+        resolve_with_last(object, &unresolved, before.map(AsRef::as_ref)).map(Arc::new)
     }
 
     /// A subscription may name an endpoint that does not exist: the engine lets its messages wait.
@@ -163,9 +178,10 @@ impl Loader {
         }
     }
 
-    /// The policy changed: every endpoint is resolved anew, and what it says of other things is in the views.
+    /// The policy changed: what refers to Secrets is resolved anew, and what it says of other things is in the views.
     pub(super) fn policy_changed(&mut self) {
         self.world.touch_endpoints();
+        self.world.subscriptions.dirty.extend(self.holdings.keys().cloned());
         let policy = self.tools.policy.borrow().clone();
         for (name, space) in &self.world.spaces {
             let rules = policy.rules_for(&space.labels);
@@ -273,7 +289,10 @@ fn counted<'a, T>(
 }
 
 fn is_same(before: &SubscriptionEntry, now: &SubscriptionEntry) -> bool {
-    before.id == now.id && before.endpoint == now.endpoint && before.spec == now.spec
+    before.id == now.id
+        && before.endpoint == now.endpoint
+        && before.material == now.material
+        && (Arc::ptr_eq(&before.spec, &now.spec) || before.spec == now.spec)
 }
 
 /// The rule of each type: of its oldest object. While that one does not compile, events of the type are not checked.

@@ -1,0 +1,28 @@
+//! How far the dispatchers are with an object, and what it still waits for. Pure.
+
+use super::fleet::Fleet;
+use super::memory::Seen;
+
+/// How far the dispatchers are.
+pub struct Standing<'a> {
+    /// They may read everything the object names.
+    pub granted: bool,
+    pub fleet: Fleet,
+    pub seen: &'a Seen,
+}
+
+impl Standing<'_> {
+    /// What an object of this kind that can be used still waits for; `references_are_told` says whether its status has the
+    /// versions of what it names.
+    pub fn waits_for(&self, plural: &str, references_are_told: bool, generation: i64) -> Option<String> {
+        if self.fleet.live == 0 {
+            Some("no dispatcher is running: its Lease in Tidings' namespace would say so".to_owned())
+        } else if !self.granted {
+            Some("the dispatcher is being given access to the Secrets that are named".to_owned())
+        } else if !references_are_told || !self.seen.is_loaded(plural, &self.fleet) {
+            Some(format!("the dispatcher is loading generation {generation}"))
+        } else {
+            None
+        }
+    }
+}
