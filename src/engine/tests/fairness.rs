@@ -125,6 +125,7 @@ impl Simulation {
                     let outcome = Outcome::Status {
                         code: 200,
                         retry_after: None,
+                        judged: Default::default(),
                         excerpt: None,
                     };
                     let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
