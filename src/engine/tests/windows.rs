@@ -3,7 +3,7 @@
 use super::*;
 use crate::engine::state::UNRECORDED;
 use crate::ids::EventId;
-use crate::queue::{Pending, Settled};
+use crate::queue::{DeadReason, Pending, SentAgain, Settled, Verdict};
 
 const ENDPOINT: EndpointId = EndpointId(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
@@ -120,4 +120,50 @@ fn no_more_expires_than_the_store_records() {
     let outcomes: Vec<_> = state.outbox.drain(..2_000).collect();
     state.recorded(&outcomes, &[Settled::Applied; 2_000], now);
     assert!(read(&mut state).is_some());
+}
+
+#[test]
+fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
+    let accepted = UnixMillis::now();
+    let now = accepted.plus(Duration::from_secs(100 * 3_600));
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), now);
+    subscribed(&mut state, now);
+    state.subscription(ENDPOINT, SUBSCRIPTION).dead = 2;
+
+    let again = Pending {
+        due: now,
+        again: Some(now),
+        ..message(1, accepted)
+    };
+    let told = SentAgain {
+        message: again.message,
+        endpoint: ENDPOINT,
+        subscription: SUBSCRIPTION,
+        was_dead: true,
+        unblocks: false,
+        held: false,
+    };
+    state.sent_again(&[told], now);
+    let known = state.subscription(ENDPOINT, SUBSCRIPTION);
+    assert_eq!((known.pending, known.dead), (1, 1));
+    let request = state.next_page(now).expect("it is due at once");
+    state.paged(&request, vec![(SUBSCRIPTION, vec![again])], now);
+    assert_eq!(
+        state.endpoints[&ENDPOINT].window.len(),
+        1,
+        "accepted long ago, and to be sent"
+    );
+    assert!(state.outbox.is_empty());
+
+    // As old as any message may grow, but since the replay.
+    let later = now.plus(Duration::from_secs(100 * 3_600));
+    assert!(state.grant(later).is_empty());
+    let dead = std::mem::take(&mut state.outbox);
+    let reason = DeadReason::Expired;
+    assert!(
+        matches!(&dead[..], [one] if one.verdict == Verdict::Dead { reason }),
+        "{dead:?}"
+    );
 }
