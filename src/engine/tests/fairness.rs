@@ -127,7 +127,6 @@ impl Simulation {
                         retry_after: None,
                         judged: Default::default(),
                         excerpt: None,
-                        judged: Judged::ByStatus,
                     };
                     let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
                     let result = AttemptResult { took, outcome };
