@@ -399,12 +399,20 @@ async fn tick(core: Arc<Core>) {
     }
 }
 
-/// Keeps the states that changed. A task of its own: while the disk refuses, the store does not answer.
+/// Keeps the states and the retentions that changed. A task of its own: while the disk refuses, the store does not answer.
 async fn keep_states(core: Arc<Core>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let retentions = std::mem::take(&mut core.lock().retentions);
+        if !retentions.is_empty()
+            && let Err(error) = core.queue.keep(core.fence, retentions.clone()).await
+        {
+            tracing::warn!(%error, "failed to keep endpoints' retentions; tried again");
+            // Before what was said meanwhile.
+            core.lock().retentions.splice(0..0, retentions);
+        }
         let states = core.lock().dirty_states(false);
         if !states.is_empty()
             && let Err(error) = core.queue.put_endpoint_states(core.fence, states.clone()).await

@@ -460,6 +460,10 @@ pub trait Queue: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Pending>, QueueError>;
 
+    /// From now on, and over restarts: how long settled history and dead letters of these endpoints are kept, at least. The
+    /// store removes by itself what is older. Of an endpoint it was never told of: three days.
+    async fn keep(&self, fence: Fence, retentions: Vec<(EndpointId, Duration)>) -> Result<(), QueueError>;
+
     /// Removes settled history and dead letters older than `before`, at most `rows`; how many.
     async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError>;
 

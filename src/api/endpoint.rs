@@ -135,6 +135,13 @@ pub struct WebhookEndpointSpec {
     #[x_kube(validation = Rule::new("self == 'Never' || (duration(self) >= duration('1h') && duration(self) <= duration('720h'))").message("disableAfter must be from 1h to 720h, or Never"))]
     pub disable_after: DisableAfter,
 
+    /// How long delivered messages and dead letters are kept after they were settled, to be looked at and sent again: 1s to
+    /// 720h. They go within a sixteenth of it after that, an hour at most. Delivered ones go sooner when the store is nearly
+    /// full.
+    #[serde(default = "default_retention")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('720h')").message("retention must be from 1s to 720h"))]
+    pub retention: ApiDuration,
+
     /// While true nothing is sent: events still match, and their messages wait without using up attempts.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspend: bool,
@@ -307,6 +314,7 @@ impl WebhookEndpointSpec {
             success: None,
             circuit_breaker: CircuitBreaker::default(),
             disable_after: DisableAfter::default(),
+            retention: default_retention(),
             suspend: false,
         }
     }
@@ -314,6 +322,10 @@ impl WebhookEndpointSpec {
 
 fn default_timeout() -> ApiDuration {
     ApiDuration::from("15s")
+}
+
+fn default_retention() -> ApiDuration {
+    ApiDuration::from("72h")
 }
 
 fn default_overlap() -> ApiDuration {

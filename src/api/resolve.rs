@@ -124,6 +124,8 @@ pub struct ResolvedEndpoint {
     pub disable_after: Option<Duration>,
     /// Which answers are successes; none: 2xx.
     pub success: Option<Expression>,
+    /// How long delivered messages and dead letters are kept.
+    pub retention: Duration,
     pub suspend: bool,
     pub egress: Arc<EgressRules>,
     /// The value of `tidings.dev/enable-requested-at`, if any.

@@ -138,6 +138,8 @@ pub(super) struct Endpoint {
     /// Failed messages by due time, for status.
     pub retries: BTreeMap<(UnixMillis, MessageId), u16>,
     pub posted: Option<(Standing, UnixMillis)>,
+    /// What the store was told of how long its history is kept.
+    pub retention: Option<Duration>,
 }
 
 impl Endpoint {
@@ -167,6 +169,7 @@ impl Endpoint {
             oldest: None,
             retries: BTreeMap::new(),
             posted: None,
+            retention: None,
         }
     }
 

@@ -210,6 +210,10 @@ impl State {
             if egress.as_ref() != Some(&resolved.egress) && endpoint.health.look_at_block_anew() {
                 endpoint.override_due_times();
             }
+            if endpoint.retention.replace(resolved.retention) != Some(resolved.retention) {
+                self.retentions.push((id, resolved.retention));
+            }
+            let endpoint = self.endpoint(id);
             let request = resolved.enable_request.as_deref();
             let observed = endpoint
                 .health

@@ -90,6 +90,8 @@ pub(super) struct State {
     /// Which endpoints hold messages of a subscription: one, and after a recreation for another endpoint more.
     pub homes: HashMap<SubscriptionId, Vec<EndpointId>>,
     pub outbox: Vec<Settlement>,
+    /// How long endpoints' history is kept, to be told to the store.
+    pub retentions: Vec<(EndpointId, Duration)>,
     /// Handed to the store, not answered.
     pub settling: usize,
     pub to_page: VecDeque<EndpointId>,
@@ -128,6 +130,7 @@ impl State {
             timer_set: None,
             homes: HashMap::new(),
             outbox: Vec::new(),
+            retentions: Vec::new(),
             settling: 0,
             to_page: VecDeque::new(),
             disordered: BTreeSet::new(),

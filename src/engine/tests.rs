@@ -472,6 +472,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         breaker: BreakerPolicy::default(),
         disable_after: Some(Duration::from_secs(120 * 3600)),
         success: None,
+        retention: Duration::from_secs(72 * 3600),
         suspend: false,
         egress: Arc::new(EgressRules::default()),
         enable_request: None,

@@ -3,7 +3,7 @@
 //! Invariant: nothing here knows which store it is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -105,6 +105,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     order::run(&make).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
+    history_goes_after_its_endpoints_time(&make()).await;
     messages_are_listed_newest_first_in_every_state(&make()).await;
     a_listing_pages_whole_and_filters(&make()).await;
     replay::run(&make).await;
@@ -672,6 +673,62 @@ async fn pruning_leaves_what_is_pending<B: Bench>(bench: &B) {
         },
         "the key outlives history"
     );
+    queue.close().await;
+}
+
+async fn history_goes_after_its_endpoints_time<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let second = Duration::from_secs(1);
+    queue.keep(fence, vec![(EndpointId(1), second)]).await.expect("keep");
+    // Of the first endpoint alone, of both, and of the second alone; and one that the first has not settled.
+    let targets = [vec![1], vec![1, 2], vec![2], vec![1]];
+    let events = targets.iter().enumerate().map(|(n, endpoints)| {
+        let target = |endpoint: &u32| target(*endpoint, *endpoint, Placement::Fresh);
+        new_event(&n.to_string(), endpoints.iter().map(target).collect())
+    });
+    let accepted = queue.accept(events.collect()).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await;
+    let (waits, over) = fresh.split_last().expect("five messages");
+    let dead = Verdict::Dead {
+        reason: DeadReason::Refused,
+    };
+    let outcomes = over.iter().map(|one| settlement(*one, dead)).collect();
+    queue.settle(fence, outcomes).await.expect("settle");
+    let until = async |wanted: &[(u32, u64, u64)]| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut left = queue.backlog(fence).await.expect("backlog");
+            left.retain(|one| (one.pending, one.dead) != (0, 0));
+            left.sort_by_key(|one| one.endpoint);
+            let left: Vec<_> = left.iter().map(|one| (one.endpoint.0, one.pending, one.dead)).collect();
+            if left == wanted {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{left:?} is never {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(&[(1, 1, 0), (2, 0, 2)]).await;
+    for (answer, there) in accepted.iter().zip([false, true, true, true]) {
+        let found = queue.event(stored(answer)).await.expect("event");
+        assert_eq!(found.is_some(), there, "{answer:?}");
+    }
+    // What waited is kept from when it is settled, and what is kept shorter now goes though it was looked at before.
+    let outcome = settlement(*waits, Verdict::Delivered);
+    queue.settle(fence, vec![outcome]).await.expect("settle");
+    let told = vec![(EndpointId(2), second)];
+    let refused = queue.keep(Fence(0), told.clone()).await;
+    assert!(matches!(refused, Err(QueueError::Fenced)), "{refused:?}");
+    queue.keep(fence, told).await.expect("keep");
+    until(&[]).await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for answer in &accepted {
+        while queue.event(stored(answer)).await.expect("event").is_some() {
+            assert!(Instant::now() < deadline, "{answer:?} stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
     queue.close().await;
 }
 

@@ -63,7 +63,7 @@ pub struct Options {
     pub store_limit: Option<u64>,
     /// Free bytes of the volume below which producers are refused.
     pub keep_free: u64,
-    /// How long delivered history and dead letters are kept. Delivered history goes sooner when the store nears its limit.
+    /// How long delivered history and dead letters are kept of endpoints that never said. Delivered history goes sooner when the store nears its limit.
     pub retention: Duration,
     /// Called once when an fsync failed; by default it ends the process with status 70. Nothing is written after it.
     pub on_fatal: Fatal,
@@ -152,7 +152,7 @@ impl SqliteQueue {
         let started = Instant::now();
         let lock = open::directory(dir)?;
         let conn = open::writer(dir, &options)?;
-        let mut memory = open::recover(&conn)?;
+        let mut memory = open::recover(&conn, options.retention)?;
         let limit = match options.store_limit {
             Some(limit) => limit,
             None => {
@@ -177,7 +177,6 @@ impl SqliteQueue {
             dedupe_entries: view.dedupe_entries,
             took: started.elapsed(),
         };
-        let retention = options.retention;
         let shared = Arc::new(Shared {
             options,
             inbox: Inbox::default(),
@@ -193,7 +192,7 @@ impl SqliteQueue {
             shared: Arc::clone(&shared),
             memory,
             outlet: arrivals::Outlet::new(sender, Arc::clone(&arrivals_taken)),
-            pruner: prune::Pruner::new(retention, Instant::now()),
+            pruner: prune::Pruner::new(Instant::now()),
         };
         let (readers, questions) = Readers::new();
         let (history, looks) = Readers::new();
@@ -618,15 +617,19 @@ impl Queue for SqliteQueue {
         .await
     }
 
+    async fn keep(&self, fence: Fence, retentions: Vec<(EndpointId, Duration)>) -> Result<(), QueueError> {
+        self.call(move |transaction| {
+            transaction.check(fence)?;
+            Ok(prune::keep(transaction, &retentions)?)
+        })
+        .await
+    }
+
     async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError> {
         self.call(move |transaction| {
-            let cutoffs = prune::Cutoffs {
-                settled: before,
-                dead: before,
-            };
             let mut after = EventId(0);
             for _ in 0..prune::STEPS {
-                let pruned = prune::history(transaction, after, cutoffs, rows)?;
+                let pruned = prune::history(transaction, after, before, before, |_, _| Duration::ZERO, rows)?;
                 if pruned.rows > 0 || pruned.finished {
                     return Ok(pruned.rows as u64);
                 }

@@ -286,3 +286,32 @@ async fn only_who_may_reads_messages_and_the_refusal_has_the_commands_that_grant
         (405, &"GET".parse().unwrap())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_endpoint_keeps_for_a_second_goes_and_what_another_keeps_of_the_same_events_stays() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "retention");
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("edit"));
+    let webhooks = Webhooks::answering(|event, _| if event.starts_with("bad") { 422 } else { 200 }).await;
+    let refuses = json!({"retry": {"neverRetry": [422]}});
+    team.deliver_to("long", &webhooks.url(), refuses.clone());
+    team.deliver_to("short", &webhooks.url(), refuses);
+    reader.until_allowed().await;
+    for id in ["good-1", "bad-1"] {
+        let answer = team.post(&shared.dispatcher, id, TYPES[0]).await;
+        assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)));
+    }
+    reader.until("state=delivered", 2).await;
+    reader.until("state=dead", 2).await;
+    // What is there already goes too when it is kept shorter from now on.
+    team.endpoint(
+        "short",
+        &webhooks.url(),
+        json!({"retry": {"neverRetry": [422]}, "retention": "1s"}),
+    );
+    reader.until("endpoint=short", 0).await;
+    let kept = reader.list("endpoint=long").await;
+    assert_eq!(ids(&kept), ["bad-1", "good-1"]);
+    let whole = reader.get(&format!("/{}", kept[1]["id"].as_str().unwrap())).await;
+    assert_eq!(whole.status, 200, "its event is there: {whole:?}");
+}

@@ -144,6 +144,7 @@ pub fn resolve_endpoint(
     let breaker = breaker(&spec.circuit_breaker)?;
     let disable_after = disable_after(&spec.disable_after)?;
     let success = spec.success.as_deref().map(success).transpose()?;
+    let retention = duration("retention", &spec.retention)?;
     resolve_ordering(&spec.ordering)?;
     let names = header_names(&spec.headers)?;
     if spec.auth.is_some() && names.contains(&AUTHORIZATION) {
@@ -200,6 +201,7 @@ pub fn resolve_endpoint(
         breaker,
         disable_after,
         success,
+        retention,
         suspend: spec.suspend,
         egress: Arc::clone(egress),
         enable_request: enable_request(endpoint),

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::Options;
 use super::dedupe::{Dedupe, MAX_SEGMENTS, rows_per_segment};
 use super::order::HELD;
+use super::prune::Retentions;
 use super::schema;
 use super::spaces::Spaces;
 use super::tally::Tally;
@@ -171,14 +172,15 @@ pub(super) struct Memory {
     pub(super) tally: Tally,
     pub(super) spaces: Spaces,
     pub(super) unrouted: u64,
+    pub(super) retentions: Retentions,
 }
 
 /// Reads what lies in the store: counters, keys of deduplication, the last ids.
-pub(super) fn recover(conn: &Connection) -> Result<Memory, OpenError> {
-    read_memory(conn).map_err(OpenError::sqlite("read"))
+pub(super) fn recover(conn: &Connection, retention: Duration) -> Result<Memory, OpenError> {
+    read_memory(conn, retention).map_err(OpenError::sqlite("read"))
 }
 
-fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
+fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memory> {
     let number = |sql: &str| {
         conn.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))
             .map(|n| n.unwrap_or(0))
@@ -230,6 +232,7 @@ fn read_memory(conn: &Connection) -> rusqlite::Result<Memory> {
         tally,
         spaces,
         unrouted,
+        retentions: Retentions::read(conn, retention)?,
     })
 }
 

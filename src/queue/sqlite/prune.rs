@@ -1,10 +1,16 @@
 //! What leaves the store: delivered history and dead letters past their time, keys of deduplication past the window.
 //!
-//! Invariant: an event with an unsettled message is never touched, and one commit removes a bounded number of rows.
+//! How long history is kept is its endpoint's to say, and an event has messages of several. An event is looked at when the
+//! shortest time that counts is over, and what must stay is written down with when to look again: so every row is looked at
+//! a few times in its life, whatever lies beside it, and what nobody asked to keep shorter or longer is looked at once.
+//! Rejected: walking over all that must stay again and again, and an expiry for every message on the hot path.
+//! Invariant: a row goes only when its endpoint's time is over since it was settled, an event only when nothing of it is
+//! left, and one commit removes a bounded number of rows.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rusqlite::params;
+use rusqlite::{Connection, Statement, params};
 
 use super::dedupe::Dedupe;
 use super::order::WAITING;
@@ -17,23 +23,98 @@ const ROWS: usize = 256;
 const EVENTS: usize = 128;
 /// Steps over events that must stay, within one call of `Queue::prune`.
 pub(super) const STEPS: usize = 64;
-/// When there was nothing more to remove, look again after this.
+/// When there was nothing more to remove, look again after this, or sooner where something is kept for less than four
+/// times as long.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Whatever it is kept for.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_secs(1);
 /// Under pressure delivered events go, but not within this time: a little history for whoever looks.
 const UNDER_PRESSURE_KEEP: Duration = Duration::from_secs(60);
+/// Most messages are settled within this after they were accepted, so that one look at their event finds them all over.
+const LAG_MAX: Duration = Duration::from_secs(3600);
+/// And within this part of the time they are kept.
+const LAG_PART: u32 = 16;
 
-/// How old what is removed must be.
-#[derive(Clone, Copy)]
-pub(super) struct Cutoffs {
-    pub(super) settled: UnixMillis,
-    pub(super) dead: UnixMillis,
+/// How long endpoints' history is kept.
+#[derive(Debug, Default)]
+pub(super) struct Retentions {
+    default: Duration,
+    /// Where it is another.
+    own: HashMap<EndpointId, Duration>,
+}
+
+impl Retentions {
+    /// Those of the store; `default` for endpoints it was never told of.
+    pub(super) fn read(conn: &Connection, default: Duration) -> rusqlite::Result<Retentions> {
+        let mut rows = conn.prepare("SELECT ep, seconds FROM retention")?;
+        let own = rows.query_map([], |row| {
+            let seconds = u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
+            Ok((EndpointId(row.get(0)?), Duration::from_secs(seconds)))
+        })?;
+        Ok(Retentions {
+            default,
+            own: own.collect::<rusqlite::Result<_>>()?,
+        })
+    }
+
+    pub(super) fn of(&self, endpoint: EndpointId) -> Duration {
+        self.own.get(&endpoint).copied().unwrap_or(self.default)
+    }
+
+    pub(super) fn note(&mut self, endpoint: EndpointId, retention: Duration) {
+        match retention == self.default {
+            true => self.own.remove(&endpoint),
+            false => self.own.insert(endpoint, retention),
+        };
+    }
+
+    fn shortest(&self) -> Duration {
+        self.own
+            .values()
+            .copied()
+            .min()
+            .unwrap_or(self.default)
+            .min(self.default)
+    }
+}
+
+/// Writes down how long an endpoint's history is kept. What was looked at already is looked at anew where it may go sooner.
+pub(super) fn keep(
+    transaction: &mut Transaction<'_, '_>,
+    retentions: &[(EndpointId, Duration)],
+) -> rusqlite::Result<()> {
+    let conn = transaction.conn();
+    let mut put = conn.prepare("INSERT OR REPLACE INTO retention(ep, seconds) VALUES (?, ?)")?;
+    for &(endpoint, retention) in retentions {
+        let before = transaction.memory.retentions.of(endpoint);
+        if before == retention {
+            continue;
+        }
+        put.execute(params![
+            endpoint.0,
+            i64::try_from(retention.as_secs()).unwrap_or(i64::MAX)
+        ])?;
+        if retention < before {
+            conn.execute("UPDATE meta SET value = 0 WHERE key = 'swept'", [])?;
+        }
+        transaction.effects.retentions.push((endpoint, retention));
+    }
+    Ok(())
+}
+
+/// For so long after its time something may still be there.
+fn lag(retention: Duration) -> Duration {
+    (retention / LAG_PART).min(LAG_MAX)
+}
+
+fn before(now: UnixMillis, age: Duration) -> UnixMillis {
+    UnixMillis(now.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
 }
 
 pub(super) struct Pruner {
-    retention: Duration,
     next: Instant,
     under_pressure: bool,
-    /// Events up to here were looked at in this pass.
+    /// Under pressure: events up to here were looked at in this pass.
     cursor: EventId,
     /// Rows of `seen` below `keep_seen` may go; those below `seen` are gone.
     seen: Option<i64>,
@@ -48,9 +129,8 @@ pub(super) struct Pruned {
 }
 
 impl Pruner {
-    pub(super) fn new(retention: Duration, now: Instant) -> Pruner {
+    pub(super) fn new(now: Instant) -> Pruner {
         Pruner {
-            retention,
             next: now,
             under_pressure: false,
             cursor: EventId(0),
@@ -65,6 +145,11 @@ impl Pruner {
 
     pub(super) fn is_due(&self) -> bool {
         self.next <= Instant::now()
+    }
+
+    /// Looks now: something is kept for another time.
+    pub(super) fn look(&mut self) {
+        self.next = Instant::now();
     }
 
     /// Tells whether the store nears its limit: then history goes before its time.
@@ -89,30 +174,34 @@ impl Pruner {
         if !self.is_due() {
             return Ok(());
         }
-        let now = transaction.now;
-        let before =
-            |age: Duration| UnixMillis(now.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
-        let dead = before(self.retention);
-        let settled = if self.under_pressure {
-            before(UNDER_PRESSURE_KEEP.min(self.retention))
-        } else {
-            dead
-        };
-        let pruned = history(transaction, self.cursor, Cutoffs { settled, dead }, ROWS)?;
-        self.cursor = pruned.cursor;
-        let seen_done = self.seen(transaction)?;
-        if pruned.finished {
-            self.cursor = EventId(0);
+        let retentions = &transaction.memory.retentions;
+        let revisited = revisit(transaction, retentions)?;
+        let mut finished = revisited < EVENTS && sweep(transaction, retentions)?;
+        if self.under_pressure {
+            finished &= self.relieve(transaction, retentions)?;
         }
-        if pruned.finished && seen_done {
-            self.next = Instant::now()
-                + if self.under_pressure {
-                    Duration::from_secs(1)
-                } else {
-                    LOOK_AGAIN
-                };
+        finished &= self.seen(transaction)?;
+        if finished {
+            let again = match self.under_pressure {
+                true => LOOK_AGAIN_FIRST,
+                false => (retentions.shortest() / 4).clamp(LOOK_AGAIN_FIRST, LOOK_AGAIN),
+            };
+            self.next = Instant::now() + again;
         }
         Ok(())
+    }
+
+    /// Delivered history before its time, from the old end.
+    fn relieve(&mut self, transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
+        let kept = |row: Row, endpoint: EndpointId| match row {
+            Row::Delivered => UNDER_PRESSURE_KEEP.min(retentions.of(endpoint)),
+            Row::Dead => retentions.of(endpoint),
+        };
+        let until = before(transaction.now, UNDER_PRESSURE_KEEP);
+        let now = transaction.now;
+        let pruned = history(transaction, self.cursor, until, now, kept, ROWS)?;
+        self.cursor = if pruned.finished { EventId(0) } else { pruned.cursor };
+        Ok(pruned.finished)
     }
 
     fn seen(&mut self, transaction: &mut Transaction<'_, '_>) -> rusqlite::Result<bool> {
@@ -133,25 +222,58 @@ impl Pruner {
     }
 }
 
-/// Removes whole events from `after` on, of which nothing is pending and nothing younger than `cutoffs`.
+/// What was written down to be looked at now; how many events.
+fn revisit(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<usize> {
+    let (conn, now) = (transaction.conn(), transaction.now);
+    let mut due = conn.prepare("SELECT at, event FROM revisit WHERE at <= ? ORDER BY at LIMIT ?")?;
+    let found: Vec<(i64, i64)> = due
+        .query_map(params![now.0, EVENTS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let mut visitor = Visitor::new(conn)?;
+    let mut done = conn.prepare("DELETE FROM revisit WHERE at = ? AND event = ?")?;
+    for (at, event) in &found {
+        done.execute([at, event])?;
+        visitor.settle_down(transaction, EventId(*event), now, retentions)?;
+    }
+    Ok(found.len())
+}
+
+/// Events whose shortest time is over, each once: what must stay is written down. True: there are no more.
+fn sweep(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
+    let (conn, now) = (transaction.conn(), transaction.now);
+    let shortest = retentions.shortest();
+    let swept: i64 = conn.query_row("SELECT value FROM meta WHERE key = 'swept'", [], |row| row.get(0))?;
+    let found = events(conn, EventId(swept), before(now, shortest + lag(shortest)))?;
+    let Some(last) = found.last().copied() else {
+        return Ok(true);
+    };
+    let mut visitor = Visitor::new(conn)?;
+    let mut cursor = last;
+    for event in &found {
+        visitor.settle_down(transaction, *event, now, retentions)?;
+        if visitor.rows >= ROWS {
+            cursor = *event;
+            break;
+        }
+    }
+    conn.execute("UPDATE meta SET value = ? WHERE key = 'swept'", [cursor.0])?;
+    Ok(cursor == last && found.len() < EVENTS)
+}
+
+/// Removes from `after` on what is older at `now` than it is `kept`, of events accepted before `until`.
 pub(super) fn history(
     transaction: &mut Transaction<'_, '_>,
     after: EventId,
-    cutoffs: Cutoffs,
+    until: UnixMillis,
+    now: UnixMillis,
+    kept: impl Fn(Row, EndpointId) -> Duration,
     rows: usize,
 ) -> rusqlite::Result<Pruned> {
     let conn = transaction.conn();
-    let newest = cutoffs.settled.0.max(cutoffs.dead.0) / 1000 + 1;
-    let mut events = conn.prepare(
-        "SELECT id FROM event WHERE id > ? AND id < ? AND NOT EXISTS (SELECT 1 FROM unrouted u WHERE u.event = event.id)
-         ORDER BY id LIMIT ?",
-    )?;
-    let found: Vec<i64> = events
-        .query_map(
-            params![after.0, newest << EventId::SEQUENCE_BITS, EVENTS as i64],
-            |row| row.get(0),
-        )?
-        .collect::<rusqlite::Result<_>>()?;
+    let found = events(conn, after, until)?;
     let mut pruned = Pruned {
         rows: 0,
         cursor: after,
@@ -160,46 +282,151 @@ pub(super) fn history(
     if found.is_empty() {
         return Ok(pruned);
     }
-    let mut busy = conn.prepare(
-        "SELECT EXISTS (SELECT 1 FROM message WHERE id BETWEEN ?1 AND ?2)
-             OR EXISTS (SELECT 1 FROM settled WHERE id BETWEEN ?1 AND ?2 AND at >= ?3)
-             OR EXISTS (SELECT 1 FROM dead WHERE id BETWEEN ?1 AND ?2 AND at >= ?4)",
-    )?;
-    let mut dead = conn.prepare("DELETE FROM dead WHERE id BETWEEN ? AND ? RETURNING ep, sub, okey, blocks")?;
-    let mut settled = conn.prepare("DELETE FROM settled WHERE id BETWEEN ? AND ?")?;
-    let mut attempts = conn.prepare("DELETE FROM attempt WHERE message BETWEEN ? AND ?")?;
-    let mut event = conn.prepare("DELETE FROM event WHERE id = ?")?;
-    let mut unblocked = Vec::new();
-    for id in found {
-        if pruned.rows >= rows {
+    let mut visitor = Visitor::new(conn)?;
+    for event in found {
+        if visitor.rows >= rows {
             pruned.finished = false;
             break;
         }
-        let first = MessageId::new(EventId(id), 0).0;
+        pruned.cursor = event;
+        visitor.visit(transaction, event, now, &kept)?;
+    }
+    pruned.rows = visitor.rows;
+    Ok(pruned)
+}
+
+/// The next events after one that were accepted before `until`, at most [`EVENTS`].
+fn events(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Vec<EventId>> {
+    let mut events = conn.prepare("SELECT id FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?")?;
+    let until = (until.0.div_euclid(1000) + 1) << EventId::SEQUENCE_BITS;
+    let found = events.query_map(params![after.0, until, EVENTS as i64], |row| Ok(EventId(row.get(0)?)))?;
+    found.collect()
+}
+
+/// What a message left.
+#[derive(Clone, Copy)]
+pub(super) enum Row {
+    Delivered,
+    Dead,
+}
+
+/// What is still there of an event after a look.
+#[derive(Default)]
+struct Left {
+    /// When the first of its rows will be too old.
+    expires: Option<UnixMillis>,
+    /// The endpoints of messages not settled yet; none of one that is not made yet.
+    pending: Vec<Option<EndpointId>>,
+}
+
+/// The statements of a look, and what they removed.
+struct Visitor<'c> {
+    rows: usize,
+    pending: Statement<'c>,
+    settled: Statement<'c>,
+    dead: Statement<'c>,
+    remove_settled: Statement<'c>,
+    remove_dead: Statement<'c>,
+    remove_attempts: Statement<'c>,
+    remove_event: Statement<'c>,
+    later: Statement<'c>,
+}
+
+impl<'c> Visitor<'c> {
+    fn new(conn: &'c Connection) -> rusqlite::Result<Visitor<'c>> {
+        Ok(Visitor {
+            rows: 0,
+            pending: conn.prepare(
+                "SELECT ep FROM message WHERE id BETWEEN ?1 AND ?2 UNION ALL SELECT NULL FROM unrouted WHERE event = ?3",
+            )?,
+            settled: conn.prepare("SELECT id, ep, at FROM settled WHERE id BETWEEN ? AND ?")?,
+            dead: conn.prepare("SELECT id, ep, at FROM dead WHERE id BETWEEN ? AND ?")?,
+            remove_settled: conn.prepare("DELETE FROM settled WHERE id = ?")?,
+            remove_dead: conn.prepare("DELETE FROM dead WHERE id = ? RETURNING ep, sub, okey, blocks")?,
+            remove_attempts: conn.prepare("DELETE FROM attempt WHERE message = ?")?,
+            remove_event: conn.prepare("DELETE FROM event WHERE id = ?")?,
+            later: conn.prepare("INSERT OR IGNORE INTO revisit(at, event) VALUES (?, ?)")?,
+        })
+    }
+
+    /// Looks at an event, and writes down when to look again at what must stay.
+    fn settle_down(
+        &mut self,
+        transaction: &mut Transaction<'_, '_>,
+        event: EventId,
+        now: UnixMillis,
+        retentions: &Retentions,
+    ) -> rusqlite::Result<()> {
+        let left = self.visit(transaction, event, now, |_, endpoint| retentions.of(endpoint))?;
+        let age = now.since(UnixMillis(event.unix_seconds().saturating_mul(1000)));
+        // What is settled later than now is kept from then on; until then it is looked at ever more seldom.
+        let patience = (age / 4).clamp(LOOK_AGAIN_FIRST, LAG_MAX);
+        let pending = left.pending.iter().map(|endpoint| match endpoint {
+            Some(endpoint) => now.plus(retentions.of(*endpoint).max(patience)),
+            None => now.plus(patience),
+        });
+        if let Some(at) = left.expires.into_iter().chain(pending).min() {
+            self.later.execute([at.0, event.0])?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is older at `now` than it is `kept`, and the event when nothing of it is left.
+    fn visit(
+        &mut self,
+        transaction: &mut Transaction<'_, '_>,
+        event: EventId,
+        now: UnixMillis,
+        kept: impl Fn(Row, EndpointId) -> Duration,
+    ) -> rusqlite::Result<Left> {
+        let first = MessageId::new(event, 0).0;
         let last = first + (1 << MessageId::ORDINAL_BITS) - 1;
-        pruned.cursor = EventId(id);
-        if busy.query_row(params![first, last, cutoffs.settled.0, cutoffs.dead.0], |row| {
-            row.get(0)
-        })? {
-            continue;
-        }
-        let mut gone = dead.query(params![first, last])?;
-        while let Some(row) = gone.next()? {
-            let pair = (EndpointId(row.get(0)?), SubscriptionId(row.get(1)?));
-            transaction.effects.buried.push((pair, -1));
-            if row.get(3)? {
-                transaction.effects.ordered.push((pair, 0, -1));
-                unblocked.extend(row.get::<_, Option<i64>>(2)?.map(|key| (pair.0, OrderKey(key))));
+        let mut left = Left::default();
+        let mut gone: Vec<(Row, i64)> = Vec::new();
+        for (row, found) in [(Row::Delivered, &mut self.settled), (Row::Dead, &mut self.dead)] {
+            let mut found = found.query([first, last])?;
+            while let Some(one) = found.next()? {
+                let (endpoint, at) = (EndpointId(one.get(1)?), UnixMillis(one.get(2)?));
+                let kept = kept(row, endpoint);
+                let expires = at.plus(kept);
+                if expires <= now {
+                    gone.push((row, one.get(0)?));
+                } else {
+                    let look = expires.plus(lag(kept));
+                    left.expires = Some(left.expires.map_or(look, |before| before.min(look)));
+                }
             }
-            pruned.rows += 1;
         }
-        drop(gone);
-        for (endpoint, key) in unblocked.drain(..) {
+        let mut pending = self.pending.query([first, last, event.0])?;
+        while let Some(one) = pending.next()? {
+            left.pending.push(one.get::<_, Option<u32>>(0)?.map(EndpointId));
+        }
+        drop(pending);
+        let mut unblocked = Vec::new();
+        for (row, id) in gone {
+            match row {
+                Row::Delivered => self.rows += self.remove_settled.execute([id])?,
+                Row::Dead => {
+                    let mut removed = self.remove_dead.query([id])?;
+                    while let Some(one) = removed.next()? {
+                        let pair = (EndpointId(one.get(0)?), SubscriptionId(one.get(1)?));
+                        transaction.effects.buried.push((pair, -1));
+                        if one.get(3)? {
+                            transaction.effects.ordered.push((pair, 0, -1));
+                            unblocked.extend(one.get::<_, Option<i64>>(2)?.map(|key| (pair.0, OrderKey(key))));
+                        }
+                        self.rows += 1;
+                    }
+                }
+            }
+            self.rows += self.remove_attempts.execute([id])?;
+        }
+        for (endpoint, key) in unblocked {
             transaction.promote(endpoint, key, WAITING)?;
         }
-        pruned.rows += settled.execute(params![first, last])?;
-        pruned.rows += attempts.execute(params![first, last])?;
-        pruned.rows += event.execute(params![id])?;
+        if left.expires.is_none() && left.pending.is_empty() {
+            self.rows += self.remove_event.execute([event.0])?;
+        }
+        Ok(left)
     }
-    Ok(pruned)
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -37,7 +37,12 @@ CREATE TABLE replay(id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL U
     phase INTEGER NOT NULL, cursor INTEGER NOT NULL, matched INTEGER NOT NULL, sent INTEGER NOT NULL,
     succeeded INTEGER NOT NULL, failed INTEGER NOT NULL);
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);
-INSERT INTO meta(key, value) VALUES ('fence', 0);
+-- Where it is not the default.
+CREATE TABLE retention(ep INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);
+-- Events of which something must stay, by when to look at them again.
+CREATE TABLE revisit(at INTEGER NOT NULL, event INTEGER NOT NULL, PRIMARY KEY(at, event)) WITHOUT ROWID;
+-- `swept`: every event up to it was looked at when its shortest time was over.
+INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0);
 ";
 
 /// The writer's page cache: enough for the right edge of every table and the due index's hot pages.

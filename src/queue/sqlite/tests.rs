@@ -21,6 +21,7 @@ mod history;
 mod kill;
 mod measure;
 mod model;
+mod retention;
 
 struct Directory(tempfile::TempDir);
 

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Statement, params};
 
@@ -122,6 +123,7 @@ pub(super) struct Effects {
     pub(super) placed: Vec<(EndpointId, String)>,
     /// What events of namespaces with a quota add.
     admitted: HashMap<Arc<str>, Held>,
+    pub(super) retentions: Vec<(EndpointId, Duration)>,
 }
 
 impl Effects {
@@ -140,6 +142,7 @@ impl Effects {
             arrivals: Vec::new(),
             placed: Vec::new(),
             admitted: HashMap::new(),
+            retentions: Vec::new(),
         }
     }
 
@@ -158,6 +161,7 @@ impl Effects {
         self.arrivals.clear();
         self.placed.clear();
         self.admitted.clear();
+        self.retentions.clear();
     }
 
     /// How far the lists are that making a message adds to.

@@ -237,6 +237,12 @@ impl Writer {
         view.unrouted = self.memory.unrouted;
         drop(view);
         self.outlet.offer(&mut effects.arrivals);
+        if !effects.retentions.is_empty() {
+            self.pruner.look();
+        }
+        for (endpoint, retention) in effects.retentions.drain(..) {
+            self.memory.retentions.note(endpoint, retention);
+        }
         self.pruner
             .after_commit(&mut self.memory.dedupe, (self.shared.options.clock)());
     }
