@@ -157,6 +157,18 @@ impl Ledger {
         self.latencies(&self.arrived, span)
     }
 
+    /// Events that arrived after one of the same key that was sent when they were acknowledged; a number's key is what
+    /// remains of it by `keys`.
+    pub fn overtaken(&self, keys: usize) -> usize {
+        let at = |of: &[AtomicU32], number: usize| of[number].load(Ordering::Relaxed);
+        let overtaken = |number: &usize| {
+            let next = number + keys;
+            let in_turn = at(&self.acked, *number) > 0 && at(&self.acked, *number) < at(&self.sent, next);
+            in_turn && at(&self.arrived, next) > 0 && at(&self.arrived, *number) > at(&self.arrived, next)
+        };
+        (0..self.given().saturating_sub(keys)).filter(overtaken).count()
+    }
+
     /// Every id looked up.
     pub fn reconcile(&self) -> Reconciled {
         let mut sum = Reconciled::default();

@@ -1,14 +1,16 @@
 //! The load bench: the release dispatcher in a real Kubernetes, with a producer and an HTTPS receiver on the same machine.
 //!
 //! `cargo bench --bench load` runs every part and prints one table, the same as JSON under `target/bench/`;
-//! `-- --only steady` (or `pending`, `isolation`, `scale`, `schema`) runs one. `docs/benchmarks.md` has the method and a run.
+//! `-- --only steady` (or `ordering`, `isolation`, `hanging`, `pending`, `scale`, `schema`) runs one. `docs/benchmarks.md` has the method and a run.
 //!
 //! Owns the order of parts and the account of ids; every part is a file. Invariant: times never fail a run, a lost event
 //! or a wrong signature always does.
 
+mod hanging;
 mod isolation;
 mod ledger;
 mod machine;
+mod ordering;
 mod pending;
 mod producer;
 mod receiver;
@@ -43,6 +45,10 @@ enum Part {
     Steady,
     /// A healthy endpoint beside bad ones
     Isolation,
+    /// An endpoint that orders its messages by a thousand keys
+    Ordering,
+    /// Healthy endpoints beside a thousand that hang
+    Hanging,
     /// A million messages pending, and a restart with them
     Pending,
     /// Ten thousand endpoints applied at once
@@ -102,6 +108,12 @@ fn run(options: &Options) -> Result<usize> {
     }
     if wanted(Part::Isolation) {
         sections.push(isolation::run(&stage)?);
+    }
+    if wanted(Part::Ordering) {
+        sections.push(ordering::run(&stage, options)?);
+    }
+    if wanted(Part::Hanging) {
+        sections.extend(hanging::run(&stage)?);
     }
     if wanted(Part::Pending) {
         sections.push(pending::run(&stage, options)?);

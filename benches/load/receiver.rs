@@ -4,7 +4,7 @@
 //! before it answers, so what the dispatcher takes for delivered is in the book.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
@@ -36,6 +36,8 @@ pub enum Behaviour {
     Fail,
     /// Reads and never answers.
     Hang,
+    /// Accepts, and hangs once its inbox says so.
+    Turn,
     /// Closes the connection with RST instead of an answer.
     Reset,
 }
@@ -48,6 +50,8 @@ pub struct Inbox {
     pub verified: AtomicUsize,
     /// Signatures that did not verify, and requests without an event that was sent.
     pub wrong: AtomicUsize,
+    /// Receivers that turn bad have.
+    pub turned: AtomicBool,
 }
 
 impl Inbox {
@@ -57,6 +61,7 @@ impl Inbox {
             verifier: OnceLock::new(),
             verified: AtomicUsize::new(0),
             wrong: AtomicUsize::new(0),
+            turned: AtomicBool::new(false),
         })
     }
 
@@ -181,7 +186,8 @@ async fn serve(mut stream: TlsStream<TcpStream>, behaviour: Behaviour, inbox: &I
         };
         let end = head.body + head.length;
         let answer: &[u8] = match behaviour {
-            Behaviour::Accept => {
+            Behaviour::Turn if inbox.turned.load(Ordering::Relaxed) => std::future::pending().await,
+            Behaviour::Accept | Behaviour::Turn => {
                 inbox.take(&bytes[..head.body], &bytes[head.body..end]);
                 b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
             }

@@ -116,18 +116,57 @@ impl Team<'_> {
 
     /// An endpoint and a subscription of one event type to it, both Ready.
     pub fn deliver(&self, name: &str, event_type: &str, url: &str, suspend: bool) -> Result<()> {
-        let ca = json!({"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}});
-        self.apply(&json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
-            "metadata": {"name": name}, "spec": {"url": url, "tls": ca, "suspend": suspend}}))?;
-        self.apply(
-            &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
-            "metadata": {"name": name}, "spec": {"endpointRef": {"name": name}, "eventTypes": [event_type]}}),
-        )?;
+        self.deliver_with(name, event_type, url, json!({"suspend": suspend}))
+    }
+
+    /// The same, with more in the endpoint's spec.
+    pub fn deliver_with(&self, name: &str, event_type: &str, url: &str, spec: Value) -> Result<()> {
+        for manifest in self.manifests(name, event_type, url, &spec) {
+            self.apply(&manifest)?;
+        }
         for object in [format!("whe/{name}"), format!("evsub/{name}")] {
             self.cluster
                 .wait_for(&self.namespace, &object, "condition=Ready", PATIENCE)?;
         }
         Ok(())
+    }
+
+    /// Many of them (name, type, URL) with one command, all Ready.
+    pub fn deliver_many(&self, all: impl Iterator<Item = (String, String, String)>, spec: &Value) -> Result<()> {
+        let items: Vec<Value> = all
+            .flat_map(|(name, event_type, url)| self.manifests(&name, &event_type, &url, spec))
+            .map(|mut manifest| {
+                manifest["metadata"]["namespace"] = json!(self.namespace);
+                manifest
+            })
+            .collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+        self.cluster.apply(&list)?;
+        for kind in ["whe", "evsub"] {
+            let namespace = self.namespace.as_str();
+            let args = [
+                "wait",
+                "-n",
+                namespace,
+                kind,
+                "--all",
+                "--for=condition=Ready",
+                "--timeout=600s",
+            ];
+            self.cluster.kubectl_ok(&args)?;
+        }
+        Ok(())
+    }
+
+    fn manifests(&self, name: &str, event_type: &str, url: &str, spec: &Value) -> [Value; 2] {
+        let ca = json!({"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}});
+        let mut endpoint = json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
+            "metadata": {"name": name}, "spec": spec});
+        endpoint["spec"]["url"] = json!(url);
+        endpoint["spec"]["tls"] = ca;
+        let subscription = json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+            "metadata": {"name": name}, "spec": {"endpointRef": {"name": name}, "eventTypes": [event_type]}});
+        [endpoint, subscription]
     }
 
     /// Lets a suspended endpoint send.

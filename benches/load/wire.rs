@@ -10,6 +10,9 @@ use crate::ledger::DIGITS;
 const DATA: usize = 1024;
 /// A number's place before it has one.
 const BLANK: &str = "0000000000";
+/// Digits of a subject, and how many there are of them.
+const KEY_DIGITS: usize = 3;
+pub const KEYS: usize = 1_000;
 /// What stands before an event's number in its data.
 const MARK: &[u8] = br#""data":{"n":""#;
 /// How far from a body's start the mark is looked for.
@@ -21,6 +24,8 @@ pub struct Template {
     bytes: Vec<u8>,
     /// Where each event's number stands, by event.
     places: Vec<[usize; 2]>,
+    /// Where the subject ends, which is made of the last digits of the first event's number.
+    subject: Option<usize>,
 }
 
 /// Whom a request is sent to, and as whom.
@@ -46,7 +51,25 @@ impl Template {
         Template {
             bytes,
             places: vec![[id, number]],
+            subject: None,
         }
+    }
+
+    /// The same with a subject, one of [`KEYS`].
+    pub fn keyed(door: &Door, event_type: &str) -> Template {
+        let mut template = Template::one(door, event_type);
+        let header = format!("ce-subject: account-{}\r\n", &BLANK[..KEY_DIGITS]);
+        let at = template
+            .bytes
+            .windows(6)
+            .position(|window| window == b"ce-id:")
+            .unwrap_or(0);
+        template.bytes.splice(at..at, header.bytes());
+        for place in &mut template.places {
+            *place = place.map(|at| at + header.len());
+        }
+        template.subject = Some(at + header.len() - 2);
+        template
     }
 
     /// A batch, for filling the store: no load like this is measured.
@@ -74,7 +97,11 @@ impl Template {
             *place = place.map(|at| at + bytes.len());
         }
         bytes.extend_from_slice(body.as_bytes());
-        Template { bytes, places }
+        Template {
+            bytes,
+            places,
+            subject: None,
+        }
     }
 
     /// Events in one request.
@@ -93,6 +120,13 @@ impl Template {
             }
             for place in places {
                 self.bytes[*place..*place + DIGITS].copy_from_slice(&digits);
+            }
+        }
+        if let Some(end) = self.subject {
+            let mut rest = first;
+            for digit in self.bytes[end - KEY_DIGITS..end].iter_mut().rev() {
+                *digit = b'0' + (rest % 10) as u8;
+                rest /= 10;
             }
         }
         &self.bytes

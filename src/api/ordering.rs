@@ -24,8 +24,8 @@ pub struct Ordering {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub key: Option<String>,
-    /// What a message that is given up (a dead letter) means for those behind it. Block: they wait for as long as the dead
-    /// letter is kept, or until this is changed. Skip: they go on without it.
+    /// What a message that is given up (a dead letter) means for those behind it. Block: they wait until it is sent
+    /// again by a Replay, is no longer kept, or this is changed. Skip: they go on without it.
     #[serde(default)]
     pub on_exhausted: OnExhausted,
 }

@@ -1,0 +1,160 @@
+//! Twenty healthy endpoints beside a thousand that hang: all of them at once, at full flow, and from their first message on.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::ledger::{Ledger, Span};
+use crate::producer::{self, Load, Target as Ingest};
+use crate::receiver::{Behaviour, Inbox, Receiver};
+use crate::stage::Stage;
+use crate::table::{Section, Target};
+use crate::wire::Template;
+use crate::{account, await_arrivals, say};
+
+const HEALTHY: usize = 20;
+const HANGING: usize = 1_000;
+/// Endpoints that get one event together.
+const TOGETHER: usize = 250;
+/// Events a second to each healthy endpoint, and to all that hang.
+const RATE: u32 = 10;
+const BAD_RATE: u32 = 2;
+/// How long alone, before and after; how long those that will hang are well; and how long they hang.
+const ALONE: f64 = 10.0;
+const WELL: f64 = 4.0;
+const BESIDE: f64 = 30.0;
+/// The time in which what hangs is found out.
+const FIRST: Duration = Duration::from_secs(1);
+/// The time that is shown by itself.
+const SOON: Duration = Duration::from_secs(10);
+/// Longer than anything here.
+const LONG: Duration = Duration::from_secs(3_600);
+const EVENTS: usize = 200_000;
+
+fn healthy_type(n: usize) -> String {
+    format!("bench.healthy.{n}")
+}
+
+fn hanging_type(group: usize) -> String {
+    format!("bench.hanging.{group}")
+}
+
+/// When they begin to hang.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// Under load, all at once.
+    AtOnce,
+    /// With their first message.
+    FromTheStart,
+}
+
+/// Measures; one section for each way to begin.
+pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
+    let (inbox, bad_inbox) = (Inbox::new(EVENTS), Inbox::new(EVENTS));
+    let healthy = Receiver::start(&stage.certificate()?, Behaviour::Accept, inbox.clone())?;
+    let bad = Receiver::start(&stage.certificate()?, Behaviour::Turn, bad_inbox.clone())?;
+    let groups = HANGING / TOGETHER;
+    let types: Vec<String> = (0..HEALTHY)
+        .map(healthy_type)
+        .chain((0..groups).map(hanging_type))
+        .collect();
+    let all: Vec<&str> = types.iter().map(String::as_str).collect();
+    let team = stage.team("bench-hanging", &all)?;
+    let mut sections = Vec::new();
+    for begin in [Begin::AtOnce, Begin::FromTheStart] {
+        // With a store of its own: nothing is known of any endpoint.
+        let dispatcher = stage.dispatcher(match begin {
+            Begin::AtOnce => "hanging-at-once",
+            Begin::FromTheStart => "hanging-from-the-start",
+        })?;
+        if begin == Begin::AtOnce {
+            say(&format!(
+                "applying {HEALTHY} healthy endpoints and {HANGING} that will hang"
+            ));
+            let well = (0..HEALTHY).map(|n| (format!("healthy-{n}"), healthy_type(n), healthy.url()));
+            let ill = (0..HANGING).map(|n| (format!("hanging-{n}"), hanging_type(n / TOGETHER), bad.url()));
+            team.deliver_many(well.chain(ill), &json!({"signing": {"scheme": "None"}}))?;
+        }
+        let (ingest, bad_ingest) = (
+            Ingest::new(dispatcher.ingest_port, &inbox),
+            Ingest::new(dispatcher.ingest_port, &bad_inbox),
+        );
+        let door = team.door(&dispatcher);
+        let load = |types: &[String], ingest, rate, seconds| -> Result<Vec<Load>> {
+            let templates = types.iter().map(|name| Template::one(&door, name));
+            templates
+                .map(|template| producer::open_loop(ingest, &template, rate, seconds))
+                .collect()
+        };
+        let (healthy_types, bad_types) = types.split_at(HEALTHY);
+        let phase = |seconds| -> Result<Span> {
+            let from = Instant::now();
+            let loads = load(healthy_types, &ingest, RATE, seconds)?;
+            loads.into_iter().try_for_each(Load::wait)?;
+            Ok(Span {
+                from,
+                until: Instant::now(),
+            })
+        };
+        // The first requests of a process are its slowest.
+        phase(WELL)?;
+        say("the healthy ones alone");
+        let before = phase(ALONE)?;
+        if begin == Begin::AtOnce {
+            bad_inbox.turned.store(false, Ordering::Relaxed);
+            load(bad_types, &bad_ingest, BAD_RATE, WELL)?
+                .into_iter()
+                .try_for_each(Load::wait)?;
+        }
+        say("beside those that hang");
+        bad_inbox.turned.store(true, Ordering::Relaxed);
+        let hanging = load(bad_types, &bad_ingest, BAD_RATE, BESIDE)?;
+        let beside = phase(BESIDE)?;
+        hanging.into_iter().try_for_each(Load::wait)?;
+        await_arrivals(&inbox)?;
+        sections.push(section(begin, &inbox.ledger, before, beside));
+    }
+    if let Some(last) = sections.last_mut() {
+        account(last, &inbox, &Ingest::new(0, &inbox));
+    }
+    Ok(sections)
+}
+
+fn section(begin: Begin, ledger: &Ledger, alone: Span, beside: Span) -> Section {
+    let (key, how) = match begin {
+        Begin::AtOnce => ("hangAtOnce", "all at once"),
+        Begin::FromTheStart => ("hangFromTheStart", "from the start"),
+    };
+    let heading = format!("{HEALTHY} healthy endpoints at {RATE}/s each, beside {HANGING} that hang, {how}");
+    let mut section = Section::new(key, heading);
+    let part = |from: Duration, until: Duration| Span {
+        from: beside.from + from,
+        until: beside.until.min(beside.from + until),
+    };
+    let p99 = |span| ledger.end_to_end_latencies(span).percentile(99.0);
+    let (alone, after) = (p99(alone), p99(part(FIRST, LONG)));
+    section.note("aloneP99", "end to end p99, alone", alone, "ms");
+    section.note(
+        "firstSecondP99",
+        "p99, the first second",
+        p99(part(Duration::ZERO, FIRST)),
+        "ms",
+    );
+    section.note(
+        "firstTenP99",
+        "p99, the first 10 s",
+        p99(part(Duration::ZERO, SOON)),
+        "ms",
+    );
+    section.note("afterP99", "p99, after the first second", after, "ms");
+    section.line(
+        "ratio",
+        "after the first second, to alone",
+        after / alone,
+        "",
+        Some(Target::AtMost(1.2)),
+    );
+    section
+}
