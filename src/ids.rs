@@ -31,13 +31,25 @@ pub struct MessageId(pub i64);
 impl MessageId {
     /// Bits of the ordinal: at most 16,384 messages an event.
     pub const ORDINAL_BITS: u32 = 14;
+    /// The ordinal of a message that tells of a dead letter: the only one of its event.
+    const NOTICE: u32 = (1 << Self::ORDINAL_BITS) - 1;
     /// The most messages of one event; a store refuses an event with more.
-    pub const PER_EVENT: usize = 1 << Self::ORDINAL_BITS;
+    pub const PER_EVENT: usize = Self::NOTICE as usize;
 
     /// The message of `event` with this ordinal (below 2^14).
     pub fn new(event: EventId, ordinal: u32) -> MessageId {
         debug_assert!(ordinal < 1 << Self::ORDINAL_BITS);
         MessageId(event.0 << Self::ORDINAL_BITS | i64::from(ordinal))
+    }
+
+    /// The message that tells of a dead letter, where `event` is the copy made for it.
+    pub fn notice(event: EventId) -> MessageId {
+        MessageId::new(event, Self::NOTICE)
+    }
+
+    /// Whether it tells of a dead letter. One that does is never told of itself.
+    pub fn is_notice(self) -> bool {
+        self.0 & i64::from(Self::NOTICE) == i64::from(Self::NOTICE)
     }
 
     /// The event it belongs to.

@@ -44,7 +44,6 @@ mod route;
 mod serve;
 mod whole;
 
-pub use accept::MAX_PENDING;
 pub use serve::serve;
 
 use crate::schema::{self, Fit};

@@ -95,6 +95,9 @@ pub enum Placement {
     QueueFull,
 }
 
+/// Pending messages of one endpoint: over it new ones are dead letters `QueueFull`, the event's other messages go on.
+pub const MAX_PENDING: i64 = 1_000_000;
+
 /// What an endpoint's scheduler lends to accept: how many more messages may begin fresh, and how many are pending.
 /// Shared by ingest (takes places; gives back those of events that were not stored after all), the engine (gives places,
 /// and alone counts what is pending: arrivals in, recorded outcomes out) and report (reads).
@@ -224,6 +227,25 @@ pub struct Settlement {
     /// A dead letter blocks its key: what is held behind it stays held as long as the letter is kept, unless
     /// [`Queue::release`] says otherwise. Means nothing for a message without an order.
     pub blocks: bool,
+    /// With [`Verdict::Dead`]: the endpoint that is told of it, by a message made in the same transaction.
+    pub tell: Option<EndpointId>,
+}
+
+/// What a message that tells of a dead letter ([`MessageId::is_notice`]) is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The dead letter.
+    pub message: MessageId,
+    /// Its subscription's name, and its endpoint's.
+    pub subscription: String,
+    pub endpoint: String,
+    /// Attempts made.
+    pub attempts: u16,
+    pub at: UnixMillis,
+    /// A [`DeadReason`]'s word.
+    pub reason: String,
+    /// Of the last attempt that was answered.
+    pub status: Option<u16>,
 }
 
 /// The new state of a message.
@@ -252,6 +274,14 @@ pub enum DeadReason {
 }
 
 impl DeadReason {
+    /// Whether a subscription's `deadLetter` is told of it: not of what an administrator or a full queue did.
+    pub fn is_told(self) -> bool {
+        match self {
+            DeadReason::Exhausted | DeadReason::Expired | DeadReason::Refused | DeadReason::Unrenderable => true,
+            DeadReason::QueueFull | DeadReason::EndpointDeleted | DeadReason::SubscriptionDeleted => false,
+        }
+    }
+
     /// The word used in status, Events, metrics and listings.
     pub fn reason(self) -> &'static str {
         match self {
@@ -419,6 +449,9 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Forgets a replay; what it sent goes on.
     async fn forget_replay(&self, fence: Fence, ticket: &str) -> Result<(), QueueError>;
+
+    /// What the one message of a copied event tells of.
+    async fn notice(&self, event: EventId) -> Result<Option<Notice>, QueueError>;
 
     /// Records outcomes; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
     /// return: outcomes wait in memory, 10,000 at most (beyond that `Write`), and are tried again each second.

@@ -70,6 +70,8 @@ pub struct SubscriptionEntry {
     pub filter_health: Arc<FilterHealth>,
     /// What its requests are made with.
     pub material: Material,
+    /// Who is told of its dead letters.
+    pub dead_letter: Option<EndpointId>,
     /// Set when deleted: its messages are buried five minutes later unless it comes back.
     pub deleted: Option<crate::ids::UnixMillis>,
 }

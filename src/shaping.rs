@@ -16,6 +16,7 @@ use crate::event::format::{self, RenderError, Rendered, accepted_event};
 use crate::expression::{EvaluationError, Expression, Scope};
 use crate::queue::StoredEvent;
 
+pub mod notice;
 pub mod path;
 
 /// The longest body that is sent: as long as an event's data can be.
@@ -40,7 +41,7 @@ pub struct Shaped {
 pub enum ShapeError {
     #[error(transparent)]
     Event(#[from] RenderError),
-    #[error("request.{place}: {error}")]
+    #[error("{place}: {error}")]
     Expression { place: String, error: EvaluationError },
     #[error("request.path gives what no path can be: {0}")]
     Path(&'static str),
@@ -48,8 +49,8 @@ pub enum ShapeError {
         "request.headers, {0}: the value must be visible ASCII of at most 4096 characters: encode it, for example with urlEncode()"
     )]
     Header(HeaderName),
-    #[error("request.body gives more than 1 MiB: send less of the event")]
-    TooLarge,
+    #[error("{0} gives more than 1 MiB: send less of the event")]
+    TooLarge(&'static str),
 }
 
 /// Renders a stored event as the subscription wants it.
@@ -64,7 +65,7 @@ pub fn shape(
     let path = request
         .path
         .as_ref()
-        .map(|path| text("path", path, &scope))
+        .map(|path| text("request.path", path, &scope))
         .transpose()?;
     if let Some(path) = &path {
         path::check(path).map_err(ShapeError::Path)?;
@@ -72,9 +73,9 @@ pub fn shape(
     let mut rendered = match &request.body {
         None => format::render(format, stored)?,
         Some(body) => Rendered {
-            content_type: Some(HeaderValue::from_static("application/json")),
+            content_type: Some(json_type()),
             headers: Vec::new(),
-            body: self::body(body, &scope)?,
+            body: self::body("request.body", body, &scope)?,
         },
     };
     let mut headers = Vec::with_capacity(request.headers.len());
@@ -107,7 +108,7 @@ fn header(
     scope: &Scope<'_>,
     sensitive: bool,
 ) -> Result<HeaderValue, ShapeError> {
-    let text = text(&format!("headers, {name}"), expression, scope)?;
+    let text = text(&format!("request.headers, {name}"), expression, scope)?;
     if text.len() > HEADER_LONGEST {
         return Err(ShapeError::Header(name.clone()));
     }
@@ -116,15 +117,19 @@ fn header(
     Ok(value)
 }
 
+fn json_type() -> HeaderValue {
+    HeaderValue::from_static("application/json")
+}
+
 /// The JSON that an expression builds, as text.
-fn body(expression: &Expression, scope: &Scope<'_>) -> Result<Bytes, ShapeError> {
+fn body(place: &'static str, expression: &Expression, scope: &Scope<'_>) -> Result<Bytes, ShapeError> {
     let failed = |error| ShapeError::Expression {
-        place: "body".to_owned(),
+        place: place.to_owned(),
         error,
     };
     let text = expression.json(scope).map_err(failed)?.to_string();
     match text.len() > BODY_LONGEST {
-        true => Err(ShapeError::TooLarge),
+        true => Err(ShapeError::TooLarge(place)),
         false => Ok(text.into()),
     }
 }

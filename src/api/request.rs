@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{SecretKeyReference, connection_header, signature_header};
+use super::common::{EndpointReference, SecretKeyReference, connection_header, signature_header};
 
 /// The request that a receiver wants. What is an expression is CEL over event (its attributes, extensions by their names,
 /// and event.data) and secrets, and is evaluated for each attempt. A message for which one fails, or gives what no request
@@ -83,4 +83,27 @@ pub struct RequestSecret {
     pub name: String,
     /// Where the value is: text in a Secret of the same namespace.
     pub secret_key_ref: SecretKeyReference,
+}
+
+/// Where it is told that a message of this subscription became a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// The WebhookEndpoint, in the same namespace, that is told. It signs, retries and limits as it does otherwise.
+    pub endpoint_ref: EndpointReference,
+    /// What it is told. Without it {"type": "tidings.deadletter", "timestamp", "data": {"message", "event"}}, with the whole
+    /// CloudEvent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<DeadLetterRequest>,
+}
+
+/// What is told of a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterRequest {
+    /// A CEL expression that builds the body, any JSON, over event and message (id, subscription, endpoint, attempts, reason,
+    /// and lastStatusCode where a receiver answered): {'text': message.id + ' for ' + message.endpoint + ': ' +
+    /// message.reason}.
+    #[schemars(length(min = 1, max = 8192))]
+    pub body: String,
 }

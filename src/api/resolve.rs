@@ -34,7 +34,9 @@ pub use limits::resolve_retry;
 pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
 pub use references::{Found, Lookup, Reference, References};
-pub use request::{RequestForm, RequestSecrets, ResolvedRequest, resolve_secrets, subscription_references};
+pub use request::{
+    DeadLetterTarget, RequestForm, RequestSecrets, ResolvedRequest, resolve_secrets, subscription_references,
+};
 pub use subscription::{resolve_subscription, resolve_with_last};
 
 /// Why a resource cannot be used.
@@ -308,6 +310,8 @@ pub struct ResolvedSubscription {
     pub filter: Option<Expression>,
     pub format: Format,
     pub request: RequestForm,
+    /// Who is told of dead letters.
+    pub dead_letter: Option<DeadLetterTarget>,
     /// In place of the endpoint's.
     pub retry: Option<RetryPolicy>,
     pub suspend: bool,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{EndpointReference, is_false};
-use super::request::RequestShape;
+use super::request::{DeadLetter, RequestShape};
 use super::retry::Retry;
 use super::status::SubscriptionStatus;
 
@@ -78,6 +78,12 @@ pub struct EventSubscriptionSpec {
     /// leaves out has its default, not the endpoint's value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+
+    /// Who is told, once, when a message of this subscription becomes a dead letter because its attempts are used up, it is
+    /// too old, its receiver refused it, or no request can be made of it. What is told of is never told of again: a
+    /// dead letter of such a message makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetter>,
 
     /// While true nothing is sent for this subscription: events still match, and their messages wait without using up
     /// attempts.

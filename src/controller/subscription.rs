@@ -46,9 +46,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let seen = context
         .memory
         .see(&key, asked, subscription.resource_version().as_deref(), Instant::now());
-    let has_endpoint = context
-        .endpoint(namespace, &subscription.spec.endpoint_ref.name)
-        .is_some();
+    let missing = endpoints_of(&subscription).find(|name| context.endpoint(namespace, name).is_none());
     let references = subscription_references(&subscription);
     let material = dereference::read(context, namespace, references.clone(), &seen).await?;
     let is_beyond = {
@@ -76,7 +74,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         seen: &seen,
     };
     let told = dereference::told(&material);
-    let readiness = readiness(&subscription, resolved, has_endpoint, &told, &standing);
+    let readiness = readiness(&subscription, resolved, missing, &told, &standing);
     let waits = matches!(readiness, Readiness::Waiting { .. });
     context.wait_for_dispatcher(key.clone(), waits);
     let status = SubscriptionStatus {
@@ -90,6 +88,13 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         context.memory.require(&key, version.as_deref());
     }
     Ok((!references.is_empty()).then(|| context.references.due()))
+}
+
+/// The endpoints that it names.
+pub fn endpoints_of(subscription: &EventSubscription) -> impl Iterator<Item = &str> {
+    let told = subscription.spec.dead_letter.iter().map(|told| &told.endpoint_ref);
+    let all = std::iter::once(&subscription.spec.endpoint_ref).chain(told);
+    all.map(|endpoint| endpoint.name.as_str())
 }
 
 /// Whether it can be used, with what it refers to.
@@ -107,7 +112,7 @@ fn resolve(subscription: &EventSubscription, values: &References) -> Result<(), 
 fn readiness(
     subscription: &EventSubscription,
     resolved: Result<(), Unresolved>,
-    has_endpoint: bool,
+    missing: Option<&str>,
     told: &[ReferenceStatus],
     standing: &Standing<'_>,
 ) -> Readiness {
@@ -124,12 +129,11 @@ fn readiness(
             stalled: unresolved.stalled,
         };
     }
-    if !has_endpoint {
+    if let Some(name) = missing {
         return Readiness::Failed {
             reason: reasons::ENDPOINT_NOT_FOUND,
             message: format!(
-                "WebhookEndpoint {} does not exist in this namespace: events match, and their messages wait for it",
-                subscription.spec.endpoint_ref.name
+                "WebhookEndpoint {name} does not exist in this namespace: events match, and what is meant for it waits"
             ),
             stalled: false,
         };

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
+use super::subscription::endpoints_of;
 use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::resolve::subscription_references;
@@ -203,10 +204,9 @@ where
 fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
     let now = Instant::now();
     let (namespace, name) = (endpoint.namespace().unwrap_or_default(), endpoint.name_any());
-    let subscriptions = context
-        .stores
-        .subscriptions
-        .state_filter(|s| s.spec.endpoint_ref.name == name && s.namespace().as_deref() == Some(namespace.as_str()));
+    let subscriptions = context.stores.subscriptions.state_filter(|s| {
+        endpoints_of(s).any(|named| named == name) && s.namespace().as_deref() == Some(namespace.as_str())
+    });
     // Whether the endpoint exists is all that a subscription wants to know of it.
     let exists = context.endpoint(&namespace, &name).is_some();
     for subscription in subscriptions {

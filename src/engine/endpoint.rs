@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::resolve::ResolvedEndpoint;
-use crate::ids::{MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
 use crate::registry::{EndpointEntry, EndpointState, Material, SubscriptionEntry};
 use crate::report::board::Delivering;
@@ -35,6 +35,8 @@ pub(super) struct Held {
 /// One subscription's messages at this endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Subscription {
+    /// The endpoint that holds these messages.
+    pub home: Option<EndpointId>,
     pub entry: Option<Arc<SubscriptionEntry>>,
     /// Deleted while no dispatcher ran.
     pub gone: bool,
@@ -61,9 +63,18 @@ pub(super) struct Subscription {
 impl Subscription {
     /// Whether its messages may be sent.
     pub fn sends(&self) -> bool {
-        let sends =
-            |e: &SubscriptionEntry| e.deleted.is_none() && !e.spec.suspend && matches!(e.material, Material::Ready(_));
+        let sends = |e: &SubscriptionEntry| {
+            let has_material = matches!(e.material, Material::Ready(_)) || self.is_elsewhere();
+            e.deleted.is_none() && !e.spec.suspend && has_material
+        };
         !self.gone && self.entry.as_deref().is_some_and(sends)
+    }
+
+    /// Whether these messages are at another endpoint than the subscription's: they tell of dead letters, or are older than
+    /// its recreation. Its own retry and what its requests are made with are not meant for them.
+    fn is_elsewhere(&self) -> bool {
+        let own = self.entry.as_ref().map(|entry| entry.endpoint);
+        self.home.is_some() && own.is_some() && self.home != own
     }
 
     /// A message of the store will be due.
@@ -179,7 +190,11 @@ impl Endpoint {
             .subscriptions
             .get(&subscription)
             .and_then(|known| known.entry.as_ref());
-        match known.map(|entry| &entry.spec.retry) {
+        let elsewhere = self
+            .subscriptions
+            .get(&subscription)
+            .is_some_and(Subscription::is_elsewhere);
+        match known.map(|entry| entry.spec.retry.as_ref().filter(|_| !elsewhere)) {
             Some(Some(own)) => return Some(own.max_age),
             None if !synced => return None,
             Some(None) | None => {}

@@ -23,6 +23,7 @@ pub struct EngineMetrics {
     pub delivered: Counter<u64, AtomicU64>,
     pub failed: Family<Reason, Counter>,
     pub dead_letters: Family<Reason, Counter>,
+    pub told: Counter,
     pub breaker_opened: Counter<u64, AtomicU64>,
     pub in_flight: Gauge,
     pub slow_lane: Gauge,
@@ -41,6 +42,7 @@ impl Default for EngineMetrics {
             delivered: Counter::default(),
             failed: Family::default(),
             dead_letters: Family::default(),
+            told: Counter::default(),
             breaker_opened: Counter::default(),
             in_flight: Gauge::default(),
             slow_lane: Gauge::default(),
@@ -72,6 +74,11 @@ impl EngineMetrics {
             "tidings_dead_letters",
             "Messages that became dead letters, by reason",
             metrics.dead_letters.clone(),
+        );
+        registry.register(
+            "tidings_dead_letters_told",
+            "Dead letters of which a subscription's deadLetter endpoint is told",
+            metrics.told.clone(),
         );
         registry.register(
             "tidings_breakers_opened",

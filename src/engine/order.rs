@@ -56,7 +56,9 @@ impl State {
             let max_age = endpoint.max_age(row.subscription, self.synced);
             if max_age.is_some_and(|max_age| too_old(row, max_age, now)) {
                 let reason = DeadReason::Expired;
-                self.outbox.push(unmade(*row, Verdict::Dead { reason }));
+                let mut outcome = unmade(*row, Verdict::Dead { reason });
+                outcome.tell = self.told_of(&outcome);
+                self.outbox.push(outcome);
                 self.subscription(row.endpoint, row.subscription).held -= 1;
             }
         }

@@ -79,8 +79,10 @@ impl State {
             saturated,
         };
         let failed_before = endpoint.health.last_failed;
+        let is_home = job.subscription.endpoint == job.pending.endpoint;
+        let own = job.subscription.spec.retry.as_ref().filter(|_| is_home);
         let rules = Rules {
-            retry: job.subscription.spec.retry.as_ref().unwrap_or(&job.endpoint.retry),
+            retry: own.unwrap_or(&job.endpoint.retry),
             breaker: &job.endpoint.breaker,
             disable_after: job.endpoint.disable_after,
         };
@@ -120,6 +122,7 @@ impl State {
             record: decision.record,
             verdict: decision.verdict,
             blocks: false,
+            tell: None,
         });
         self.note_change(job.pending.endpoint);
     }
@@ -182,6 +185,9 @@ impl State {
                     known.last_dead = Some((now, reason.reason()));
                     let reason = reason.reason();
                     self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
+                    if outcome.tell.is_some() {
+                        self.metrics.told.inc();
+                    }
                 }
                 Verdict::Delivered | Verdict::Discard => {}
             }

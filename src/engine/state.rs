@@ -15,7 +15,7 @@ use super::metrics::{EngineMetrics, Reason};
 use super::page::too_old;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
-use crate::queue::{Arrival, DeadReason, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
+use crate::queue::{Arrival, DeadReason, MAX_PENDING, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
 use crate::registry::{Registry, SubscriptionEntry};
 use crate::schedule::health::Health;
 
@@ -174,6 +174,7 @@ impl State {
         known.subscriptions.entry(id).or_insert_with(|| {
             homes.entry(id).or_default().push(endpoint);
             Subscription {
+                home: Some(endpoint),
                 entry: registry.subscription(id),
                 ..Subscription::default()
             }
@@ -395,6 +396,7 @@ impl State {
     /// An outcome to be recorded. A message that will wait is held until we hear that it is: the store shows it to a page
     /// as soon as it is recorded, which is earlier.
     pub fn hand_over(&mut self, mut outcome: Settlement) {
+        outcome.tell = self.told_of(&outcome);
         if let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint) {
             match outcome.verdict {
                 Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message)),
@@ -403,6 +405,22 @@ impl State {
             }
         }
         self.outbox.push(outcome);
+    }
+
+    /// Who is told of a dead letter, if anybody.
+    pub fn told_of(&self, outcome: &Settlement) -> Option<EndpointId> {
+        let Verdict::Dead { reason } = outcome.verdict else {
+            return None;
+        };
+        let known = self.endpoints.get(&outcome.endpoint)?;
+        let to = known
+            .subscriptions
+            .get(&outcome.subscription)?
+            .entry
+            .as_ref()?
+            .dead_letter?;
+        let tells = reason.is_told() && !outcome.message.is_notice();
+        (tells && self.registry.gauge(to).pending() < MAX_PENDING).then_some(to)
     }
 
     fn forget_body(&mut self, held: &Held) {
@@ -625,6 +643,7 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         record: None,
         verdict,
         blocks: false,
+        tell: None,
     }
 }
 

@@ -424,6 +424,7 @@ fn subscription_entry(
         filter: None,
         format: Format::StandardWebhooks,
         request: Default::default(),
+        dead_letter: None,
         retry: None,
         suspend: false,
     };
@@ -436,6 +437,7 @@ fn subscription_entry(
         spec: Arc::new(spec),
         filter_health: Arc::default(),
         material: Default::default(),
+        dead_letter: None,
         deleted: None,
     }
 }

@@ -10,9 +10,9 @@ use super::state::{Job, size};
 use crate::api::resolve::RequestForm;
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
 use crate::event::format::{Rendered, render};
-use crate::queue::StoredEvent;
+use crate::queue::{Notice, StoredEvent};
 use crate::registry::{Material, SubscriptionEntry};
-use crate::shaping::{Shaped, shape};
+use crate::shaping::{self, Shaped, shape};
 
 /// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
 pub(super) async fn work(core: Arc<Core>, mut job: Job) {
@@ -42,8 +42,21 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
     let Some(event) = event(core, job).await else {
         return End::Unread;
     };
+    let notice = match job.pending.message.is_notice() {
+        false => None,
+        true => match core.queue.notice(job.pending.message.event()).await {
+            Ok(notice) => notice,
+            Err(error) => {
+                tracing::warn!(message = %job.pending.message, %error, "failed to read what is told of a dead letter");
+                return End::Unread;
+            }
+        },
+    };
     let rendered = match event {
-        Some(event) => rendered(&job.subscription, &event),
+        Some(event) => match &notice {
+            Some(notice) => told(&job.subscription, notice, &event),
+            None => rendered(&job.subscription, &event),
+        },
         None => Err("the store has no event for this message".to_owned()),
     };
     let (rendered, shaped) = match rendered {
@@ -81,6 +94,18 @@ fn rendered(subscription: &SubscriptionEntry, event: &StoredEvent) -> Result<(Re
             .map(|rendered| (rendered, None))
             .map_err(|error| error.to_string()),
     }
+}
+
+/// What is told of a dead letter.
+fn told(
+    subscription: &SubscriptionEntry,
+    notice: &Notice,
+    event: &StoredEvent,
+) -> Result<(Rendered, Option<Box<Shaped>>), String> {
+    let rendered = shaping::notice::notice(subscription.spec.dead_letter.as_ref(), notice, event);
+    rendered
+        .map(|rendered| (rendered, None))
+        .map_err(|error| error.to_string())
 }
 
 /// The event: `None` when it could not be read, `Some(None)` when there is none.

@@ -11,13 +11,10 @@ use crate::api::census::MAX_SUBSCRIPTIONS;
 use crate::event::{Event, format};
 use crate::ids::{MessageId, UnixMillis};
 use crate::matching::Candidate;
-use crate::queue::{Accepted, NewEvent, Placement, Queue, QueueError, Quota, Target};
+use crate::queue::{Accepted, MAX_PENDING, NewEvent, Placement, Queue, QueueError, Quota, Target};
 use crate::registry::{NamespaceView, SubscriptionEntry};
 
 use super::metrics::Metrics;
-
-/// Pending messages of one endpoint: over it new ones are dead letters `QueueFull`, the event's other messages go on.
-pub const MAX_PENDING: i64 = 1_000_000;
 
 /// Each message of an event has an id, however many of a namespace's subscriptions it matches.
 const _: () = assert!(MAX_SUBSCRIPTIONS <= MessageId::PER_EVENT);
@@ -164,6 +161,7 @@ mod tests {
             filter: None,
             format: Format::StandardWebhooks,
             request: Default::default(),
+            dead_letter: None,
             retry: None,
             suspend: false,
         });
@@ -179,6 +177,7 @@ mod tests {
             spec: Arc::clone(&spec),
             filter_health: Arc::default(),
             material: Default::default(),
+            dead_letter: None,
             deleted: None,
         });
         let view = NamespaceView {

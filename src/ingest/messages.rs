@@ -51,7 +51,12 @@ impl Ingest {
                 let subscription = self.registry.subscription(kept.subscription_id);
                 let subscription = subscription.filter(|entry| entry.deleted.is_none());
                 let spec = subscription.as_ref().map(|entry| &*entry.spec);
-                Ok(json(&shown::Whole::new(&kept, &event, spec).map_err(unreadable)?))
+                let notice = match id.is_notice() {
+                    true => self.queue.notice(id.event()).await.map_err(|error| unread(&error))?,
+                    false => None,
+                };
+                let whole = shown::Whole::new(&kept, &event, spec, notice.as_ref());
+                Ok(json(&whole.map_err(unreadable)?))
             }
             Route::Attempts(id) => {
                 query::none(query)?;

@@ -14,6 +14,7 @@ fn subscription(event_types: Vec<TypePattern>, sources: Vec<String>) -> Arc<Reso
         filter: None,
         format: Format::StandardWebhooks,
         request: Default::default(),
+        dead_letter: None,
         retry: None,
         suspend: false,
     })

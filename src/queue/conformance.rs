@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
+mod notices;
 mod order;
 mod replay;
 
@@ -66,6 +67,7 @@ pub(crate) fn settlement(pending: Pending, verdict: Verdict) -> Settlement {
         record: Some(record(Some(if verdict == Verdict::Delivered { 200 } else { 500 }))),
         verdict,
         blocks: false,
+        tell: None,
     }
 }
 
@@ -103,6 +105,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     an_event_with_too_many_targets_is_refused_whole(&make()).await;
     a_namespace_over_its_quota_is_refused_whole_until_something_settles(&make()).await;
     order::run(&make).await;
+    notices::run(&make).await;
     burial_takes_what_is_pending(&make()).await;
     pruning_leaves_what_is_pending(&make()).await;
     history_goes_after_its_endpoints_time(&make()).await;

@@ -19,7 +19,7 @@ use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Page, Pending, Progress, Queue,
+    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Notice, Page, Pending, Progress, Queue,
     QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled, Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
@@ -31,6 +31,7 @@ mod dedupe;
 pub(crate) mod faults;
 mod history;
 mod inbox;
+mod notice;
 mod open;
 mod order;
 mod prune;
@@ -521,6 +522,10 @@ impl Queue for SqliteQueue {
             Ok(transaction.forget_replay(&ticket)?)
         })
         .await
+    }
+
+    async fn notice(&self, event: EventId) -> Result<Option<Notice>, QueueError> {
+        self.read(move |conn| notice::read(conn, event)).await
     }
 
     async fn settle(&self, fence: Fence, settlements: Vec<Settlement>) -> Result<Vec<Settled>, QueueError> {

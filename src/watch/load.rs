@@ -221,6 +221,9 @@ impl Loader {
             };
             let target = (key.0.clone(), subscription.spec.endpoint_ref.name.clone());
             endpoints.extend(self.resource_key(&target));
+            if let Some(told) = &subscription.spec.dead_letter {
+                endpoints.extend(self.resource_key(&(key.0.clone(), told.endpoint_ref.name.clone())));
+            }
             subscriptions.extend(self.resource_key(key));
         }
         let endpoints: Vec<_> = endpoints

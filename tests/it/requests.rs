@@ -39,7 +39,7 @@ fn look(team: &Team, subscription: &str) {
     team.cluster.kubectl_ok(&args).unwrap();
 }
 
-fn body(request: &Seen) -> Value {
+fn body_of(request: &Seen) -> Value {
     serde_json::from_slice(&request.body).unwrap()
 }
 
@@ -84,7 +84,7 @@ async fn a_request_is_made_with_the_secrets_of_its_subscription_and_waits_for_th
             panic!("{} requests", seen.len())
         };
         assert_eq!(request.line, "PATCH /data/v60/Lead/lead%201?tenant=blue&dry=1 HTTP/1.1");
-        assert_eq!(body(request), json!({"routing_key": "r-key-1", "summary": "lead 1"}));
+        assert_eq!(body_of(request), json!({"routing_key": "r-key-1", "summary": "lead 1"}));
         for (name, value) in [
             ("content-type", "application/json"),
             ("x-team", "lead.qualified"),
@@ -114,7 +114,7 @@ async fn a_request_is_made_with_the_secrets_of_its_subscription_and_waits_for_th
             evsub["status"]["delivery"]["pending"] == 0
         });
         let seen = receiver.seen.lock().unwrap();
-        if body(seen.last().unwrap())["routing_key"] == "r-key-2" {
+        if body_of(seen.last().unwrap())["routing_key"] == "r-key-2" {
             break;
         }
     }
@@ -176,7 +176,7 @@ async fn an_invalid_request_leaves_the_last_valid_one_in_force_and_what_cannot_b
         let seen = receiver.seen.lock().unwrap();
         let lines: Vec<&str> = seen.iter().map(|request| request.line.as_str()).collect();
         assert_eq!(lines, ["POST /hooks/1 HTTP/1.1", "POST /hooks/2 HTTP/1.1"]);
-        assert_eq!(body(&seen[1]), json!({"lead": "2"}), "the last valid request");
+        assert_eq!(body_of(&seen[1]), json!({"lead": "2"}), "the last valid request");
     }
     reader.until_allowed().await;
     let dead = reader.until("state=dead", 1).await;
@@ -287,4 +287,72 @@ async fn a_subscription_overrides_no_secret_of_its_endpoint_and_nothing_confiden
         assert!(!excerpt.contains(secret), "{secret} in {excerpt}");
     }
     assert!(excerpt.contains("green") && excerpt.contains("\"lead\":7"), "{excerpt}");
+}
+
+/// The requests of a receiver by what their path ends with.
+fn at<'a>(seen: &'a [Seen], path: &str) -> Vec<&'a Seen> {
+    seen.iter().filter(|request| request.line.contains(path)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_told_of_once_and_what_tells_of_it_is_not() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "told");
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("edit"));
+    // Everybody refuses everything.
+    let receiver = Receiver::always("HTTP/1.1 422 X\r\ncontent-length: 0\r\n\r\n").await;
+    let refuses = json!({"retry": {"neverRetry": [422]}});
+    for name in ["crm", "ops", "pager"] {
+        team.endpoint(name, &format!("https://{}/{name}", receiver.address), refuses.clone());
+        team.ready(&format!("whe/{name}"));
+    }
+    let told = |name: &str, dead_letter: Value| {
+        team.apply(
+            &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription", "metadata": {"name": name},
+            "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["lead.*"], "deadLetter": dead_letter}}),
+        );
+    };
+    told("plain", json!({"endpointRef": {"name": "ops"}}));
+    let body = "{'text': message.subscription + ': ' + message.reason, 'status': message.lastStatusCode, 'lead': event.data.lead}";
+    told(
+        "shaped",
+        json!({"endpointRef": {"name": "nobody"}, "request": {"body": body}}),
+    );
+    team.ready("evsub/plain");
+    team.until_reason("evsub", "shaped", "Ready", "EndpointNotFound");
+    told(
+        "shaped",
+        json!({"endpointRef": {"name": "pager"}, "request": {"body": body}}),
+    );
+    team.ready("evsub/shaped");
+    let answer = team.posting(&shared.dispatcher, &lead("7", "lead.lost")).await.unwrap();
+    assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)), "{answer:?}");
+
+    // Two dead letters, each told of, and both of those refused: no more than that.
+    reader.until_allowed().await;
+    let dead = reader.until("state=dead", 4).await;
+    assert!(reader.until("state=pending", 0).await.is_empty());
+    let seen = receiver.seen.lock().unwrap();
+    let counts = ["/crm", "/ops", "/pager"].map(|path| at(&seen, path).len());
+    assert_eq!(counts, [2, 1, 1]);
+    let ops = body_of(at(&seen, "/ops")[0]);
+    assert_eq!(ops["type"], "tidings.deadletter");
+    let message = &ops["data"]["message"];
+    let named = dead
+        .iter()
+        .find(|one| one["subscription"] == "plain" && one["endpoint"] == "crm");
+    assert_eq!(message["id"], named.unwrap()["id"]);
+    let rest = ["subscription", "endpoint", "attempts", "reason", "lastStatusCode"].map(|name| message[name].clone());
+    assert_eq!(
+        rest,
+        [json!("plain"), json!("crm"), json!(1), json!("Refused"), json!(422)]
+    );
+    let event = &ops["data"]["event"];
+    assert_eq!((&event["id"], &event["data"]), (&json!("7"), &json!({"lead": "7"})));
+    let pager = body_of(at(&seen, "/pager")[0]);
+    assert_eq!(pager, json!({"text": "shaped: Refused", "status": 422, "lead": "7"}));
+    let key = keys(&team, "pager").current;
+    let request = at(&seen, "/pager")[0];
+    let verified = Webhook::new(&key).unwrap().verify(&request.body, &request.headers);
+    verified.expect("the endpoint that is told signs as it does otherwise");
 }

@@ -14,7 +14,7 @@ use super::{Reference, References, Unresolved};
 use crate::api::EventSubscription;
 use crate::api::common::{SecretKeyReference, is_object_name};
 use crate::api::conditions::reasons;
-use crate::api::request::{RequestMethod, RequestShape};
+use crate::api::request::{DeadLetter, RequestMethod, RequestShape};
 use crate::expression::{Expression, Role};
 
 /// How a subscription's requests are made.
@@ -50,6 +50,15 @@ impl ResolvedRequest {
         let hidden = |(name, _): &(String, SecretKeyReference)| (name.clone(), "[not shown]".to_owned());
         RequestSecrets(self.secrets.iter().map(hidden).collect())
     }
+}
+
+/// Who is told of a subscription's dead letters, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterTarget {
+    /// The endpoint's name, in the same namespace.
+    pub endpoint: String,
+    /// None: the default.
+    pub body: Option<Expression>,
 }
 
 /// The values of `request.secrets`, by name. Debug shows none.
@@ -149,6 +158,17 @@ pub(super) fn request(shape: &RequestShape) -> Result<ResolvedRequest, Unresolve
     })
 }
 
+/// The same of a `deadLetter`.
+pub(super) fn dead_letter(spec: &DeadLetter) -> Result<DeadLetterTarget, Unresolved> {
+    let body = spec.request.as_ref().map(|request| &request.body);
+    Ok(DeadLetterTarget {
+        endpoint: spec.endpoint_ref.name.clone(),
+        body: body
+            .map(|source| compile(Role::DeadLetter, "deadLetter.request.body", source))
+            .transpose()?,
+    })
+}
+
 /// A header that a subscription may set: `content-type` of a body that it builds, too.
 fn own_name(name: &str, builds_body: bool) -> Result<HeaderName, Unresolved> {
     if name.eq_ignore_ascii_case(CONTENT_TYPE.as_str()) && builds_body {
@@ -157,7 +177,7 @@ fn own_name(name: &str, builds_body: bool) -> Result<HeaderName, Unresolved> {
     header_name(name).map_err(|unresolved| invalid(format!("request.headers: {}", unresolved.message)))
 }
 
-pub(super) fn compile(role: Role, place: &str, source: &str) -> Result<Expression, Unresolved> {
+fn compile(role: Role, place: &str, source: &str) -> Result<Expression, Unresolved> {
     Expression::compile(role, source).map_err(|error| invalid(format!("{place}: {error}")))
 }
 

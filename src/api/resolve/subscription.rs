@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
-use super::request::request;
+use super::request::{dead_letter, request};
 use super::{Format, RequestForm, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
-use crate::api::EventSubscription;
 use crate::api::conditions::reasons;
 use crate::api::subscription::PayloadFormat;
+use crate::api::{EventSubscription, EventSubscriptionSpec};
 use crate::expression::{Expression, Role};
 
 /// The subscription as matching and rendering use it, or why it cannot be used. Whether its endpoint exists is not asked.
@@ -35,10 +35,8 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
             PayloadFormat::CloudEventsBinary => Format::CloudEventsBinary,
             PayloadFormat::Raw => Format::Raw,
         },
-        request: match &spec.request {
-            Some(shape) => RequestForm::Shaped(Arc::new(request(shape)?)),
-            None => RequestForm::Plain,
-        },
+        request: form(spec)?,
+        dead_letter: spec.dead_letter.as_ref().map(dead_letter).transpose()?,
         retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
@@ -77,11 +75,24 @@ pub fn resolve_with_last(
         return None;
     }
     mended.spec.request = None;
+    mended.spec.dead_letter = None;
     let resolved = resolve_subscription(&mended).ok()?;
+    let spec = &subscription.spec;
     Some(ResolvedSubscription {
         // Without one that is known messages wait: another request than its own would be wrong.
-        request: before.map_or(RequestForm::Unknown, |before| before.request.clone()),
+        request: form(spec).unwrap_or_else(|_| before.map_or(RequestForm::Unknown, |before| before.request.clone())),
+        dead_letter: match spec.dead_letter.as_ref().map(dead_letter).transpose() {
+            Ok(dead_letter) => dead_letter,
+            Err(_) => before.and_then(|before| before.dead_letter.clone()),
+        },
         ..resolved
+    })
+}
+
+fn form(spec: &EventSubscriptionSpec) -> Result<RequestForm, Unresolved> {
+    Ok(match &spec.request {
+        Some(shape) => RequestForm::Shaped(Arc::new(request(shape)?)),
+        None => RequestForm::Plain,
     })
 }
 

@@ -397,6 +397,7 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
                 filter: None,
                 format: PayloadFormat::CloudEventsStructured,
                 request: None,
+                dead_letter: None,
                 retry: None,
                 suspend: true,
             },

@@ -16,8 +16,8 @@ use super::query;
 use crate::api::resolve::{Format, RequestForm, ResolvedSubscription};
 use crate::event::format::{self, RenderError, Rendered, rfc3339};
 use crate::ids::UnixMillis;
-use crate::queue::{Kept, KeptAttempt, Page, Standing, StoredEvent};
-use crate::shaping::{Shaped, shape};
+use crate::queue::{Kept, KeptAttempt, Notice, Page, Standing, StoredEvent};
+use crate::shaping::{self, Shaped, shape};
 
 /// A page.
 #[derive(Debug, Serialize)]
@@ -155,19 +155,29 @@ impl Whole {
         kept: &Kept,
         event: &StoredEvent,
         spec: Option<&ResolvedSubscription>,
+        notice: Option<&Notice>,
     ) -> Result<Whole, RenderError> {
         let accepted = UnixMillis(format::head(&event.attributes)?.accepted);
         let structured = format::render(Format::CloudEventsStructured, event)?;
         let structured = String::from_utf8_lossy(&structured.body).into_owned();
         // One that cannot be rendered has nothing to show: it is a dead letter `Unrenderable`.
-        let request = spec.and_then(|spec| match &spec.request {
+        let told = |notice| {
+            let told = spec.and_then(|spec| spec.dead_letter.as_ref());
+            let rendered = shaping::notice::notice(told, notice, event).ok()?;
+            Some(request(kept, &rendered, None))
+        };
+        let sent = |spec: &ResolvedSubscription| match &spec.request {
             RequestForm::Plain => Some(request(kept, &format::render(spec.format, event).ok()?, None)),
             RequestForm::Shaped(shaped) => {
                 let (rendered, shaped) = shape(shaped, spec.format, &Arc::new(shaped.hidden()), event).ok()?;
                 Some(request(kept, &rendered, Some(&shaped)))
             }
             RequestForm::Unknown => None,
-        });
+        };
+        let request = match notice {
+            Some(notice) => told(notice),
+            None => spec.and_then(sent),
+        };
         Ok(Whole {
             message: One::new(kept, accepted, RawValue::from_string(structured)?),
             request,

@@ -187,7 +187,9 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
     };
     // The newest row of `seen` is never removed, so the last id is known even when everything else was pruned.
     let newest = number("SELECT max(seq) FROM seen")?;
-    let last_event = number(&format!("SELECT max(event) FROM seen WHERE seq = {newest}"))?;
+    let last_seen = number(&format!("SELECT max(event) FROM seen WHERE seq = {newest}"))?;
+    // Copies that tell of dead letters have no row in `seen`.
+    let last_event = last_seen.max(number("SELECT max(id) FROM event")?);
     let next_seen = newest + 1;
     let fence = number("SELECT value FROM meta WHERE key = 'fence'")? as u64;
 

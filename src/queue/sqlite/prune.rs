@@ -329,6 +329,7 @@ struct Visitor<'c> {
     remove_dead: Statement<'c>,
     remove_attempts: Statement<'c>,
     remove_event: Statement<'c>,
+    remove_notice: Statement<'c>,
     later: Statement<'c>,
 }
 
@@ -345,6 +346,7 @@ impl<'c> Visitor<'c> {
             remove_dead: conn.prepare("DELETE FROM dead WHERE id = ? RETURNING ep, sub, okey, blocks")?,
             remove_attempts: conn.prepare("DELETE FROM attempt WHERE message = ?")?,
             remove_event: conn.prepare("DELETE FROM event WHERE id = ?")?,
+            remove_notice: conn.prepare("DELETE FROM notice WHERE event = ?")?,
             later: conn.prepare("INSERT OR IGNORE INTO revisit(at, event) VALUES (?, ?)")?,
         })
     }
@@ -426,6 +428,7 @@ impl<'c> Visitor<'c> {
         }
         if left.expires.is_none() && left.pending.is_empty() {
             self.rows += self.remove_event.execute([event.0])?;
+            self.rows += self.remove_notice.execute([event.0])?;
         }
         Ok(left)
     }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -36,6 +36,9 @@ CREATE INDEX dead_sub ON dead(sub);
 CREATE TABLE replay(id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL UNIQUE, began INTEGER NOT NULL,
     phase INTEGER NOT NULL, cursor INTEGER NOT NULL, matched INTEGER NOT NULL, sent INTEGER NOT NULL,
     succeeded INTEGER NOT NULL, failed INTEGER NOT NULL);
+-- `event` is a copy, of which the one message tells that `message` is a dead letter.
+CREATE TABLE notice(event INTEGER PRIMARY KEY, message INTEGER NOT NULL, sub INTEGER NOT NULL, ep INTEGER NOT NULL,
+    attempts INTEGER NOT NULL, at INTEGER NOT NULL, reason TEXT NOT NULL, code INTEGER);
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);
 -- Where it is not the default.
 CREATE TABLE retention(ep INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);

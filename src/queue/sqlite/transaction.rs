@@ -10,6 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Statement, params};
 
 use super::dedupe::Key;
+use super::notice::Death;
 use super::open::Memory;
 use super::order::{FRESH, HELD, WAITING};
 use super::spaces::Held;
@@ -214,6 +215,8 @@ pub(super) struct Transaction<'t, 'c> {
     pub(super) effects: &'t mut Effects,
     pub(super) candidates: &'t mut Vec<i64>,
     pub(super) now: UnixMillis,
+    /// Whether no event is taken in for want of room.
+    pub(super) full: bool,
 }
 
 impl<'c> Transaction<'_, 'c> {
@@ -342,7 +345,12 @@ impl<'c> Transaction<'_, 'c> {
         Ok(Accepted::New { event, matched })
     }
 
-    fn message(&mut self, message: MessageId, target: &Target, event: &Arc<StoredEvent>) -> rusqlite::Result<()> {
+    pub(super) fn message(
+        &mut self,
+        message: MessageId,
+        target: &Target,
+        event: &Arc<StoredEvent>,
+    ) -> rusqlite::Result<()> {
         let Target {
             subscription,
             endpoint,
@@ -520,6 +528,7 @@ impl<'c> Transaction<'_, 'c> {
             ref record,
             verdict,
             blocks,
+            tell,
         } = *settlement;
         let pair = (endpoint, subscription);
         let applied = match verdict {
@@ -579,6 +588,18 @@ impl<'c> Transaction<'_, 'c> {
                 record.reason,
                 record.excerpt.as_deref(),
             ])?;
+        }
+        if let (Some(to), Verdict::Dead { reason }) = (tell, verdict) {
+            let attempted = record.as_ref().is_some_and(|record| record.reason != reason.reason());
+            let death = Death {
+                message,
+                endpoint,
+                subscription,
+                attempts: attempts + u16::from(attempted),
+                at,
+                reason,
+            };
+            self.tell(to, &death)?;
         }
         let Some(key) = order else {
             return Ok(Settled::Applied);

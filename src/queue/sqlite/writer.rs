@@ -99,6 +99,7 @@ impl Writer {
                 effects: &mut effects,
                 candidates: &mut candidates,
                 now: (self.shared.options.clock)(),
+                full: self.shared.space.full(now).is_some(),
             };
             let result = commit(&mut transaction, &mut batch, &mut answers, &mut self.pruner, probe);
             match result {

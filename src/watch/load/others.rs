@@ -104,6 +104,7 @@ impl Loader {
         self.put_missing(endpoint, &target, endpoint_resource).await;
         if let Some(spec) = self.resolved(key, &object) {
             let material = self.material(key, &object, &spec);
+            let dead_letter = self.dead_letter(key, &spec).await;
             let before = self.subscriptions.get(key);
             let entry = SubscriptionEntry {
                 id,
@@ -117,6 +118,7 @@ impl Loader {
                     .unwrap_or_default(),
                 spec,
                 material,
+                dead_letter,
                 deleted: None,
             };
             if before.is_none_or(|before| !is_same(before, &entry)) {
@@ -151,6 +153,15 @@ impl Loader {
             "a subscription is invalid: its last valid form stays in use"
         );
         resolve_with_last(object, &unresolved, before.map(AsRef::as_ref)).map(Arc::new)
+    }
+
+    /// The endpoint that is told of dead letters; its messages wait while it does not exist.
+    async fn dead_letter(&self, key: &Key, spec: &ResolvedSubscription) -> Option<EndpointId> {
+        let target = (key.0.clone(), spec.dead_letter.as_ref()?.endpoint.clone());
+        let resource = self.resource_key(&target)?;
+        let id = self.endpoint_ids.get(&resource).copied()?;
+        self.put_missing(id, &target, resource).await;
+        Some(id)
     }
 
     /// A subscription may name an endpoint that does not exist: the engine lets its messages wait.
@@ -240,7 +251,11 @@ impl Loader {
             .iter()
             .map(|(name, space)| (&*space.uid, name.as_str()))
             .collect();
-        let named: BTreeSet<EndpointId> = self.subscriptions.values().map(|entry| entry.endpoint).collect();
+        let entries = self.subscriptions.values();
+        let named: BTreeSet<EndpointId> = entries
+            .flat_map(|entry| [Some(entry.endpoint), entry.dead_letter])
+            .flatten()
+            .collect();
         let mut gone = Vec::new();
         for (resource, id) in &self.endpoint_ids {
             if self.tools.registry.endpoint(*id).is_some() || self.by_id.contains_key(id) {
@@ -292,6 +307,7 @@ fn is_same(before: &SubscriptionEntry, now: &SubscriptionEntry) -> bool {
     before.id == now.id
         && before.endpoint == now.endpoint
         && before.material == now.material
+        && before.dead_letter == now.dead_letter
         && (Arc::ptr_eq(&before.spec, &now.spec) || before.spec == now.spec)
 }
 
