@@ -187,7 +187,7 @@ impl Ingest {
         match stored {
             Ok(Ok(accepted)) => Ok(told(&events, &accepted, fits)),
             Ok(Err(err)) => {
-                if !matches!(err, QueueError::OverQuota { .. }) {
+                if !matches!(err, QueueError::OverQuota { .. } | QueueError::TooMany(_)) {
                     tracing::warn!(error = %err, "failed to accept events");
                 }
                 Err(Problem::from(&err))

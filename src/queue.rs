@@ -58,9 +58,23 @@ pub struct Quota {
     pub bytes: Option<u64>,
 }
 
+impl NewEvent {
+    /// How many of its messages are stored with it, in one transaction.
+    pub fn at_once(&self) -> usize {
+        let ordered = self.targets.iter().rposition(|target| target.order.is_some());
+        ROUTE_AT_ONCE
+            .max(ordered.map_or(0, |last| last + 1))
+            .min(self.targets.len())
+    }
+}
+
 /// The most messages stored with their event in one transaction, but for those with an order: they all are, so that no later
 /// event overtakes them.
 pub const ROUTE_AT_ONCE: usize = 500;
+
+/// The most messages stored at once with several events: what makes more is refused, for the events of one call go into one
+/// transaction, and nobody else's are accepted meanwhile. A little more than one event can make.
+pub const ACCEPT_AT_ONCE: usize = 20_000;
 
 /// An event as it lies in the store: attributes as JSON (see `event::format::attributes`), data raw.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,6 +367,9 @@ pub enum QueueError {
     /// An event has more targets than [`MessageId::PER_EVENT`].
     #[error("an event has {0} targets: too many")]
     TooWide(usize),
+    /// Several events make more messages at once than [`ACCEPT_AT_ONCE`].
+    #[error("the events make {0} messages at once: too many")]
+    TooMany(usize),
     /// A write failed; tried again each second.
     #[error("failed to write to the store: {0}")]
     Write(String),
@@ -374,6 +391,7 @@ impl QueueError {
             QueueError::Full(_) => "Full",
             QueueError::OverQuota { .. } => "OverQuota",
             QueueError::TooWide(_) => "TooWide",
+            QueueError::TooMany(_) => "TooMany",
             QueueError::Write(_) => "Write",
             QueueError::Read(_) => "Read",
             QueueError::Fenced => "Fenced",
@@ -398,7 +416,7 @@ pub trait Queue: Send + Sync + 'static {
     async fn known(&self) -> Result<(Vec<(ResourceKey, EndpointId)>, Vec<(ResourceKey, SubscriptionId)>), QueueError>;
 
     /// Stores events with their messages; all of the call or nothing; durable on return. Duplicates within the call too.
-    /// What is a duplicate costs no quota.
+    /// What is a duplicate costs no quota. More than [`ACCEPT_AT_ONCE`] messages of several events are refused.
     async fn accept(&self, events: Vec<NewEvent>) -> Result<Vec<Accepted>, QueueError>;
 
     /// The stream of new messages, in batches. One taker; later calls return none. Take it before reading

@@ -139,6 +139,7 @@ fn dedupe(namespace_uid: &str, source: &str, id: &str) -> [u8; 16] {
 mod tests {
     use std::collections::HashMap;
 
+    use super::super::problem::Problem;
     use super::*;
     use crate::api::resolve::{Format, ResolvedSubscription, TypePattern};
     use crate::event::Data;
@@ -216,6 +217,26 @@ mod tests {
         }
         assert_eq!(gauge.pending(), 0, "counted once, where messages arrive");
         assert_eq!(gauge.place(MAX_PENDING), Placement::Waiting, "both places are taken");
+        queue.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_makes_too_many_messages_is_told_to_be_split_and_takes_no_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).expect("a store");
+        let (view, gauge) = namespace(41, 1);
+        let metrics = Metrics::default();
+        let batch: Vec<Event> = (0..500).map(|n| event(&n.to_string())).collect();
+        let placed = place(&view, &batch, &metrics, UnixMillis::now(), |_| {});
+        let refused = store(&queue, &metrics, placed).await.expect_err("too many");
+        let problem = Problem::from(&refused);
+        assert_eq!(problem.status, http::StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(
+            problem.detail.contains("20500") && problem.detail.contains("split it"),
+            "{}",
+            problem.detail
+        );
+        assert_eq!(gauge.place(MAX_PENDING), Placement::Fresh, "its place was given back");
         queue.close().await;
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::auth::{AuthError, Identity, Rule, Unavailable};
 use super::declared::Unanswered;
 use super::parse::ParseError;
-use crate::queue::QueueError;
+use crate::queue::{ACCEPT_AT_ONCE, QueueError};
 use crate::schema::Violation;
 
 /// The quota that ingest itself counts.
@@ -311,6 +311,12 @@ impl From<&QueueError> for Problem {
                     limit: *limit,
                 };
                 return Problem::over_quota(quota, LATER);
+            }
+            QueueError::TooMany(messages) => {
+                let detail = format!(
+                    "the batch makes {messages} messages at once, and may make {ACCEPT_AT_ONCE}: split it. Nothing was accepted"
+                );
+                return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail);
             }
             QueueError::Full(_) => ("StoreFull", "the store is full: nothing was accepted", LATER),
             QueueError::TooWide(_) | QueueError::Write(_) | QueueError::Read(_) => {

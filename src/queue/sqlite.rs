@@ -14,13 +14,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use self::inbox::{Call, Inbox, Operation, Reply};
+use self::inbox::{Call, Inbox, MESSAGE_BYTES, Operation, Reply};
 use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Notice, Page, Pending, Progress, Queue,
-    QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled, Settlement, StoredEvent, Usage, Window,
+    ACCEPT_AT_ONCE, Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Notice, Page, Pending,
+    Progress, Queue, QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled, Settlement, StoredEvent,
+    Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -415,10 +416,15 @@ impl Queue for SqliteQueue {
     }
 
     async fn accept(&self, events: Vec<NewEvent>) -> Result<Vec<Accepted>, QueueError> {
-        let bytes = events
+        let messages: usize = events.iter().map(NewEvent::at_once).sum();
+        if events.len() > 1 && messages > ACCEPT_AT_ONCE {
+            return Err(QueueError::TooMany(messages));
+        }
+        let events_bytes: usize = events
             .iter()
             .map(|new| new.event.attributes.len() + new.event.body.len())
             .sum();
+        let bytes = events_bytes + messages * MESSAGE_BYTES;
         self.submit(|reply| Operation::Accept { events, bytes, reply }).await
     }
 

@@ -9,9 +9,11 @@ pub(super) async fn run<B: Bench>(make: &impl Fn() -> B) {
     keys_and_endpoints_do_not_wait_for_each_other(&make()).await;
     a_blocking_dead_letter_holds_its_key_until_it_is_released_or_gone(&make()).await;
     an_order_that_is_given_up_lets_everything_go(&make()).await;
+    an_order_that_is_wanted_again_half_way_holds_nothing_for_ever(&make()).await;
     burial_of_one_subscription_lets_the_others_go_on(&make()).await;
     held_messages_that_are_given_up_promote_nobody(&make()).await;
     no_later_event_overtakes_a_wide_one(&make()).await;
+    events_that_make_too_many_messages_at_once_are_refused(&make()).await;
 }
 
 fn ordered(endpoint: u32, subscription: u32, key: OrderKey, placement: Placement) -> Target {
@@ -250,6 +252,42 @@ async fn an_order_that_is_given_up_lets_everything_go<B: Bench>(bench: &B) {
     queue.close().await;
 }
 
+async fn an_order_that_is_wanted_again_half_way_holds_nothing_for_ever<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let ids = accept(&*queue, &[ordered(1, 1, KEY, Placement::Fresh); 4]).await;
+    let released = queue.release(fence, EndpointId(1), Release::Order, 2).await;
+    assert_eq!(released.expect("release"), 2);
+    // The spec says FIFO again, or the process ends: no further step comes.
+    let going_now = going(&*queue, fence, 1, 1).await;
+    assert_eq!(
+        going_now,
+        ids[..3],
+        "two without an order, and the first of those that still have one"
+    );
+    assert_eq!(counts(&*queue, fence, 1).await, (4, 1, 0, 0));
+    let later = accept(&*queue, &[ordered(1, 1, KEY, Placement::Fresh)]).await;
+    assert_eq!(next(&*queue, fence, ids[0], 0, Verdict::Delivered).await, None);
+    assert_eq!(next(&*queue, fence, ids[2], 0, Verdict::Delivered).await, Some(ids[3]));
+    assert_eq!(
+        next(&*queue, fence, ids[3], 0, Verdict::Delivered).await,
+        Some(later[0])
+    );
+
+    // A dead letter that blocks the key goes on doing so.
+    let ids = accept(&*queue, &[ordered(2, 1, KEY, Placement::Fresh); 3]).await;
+    let blocks = Settlement {
+        endpoint: EndpointId(2),
+        ..dead(ids[0], true)
+    };
+    assert_eq!(settle(&*queue, fence, blocks).await, Settled::Blocked);
+    let released = queue.release(fence, EndpointId(2), Release::Order, 1).await;
+    assert_eq!(released.expect("release"), 1);
+    assert_eq!(going(&*queue, fence, 2, 1).await, [ids[1]]);
+    assert_eq!(counts(&*queue, fence, 2).await, (2, 1, 1, 1));
+    queue.close().await;
+}
+
 async fn burial_of_one_subscription_lets_the_others_go_on<B: Bench>(bench: &B) {
     let queue = bench.open().await;
     let fence = queue.claim().await.expect("claim");
@@ -316,5 +354,27 @@ async fn no_later_event_overtakes_a_wide_one<B: Bench>(bench: &B) {
     let accepted = queue.accept(events).await.expect("accept");
     let first = MessageId::new(stored(&accepted[0]), place as u32);
     assert_eq!(going(&*queue, fence, 1, 1).await, [first]);
+    queue.close().await;
+}
+
+async fn events_that_make_too_many_messages_at_once_are_refused<B: Bench>(bench: &B) {
+    const WIDE: u32 = 10_000;
+    let queue = bench.open().await;
+    let events = |last: Target| -> Vec<NewEvent> {
+        let wide = (1..WIDE).map(|n| target(2, n, Placement::Waiting)).chain([last]);
+        let targets: Vec<Target> = wide.collect();
+        let event = |n| new_event(&format!("{:?}-{n}", last.order), targets.clone());
+        (0..3).map(event).collect()
+    };
+    let refused = queue.accept(events(ordered(1, 1, KEY, Placement::Fresh))).await;
+    assert!(matches!(refused, Err(QueueError::TooMany(n)) if n == 3 * WIDE as usize));
+    assert_eq!(
+        queue.usage().await.expect("usage").pending,
+        0,
+        "nothing of them is stored"
+    );
+    // What has no order is stored bit by bit.
+    let accepted = queue.accept(events(target(1, 1, Placement::Fresh))).await;
+    assert_eq!(accepted.expect("accept").len(), 3);
     queue.close().await;
 }

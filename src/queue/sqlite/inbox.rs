@@ -12,12 +12,16 @@ use tokio::sync::oneshot;
 
 use super::transaction::{Refusal, Transaction};
 use crate::ids::EndpointId;
-use crate::queue::{Accepted, Fence, NewEvent, QueueError, Settled, Settlement};
+use crate::queue::{ACCEPT_AT_ONCE, Accepted, Fence, NewEvent, QueueError, Settled, Settlement};
 
 /// Operations of one commit: beyond that the wait grows more than the fsync saves.
 pub(super) const COMMIT_OPERATIONS: usize = 512;
 /// Bytes of one commit.
 pub(super) const COMMIT_BYTES: usize = 1 << 20;
+/// What each message counts for in them, about its row: many messages of small events are much work too.
+pub(super) const MESSAGE_BYTES: usize = 64;
+/// So that a commit is over with one call that makes as many as it may.
+const _: () = assert!(ACCEPT_AT_ONCE * MESSAGE_BYTES >= COMMIT_BYTES);
 /// How long outcomes wait for a commit to ride along with.
 pub(super) const SETTLE_WITHIN: Duration = Duration::from_millis(20);
 /// Operations that may wait: producers beyond it are refused (about 200 ms of work at the slowest disk measured).

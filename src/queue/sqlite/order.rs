@@ -85,17 +85,19 @@ impl Transaction<'_, '_> {
         Ok(u64::try_from(unordered).unwrap_or(0) + letters.len() as u64)
     }
 
-    /// Takes the keys off messages; those that were held wait.
+    /// Takes the keys off messages, key after key; those that were held wait.
     fn unorder(&mut self, endpoint: EndpointId, limit: i64) -> rusqlite::Result<i64> {
-        let ordered = "SELECT id, sub, state FROM message WHERE ep = ? AND okey IS NOT NULL LIMIT ?";
-        let messages: Vec<(i64, Pair, i64)> = self
+        let ordered = "SELECT id, sub, state, okey FROM message WHERE ep = ? AND okey IS NOT NULL
+                       ORDER BY okey, state, id LIMIT ?";
+        let messages: Vec<(i64, Pair, i64, OrderKey)> = self
             .conn()
             .prepare_cached(ordered)?
             .query_map([i64::from(endpoint.0), limit], |row| {
-                Ok((row.get(0)?, (endpoint, SubscriptionId(row.get(1)?)), row.get(2)?))
+                let pair = (endpoint, SubscriptionId(row.get(1)?));
+                Ok((row.get(0)?, pair, row.get(2)?, OrderKey(row.get(3)?)))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        for (message, pair, state) in &messages {
+        for (message, pair, state, _) in &messages {
             let held = *state == HELD;
             self.conn()
                 .prepare_cached("UPDATE message SET okey = NULL, state = ? WHERE id = ?")?
@@ -103,6 +105,10 @@ impl Transaction<'_, '_> {
             if held {
                 self.effects.ordered.push((*pair, -1, 0));
             }
+        }
+        // Of the last key some may be left, held behind one that has lost its key: there may be no further step.
+        if let Some((.., key)) = messages.last() {
+            self.promote(endpoint, *key, WAITING)?;
         }
         Ok(messages.len() as i64)
     }

@@ -17,8 +17,8 @@ use super::spaces::Held;
 use super::tally::Pair;
 use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::{
-    Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, Quota, ROUTE_AT_ONCE, Settled, Settlement,
-    StoredEvent, Target, Verdict,
+    Accepted, Arrival, DeadReason, Fence, NewEvent, Placement, QueueError, Quota, Settled, Settlement, StoredEvent,
+    Target, Verdict,
 };
 
 /// How long a key of deduplication counts.
@@ -322,11 +322,7 @@ impl<'c> Transaction<'_, 'c> {
             self.statements
                 .insert_event
                 .execute(params![event.0, &new.event.attributes[..], &new.event.body[..]])?;
-            // A later event must not overtake what has an order.
-            let ordered = new.targets.iter().rposition(|target| target.order.is_some());
-            let at_once = ROUTE_AT_ONCE
-                .max(ordered.map_or(0, |last| last + 1))
-                .min(new.targets.len());
+            let at_once = new.at_once();
             for (ordinal, target) in new.targets[..at_once].iter().enumerate() {
                 self.message(MessageId::new(event, ordinal as u32), target, &new.event)?;
             }
