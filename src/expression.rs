@@ -19,7 +19,7 @@ mod scope;
 mod tests;
 
 pub use functions::url_encoded;
-pub use scope::Scope;
+pub use scope::{Scope, TOGETHER};
 
 /// What an expression is for: which variables it sees, how long it may be and what one evaluation may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,9 +61,11 @@ impl Role {
     fn budget(self) -> u64 {
         match self {
             // A thousand of them may look at one event.
-            Role::Filter | Role::Key => 256 << 10,
+            Role::Filter => 256 << 10,
+            // As many as there are endpoints with an order.
+            Role::Key => 64 << 10,
             Role::Success | Role::Text => 1 << 20,
-            Role::Body | Role::DeadLetter => 8 << 20,
+            Role::Body | Role::DeadLetter => 4 << 20,
         }
     }
 }
@@ -117,6 +119,19 @@ pub enum EvaluationError {
     /// The data cannot be read as a value.
     #[error("the data is JSON that cannot be read: nested deeper than 127 levels, or with a number out of range")]
     Unreadable,
+}
+
+/// From here on an evaluation may take long enough, about a millisecond, that others must not wait for it.
+const HEAVY: u64 = 512 << 10;
+
+/// Runs what takes long so that the runtime's other tasks go on, where there is a runtime with more than one thread.
+fn beside_the_worker<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(work)
+        }
+        _ => work(),
+    }
 }
 
 /// Stack to compile on: the parser recurses, and a worker's stack is shared with what called it.
@@ -183,11 +198,22 @@ impl Expression {
         if scope.is_unreadable() {
             return Err(EvaluationError::Unreadable);
         }
-        let budget = scope.remaining().min(self.role.budget());
+        // What filters leave must not decide by which key a message is ordered.
+        let is_shared = self.role != Role::Key;
+        let budget = match is_shared {
+            true => scope.remaining().min(self.role.budget()),
+            false => self.role.budget(),
+        };
         let _metered = meter::start(budget);
         // The interpreter is not ours and its input is nobody's friend: a defect in it ends one evaluation.
-        let result = catch_unwind(AssertUnwindSafe(|| scope.context().resolve(&self.program)));
-        scope.spend(budget - meter::remaining());
+        let evaluate = || catch_unwind(AssertUnwindSafe(|| scope.context().resolve(&self.program)));
+        let result = match budget > HEAVY || scope.spent() > HEAVY {
+            true => beside_the_worker(evaluate),
+            false => evaluate(),
+        };
+        if is_shared {
+            scope.spend(budget - meter::remaining());
+        }
         if meter::is_spent() {
             return Err(EvaluationError::Cost);
         }

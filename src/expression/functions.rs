@@ -6,12 +6,15 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::error::Error as _;
 
 use cel::common::types::{CelBool, CelInt, CelString, DYN_TYPE, INT_TYPE, LIST_TYPE, STRING_TYPE, Type};
 use cel::common::value::CowVal;
 use cel::{Env, ExecutionError, Value};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use regex::{Regex, RegexBuilder};
+use regex_automata::Input;
+use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::nfa::thompson;
 
 use super::meter::{CHARGE, JOIN, REPLACE, charged, spend};
 use super::scope;
@@ -94,7 +97,11 @@ pub(super) const TYPES: &[&str] = &[
 
 /// The longest pattern of `matches`, and what it may take compiled.
 const PATTERN: usize = 256;
-const PATTERN_COMPILED: usize = 64 << 10;
+const PATTERN_COMPILED: usize = 96 << 10;
+/// Memory for its states.
+const PATTERN_STATES: usize = 128 << 10;
+/// What compiling one costs, in units of the budget: about half a millisecond.
+const PATTERN_COST: u64 = 16 << 10;
 /// Patterns kept compiled on each thread.
 const PATTERNS: usize = 64;
 
@@ -223,37 +230,71 @@ fn join<'b, 'v>(args: Args<'b, 'v>) -> Returned<'b, 'v> {
     text(joined)
 }
 
-/// A pattern compiled, or what is wrong with it.
-pub(super) fn pattern(pattern: &str) -> Result<Regex, String> {
-    if pattern.len() > PATTERN {
-        return Err(format!("a pattern of matches() must have at most {PATTERN} bytes"));
+/// A pattern, compiled as it is used. Its states are made while it looks at a text, in bounded memory; where hardly any is
+/// used again it gives up, so that its time is linear in the text whatever the pattern.
+pub(super) struct Pattern {
+    dfa: DFA,
+    cache: Cache,
+}
+
+impl Pattern {
+    /// Why a text is no pattern, in a sentence.
+    pub(super) fn compile(pattern: &str) -> Result<Pattern, String> {
+        if pattern.len() > PATTERN {
+            return Err(format!("a pattern of matches() must have at most {PATTERN} bytes"));
+        }
+        let config = DFA::config()
+            .cache_capacity(PATTERN_STATES)
+            .skip_cache_capacity_check(true)
+            .minimum_cache_clear_count(Some(2))
+            .minimum_bytes_per_state(Some(64))
+            .unicode_word_boundary(true);
+        let nfa = thompson::Config::new()
+            .nfa_size_limit(Some(PATTERN_COMPILED))
+            .which_captures(thompson::WhichCaptures::None);
+        let dfa = DFA::builder().configure(config).thompson(nfa).build(pattern);
+        let dfa = dfa.map_err(|error| {
+            let built = error
+                .source()
+                .and_then(|source| source.downcast_ref::<thompson::BuildError>());
+            match built.and_then(thompson::BuildError::size_limit) {
+                Some(_) => "a pattern of matches() is too large: repeat less in it".to_owned(),
+                None => format!("{pattern:?} is no regular expression in the syntax of RE2"),
+            }
+        })?;
+        Ok(Pattern {
+            cache: dfa.create_cache(),
+            dfa,
+        })
     }
-    let built = RegexBuilder::new(pattern)
-        .size_limit(PATTERN_COMPILED)
-        .dfa_size_limit(PATTERN_COMPILED)
-        .build();
-    built.map_err(|error| match error {
-        regex::Error::CompiledTooBig(_) => "a pattern of matches() is too large: repeat less in it".to_owned(),
-        _ => format!("{pattern:?} is no regular expression in the syntax of RE2"),
-    })
+
+    fn is_match(&mut self, text: &str) -> Result<bool, ExecutionError> {
+        let found = self
+            .dfa
+            .try_search_fwd(&mut self.cache, &Input::new(text).earliest(true));
+        found
+            .map(|found| found.is_some())
+            .map_err(|_| ExecutionError::function_error("matches", "given up"))
+    }
 }
 
 fn matches<'b, 'v>(args: Args<'b, 'v>) -> Returned<'b, 'v> {
     thread_local! {
-        static COMPILED: RefCell<HashMap<String, Regex>> = RefCell::default();
+        static COMPILED: RefCell<HashMap<String, Pattern>> = RefCell::default();
     }
     let (text, wanted) = (string(&args, 0)?, string(&args, 1)?);
     let found = COMPILED.with_borrow_mut(|compiled| {
-        if let Some(known) = compiled.get(wanted) {
-            return Ok(known.is_match(text));
+        if let Some(known) = compiled.get_mut(wanted) {
+            return known.is_match(text);
         }
+        spend(PATTERN_COST)?;
         if compiled.len() == PATTERNS {
             compiled.clear();
         }
-        let new = pattern(wanted).map_err(|error| ExecutionError::function_error("matches", error))?;
+        let mut new = Pattern::compile(wanted).map_err(|error| ExecutionError::function_error("matches", error))?;
         let found = new.is_match(text);
         compiled.insert(wanted.to_owned(), new);
-        Ok(found)
+        found
     });
     found.map(|found| CowVal::owned(CelBool::from(found)))
 }

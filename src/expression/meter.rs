@@ -14,7 +14,7 @@ use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, IdedExpr};
 
 use super::CompileError;
-use super::functions::{self, FUNCTIONS, NAMESPACES, TYPES};
+use super::functions::{FUNCTIONS, NAMESPACES, Pattern, TYPES};
 
 /// Charges for its argument and hands it on.
 pub(super) const CHARGE: &str = "@charge";
@@ -26,6 +26,8 @@ pub(super) const JOIN: &str = "@join";
 pub(super) const DEPTH: usize = 64;
 /// Loops within loops.
 const LOOPS: usize = 3;
+/// Patterns of an expression: compiling them all must fit its budget.
+const PATTERNS: usize = 8;
 /// What a value costs beside its bytes: about what a node takes in memory.
 const NODE: u64 = 48;
 
@@ -129,6 +131,7 @@ pub(super) fn metered(mut expr: IdedExpr, variables: &[&str]) -> Result<IdedExpr
         bound: variables.iter().map(|name| (*name).to_owned()).collect(),
         loops: 0,
         depth: 0,
+        patterns: 0,
         variables: variables.join(" and "),
     };
     walk.visit(&mut expr)?;
@@ -142,6 +145,7 @@ struct Walk {
     bound: Vec<String>,
     loops: usize,
     depth: usize,
+    patterns: usize,
     variables: String,
 }
 
@@ -207,6 +211,12 @@ impl Walk {
             ));
         }
         if name == "matches" {
+            self.patterns += 1;
+            if self.patterns > PATTERNS {
+                return refuse(format!(
+                    "at most {PATTERNS} patterns: write several as one, as in matches('a|b')"
+                ));
+            }
             self.pattern(call.args.last())?;
         }
         // `optional.of(x)`: what looks like a value is the function's first name.
@@ -256,7 +266,7 @@ impl Walk {
         let Some(Expr::Literal(LiteralValue::String(pattern))) = pattern.map(|pattern| &pattern.expr) else {
             return refuse("the pattern of matches() must be written out, as in matches('^a+$')".to_owned());
         };
-        functions::pattern(pattern.inner())
+        Pattern::compile(pattern.inner())
             .map(|_| ())
             .map_err(CompileError::Refused)
     }

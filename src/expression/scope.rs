@@ -21,14 +21,14 @@ use serde_json::Value as Json;
 use super::{ENVIRONMENT, EvaluationError};
 use crate::event::{Data, Event};
 
-/// What all expressions that look at one thing may cost together: a thousand filters of a namespace hold up its ingest for
-/// some tens of milliseconds, not for their number.
-const TOGETHER: u64 = 16 << 20;
+/// What all expressions that look at one thing may cost together.
+pub const TOGETHER: u64 = 8 << 20;
 
 /// The variables that expressions see.
 pub struct Scope<'v> {
     context: Context<'v, 'v>,
     remaining: Cell<u64>,
+    spent: Cell<u64>,
     unreadable: bool,
 }
 
@@ -37,6 +37,7 @@ impl<'v> Scope<'v> {
         Scope {
             context: Context::with_env(ENVIRONMENT.clone()),
             remaining: Cell::new(TOGETHER),
+            spent: Cell::new(0),
             unreadable: false,
         }
     }
@@ -128,12 +129,24 @@ impl<'v> Scope<'v> {
         self.unreadable
     }
 
+    /// The same with less for all expressions together, for what is one of many.
+    pub fn with_budget(self, budget: u64) -> Scope<'v> {
+        self.remaining.set(budget.min(TOGETHER));
+        self
+    }
+
     pub(super) fn remaining(&self) -> u64 {
         self.remaining.get()
     }
 
+    /// What expressions have cost together so far.
+    pub fn spent(&self) -> u64 {
+        self.spent.get()
+    }
+
     pub(super) fn spend(&self, cost: u64) {
         self.remaining.set(self.remaining.get().saturating_sub(cost));
+        self.spent.set(self.spent.get().saturating_add(cost));
     }
 }
 

@@ -286,6 +286,61 @@ fn what_would_take_long_or_grow_without_bound_ends_at_its_budget() {
 }
 
 #[test]
+fn a_pattern_takes_time_linear_in_the_text_or_gives_up() {
+    let mut random = 1u64;
+    let text: String = (0..200_000)
+        .map(|_| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            if random >> 63 == 0 { 'a' } else { 'b' }
+        })
+        .collect();
+    let event = event(Data::Text(text.into()));
+    for (pattern, expected) in [
+        // A state for every set of positions at which an a was seen lately.
+        ("[ab]*a[ab]{200}c", None),
+        ("(a|b|ab)*c", Some(false)),
+        ("^[ab]+$", Some(true)),
+        ("\\\\w+b", Some(true)),
+    ] {
+        let expression = compiled(Role::Filter, &format!("event.data.matches('{pattern}')"));
+        let began = Instant::now();
+        let result = expression.test(&Scope::event(&event));
+        match expected {
+            Some(expected) => assert_eq!(result, Ok(expected), "{pattern}"),
+            None => assert_eq!(
+                result,
+                Err(EvaluationError::Failed(
+                    "matches() does not take what it was given".to_owned()
+                )),
+                "{pattern}"
+            ),
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{pattern}: {:?}",
+            began.elapsed()
+        );
+    }
+    let many: Vec<String> = (0..9).map(|n| format!("event.data.matches('{n}')")).collect();
+    let refused = Expression::compile(Role::Filter, &many.join(" || ")).unwrap_err();
+    assert!(refused.to_string().contains("at most 8 patterns"), "{refused}");
+}
+
+#[test]
+fn what_filters_spend_does_not_change_the_key_of_an_order() {
+    let event = large();
+    let scope = Scope::event(&event).with_budget(1);
+    let filter = compiled(Role::Filter, "event.data.text.contains('y')");
+    assert_eq!(filter.test(&scope), Err(EvaluationError::Cost));
+    assert_eq!(
+        compiled(Role::Key, "event.subject").text(&scope),
+        Ok("lead-7".to_owned())
+    );
+}
+
+#[test]
 fn many_filters_over_one_event_share_a_budget() {
     let event = large();
     let scope = Scope::event(&event);

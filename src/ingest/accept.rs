@@ -19,6 +19,9 @@ use super::metrics::Metrics;
 /// Each message of an event has an id, however many of a namespace's subscriptions it matches.
 const _: () = assert!(MAX_SUBSCRIPTIONS <= MessageId::PER_EVENT);
 
+/// What all filters of one request may cost, in units of about a byte looked at: some hundred milliseconds.
+const FILTERS_OF_REQUEST: u64 = 64 << 20;
+
 /// Events with the places taken for them.
 pub(super) struct Placed {
     events: Vec<NewEvent>,
@@ -58,8 +61,10 @@ pub(super) fn place(
         taken: Vec::with_capacity(events.len()),
         unkeyed: 0,
     };
+    // A batch's events share what their filters may cost; one event has at most its own share.
+    let mut budget = FILTERS_OF_REQUEST;
     for event in events {
-        let mut candidate = Candidate::new(event);
+        let mut candidate = Candidate::new(event, budget);
         let found = view.subscriptions.find(&event.r#type, &event.source);
         let mut targets = Vec::with_capacity(found.len());
         let mut taken = Vec::with_capacity(found.len());
@@ -80,6 +85,7 @@ pub(super) fn place(
             });
             taken.push((subscription.clone(), placement));
         }
+        budget = budget.saturating_sub(candidate.spent());
         placed.events.push(NewEvent {
             namespace_uid: view.uid.clone(),
             dedupe: dedupe(&view.uid, &event.source, &event.id),

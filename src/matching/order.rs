@@ -22,10 +22,15 @@ impl Candidate<'_> {
             FifoKey::Common => return (OrderKey::of(COMMON), None),
             FifoKey::Expression(expression) => expression,
         };
-        match expression.text(self.scope()) {
+        if let Some((_, key, failed)) = self.keys.iter().find(|(known, ..)| known == expression) {
+            return (*key, failed.clone());
+        }
+        let (key, failed) = match expression.text(self.scope()) {
             Ok(key) => (OrderKey::of(&key), None),
             Err(error) => (OrderKey::of(COMMON), Some(error)),
-        }
+        };
+        self.keys.push((expression.clone(), key, failed.clone()));
+        (key, failed)
     }
 }
 
@@ -42,7 +47,7 @@ mod tests {
 
     use super::*;
     use crate::event::Data;
-    use crate::expression::{Expression, Role};
+    use crate::expression::{Expression, Role, TOGETHER};
 
     fn event(subject: Option<&str>, partition: Option<&str>) -> Event {
         Event {
@@ -62,7 +67,7 @@ mod tests {
     }
 
     fn key(event: &Event, key: FifoKey) -> OrderKey {
-        Candidate::new(event).key(&Fifo { key, blocks: true }).0
+        Candidate::new(event, TOGETHER).key(&Fifo { key, blocks: true }).0
     }
 
     #[test]
@@ -94,7 +99,7 @@ mod tests {
                 key: FifoKey::Expression(expression),
                 blocks: true,
             };
-            let (key, failed) = Candidate::new(&event).key(&fifo);
+            let (key, failed) = Candidate::new(&event, TOGETHER).key(&fifo);
             assert_eq!(key, OrderKey::of(expected.unwrap_or(COMMON)), "{source}");
             assert_eq!(failed.is_none(), expected.is_some(), "{source}: {failed:?}");
         }
