@@ -184,6 +184,7 @@ impl Engine {
         run(Box::pin(watch_time(Arc::clone(&core))));
         run(Box::pin(tick(Arc::clone(&core))));
         run(Box::pin(keep_states(Arc::clone(&core))));
+        run(Box::pin(order::expire(Arc::clone(&core))));
         run(Box::pin(post(Arc::clone(&core))));
         for _ in 0..PAGERS {
             run(Box::pin(read_pages(Arc::clone(&core))));

@@ -343,6 +343,21 @@ pub enum Release {
     Blocked,
 }
 
+/// Where a look at held messages stopped: strictly after it the next goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldPosition {
+    pub key: OrderKey,
+    pub message: MessageId,
+}
+
+/// What a look at held messages found.
+#[derive(Clone, Debug)]
+pub struct HeldPage {
+    pub messages: Vec<Pending>,
+    /// None: there are no more.
+    pub go_on: Option<HeldPosition>,
+}
+
 /// How the store stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -501,15 +516,16 @@ pub trait Queue: Send + Sync + 'static {
         limit: usize,
     ) -> Result<u64, QueueError>;
 
-    /// Messages of an endpoint that are held behind others of their key, after `after` and before `before`, in id order.
+    /// Messages of an endpoint that are held behind others of their key and have ids before `before`, key after key, from a
+    /// position on: one bounded look. A page may be empty and still say where to go on.
     async fn held(
         &self,
         fence: Fence,
         endpoint: EndpointId,
-        after: MessageId,
+        after: Option<HeldPosition>,
         before: MessageId,
         limit: usize,
-    ) -> Result<Vec<Pending>, QueueError>;
+    ) -> Result<HeldPage, QueueError>;
 
     /// From now on, and over restarts: how long settled history and dead letters of these endpoints are kept, at least. The
     /// store removes by itself what is older. Of an endpoint it was never told of: three days.

@@ -26,8 +26,6 @@ pub struct EndpointEntry {
     pub namespace: String,
     /// Shared with ingest and report for as long as the process lives.
     pub gauge: Arc<Gauge>,
-    /// How its messages are ordered; none: not at all.
-    pub fifo: Option<Arc<Fifo>>,
     pub state: EndpointState,
 }
 
@@ -326,7 +324,6 @@ mod tests {
             },
             namespace: "team".into(),
             gauge: Arc::new(Gauge::default()),
-            fifo: None,
             state,
         }
     }

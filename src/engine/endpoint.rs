@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
-use crate::registry::{EndpointEntry, EndpointState, Material, SubscriptionEntry};
+use crate::registry::{EndpointEntry, EndpointState, Material, OrderCell, SubscriptionEntry};
 use crate::report::board::Delivering;
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::{Gate, Health};
@@ -114,6 +114,8 @@ pub(super) struct Standing {
 pub(super) struct Endpoint {
     pub entry: Option<Arc<EndpointEntry>>,
     pub gauge: Arc<Gauge>,
+    /// How its messages are accepted now, which is a moment before the entry says so.
+    pub order: Arc<OrderCell>,
     /// What the gauge was last told.
     pub gauge_waiting: Option<bool>,
     /// Places given to the gauge in all.
@@ -154,10 +156,11 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn new(gauge: Arc<Gauge>, health: Health) -> Endpoint {
+    pub fn new(gauge: Arc<Gauge>, order: Arc<OrderCell>, health: Health) -> Endpoint {
         Endpoint {
             entry: None,
             gauge,
+            order,
             gauge_waiting: None,
             capacity: 0,
             health,
@@ -225,7 +228,7 @@ impl Endpoint {
     pub fn to_release(&self) -> Option<Release> {
         self.usable()?;
         let (held, blocking) = self.ordered();
-        match self.entry.as_ref()?.fifo.as_deref() {
+        match self.order.load().as_deref() {
             None => (held + blocking > 0).then_some(Release::Order),
             Some(fifo) => (!fifo.blocks && blocking > 0).then_some(Release::Blocked),
         }
@@ -233,8 +236,7 @@ impl Endpoint {
 
     /// Whether a dead letter blocks its key.
     pub fn blocks(&self) -> bool {
-        let entry = self.entry.as_ref();
-        entry.is_some_and(|entry| entry.fifo.as_ref().is_some_and(|fifo| fifo.blocks))
+        self.order.load().as_deref().is_some_and(|fifo| fifo.blocks)
     }
 
     /// Whether anything may go out at `now`.

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::Core;
 use super::page::too_old;
 use super::state::{State, UNRECORDED, unmade};
+use super::{Core, TICK};
 use crate::ids::{EndpointId, EventId, MessageId, UnixMillis};
 use crate::queue::{DeadReason, Pending, QueueError, Release, Verdict};
 
@@ -65,7 +65,7 @@ impl State {
     }
 }
 
-/// Releases what no longer has an order, and gives up what is held and too old.
+/// Releases what no longer has an order.
 pub(super) async fn look_after(core: &Arc<Core>) {
     let mut released = 0;
     loop {
@@ -85,10 +85,19 @@ pub(super) async fn look_after(core: &Arc<Core>) {
     if released > 0 {
         core.recount().await;
     }
-    let holding = std::mem::take(&mut core.lock().holding_old);
-    for endpoint in holding {
-        if let Err(error) = expire_held(core, endpoint).await {
-            tracing::warn!(%error, endpoint = endpoint.0, "failed to read held messages; tried again");
+}
+
+/// Gives up what is held and too old. A task of its own: an endpoint may hold a million.
+pub(super) async fn expire(core: Arc<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let holding = std::mem::take(&mut core.lock().holding_old);
+        for endpoint in holding {
+            if let Err(error) = expire_held(&core, endpoint).await {
+                tracing::warn!(%error, endpoint = endpoint.0, "failed to read held messages; tried again");
+            }
         }
     }
 }
@@ -98,12 +107,14 @@ async fn expire_held(core: &Arc<Core>, endpoint: EndpointId) -> Result<(), Queue
     let Some(before) = core.lock().too_old_before(endpoint, now) else {
         return Ok(());
     };
-    let mut after = MessageId(0);
+    let mut after = None;
     while core.lock().unrecorded() < UNRECORDED {
         let page = core.queue.held(core.fence, endpoint, after, before, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = last.message;
-        core.step(|state| state.expire_held(&page, now));
+        core.step(|state| state.expire_held(&page.messages, now));
+        if page.go_on.is_none() {
+            break;
+        }
+        after = page.go_on;
     }
     Ok(())
 }

@@ -152,7 +152,7 @@ impl State {
             ..
         } = self;
         endpoints.entry(id).or_insert_with(|| {
-            let mut endpoint = Endpoint::new(registry.gauge(id), Health::default());
+            let mut endpoint = Endpoint::new(registry.gauge(id), registry.order(id), Health::default());
             endpoint.entry = registry.endpoint(id);
             give_places(&mut endpoint, places);
             endpoint
@@ -170,7 +170,7 @@ impl State {
         } = self;
         let known = endpoints
             .entry(endpoint)
-            .or_insert_with(|| Endpoint::new(registry.gauge(endpoint), Health::default()));
+            .or_insert_with(|| Endpoint::new(registry.gauge(endpoint), registry.order(endpoint), Health::default()));
         known.subscriptions.entry(id).or_insert_with(|| {
             homes.entry(id).or_default().push(endpoint);
             Subscription {

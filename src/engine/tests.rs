@@ -237,7 +237,6 @@ impl World {
                 key,
                 namespace: "team".into(),
                 gauge: self.registry.gauge(id),
-                fifo: self.registry.order(id).load_full(),
                 state,
             })
             .await;

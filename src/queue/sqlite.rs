@@ -19,9 +19,9 @@ use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    ACCEPT_AT_ONCE, Accepted, Arrival, Backlog, DeadReason, Fence, Kept, KeptAttempt, NewEvent, Notice, Page, Pending,
-    Progress, Queue, QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled, Settlement, StoredEvent,
-    Usage, Window,
+    ACCEPT_AT_ONCE, Accepted, Arrival, Backlog, DeadReason, Fence, HeldPage, HeldPosition, Kept, KeptAttempt, NewEvent,
+    Notice, Page, Pending, Progress, Queue, QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled,
+    Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -618,14 +618,12 @@ impl Queue for SqliteQueue {
         &self,
         fence: Fence,
         endpoint: EndpointId,
-        after: MessageId,
+        after: Option<HeldPosition>,
         before: MessageId,
         limit: usize,
-    ) -> Result<Vec<Pending>, QueueError> {
-        self.walked(fence, after, limit, move |conn, after, left| {
-            reader::held(conn, endpoint, after, before, left)
-        })
-        .await
+    ) -> Result<HeldPage, QueueError> {
+        self.read_fenced(fence, move |conn| reader::held(conn, endpoint, after, before, limit))
+            .await
     }
 
     async fn keep(&self, fence: Fence, retentions: Vec<(EndpointId, Duration)>) -> Result<(), QueueError> {

@@ -73,7 +73,6 @@ impl Simulation {
             key: key.clone(),
             namespace: "team".into(),
             gauge: registry.gauge(EndpointId(id)),
-            fifo: None,
             state: EndpointState::Usable(Arc::new(resolved(&key.name))),
         };
         self.state.endpoint_changed(Arc::new(entry), self.began);

@@ -121,6 +121,31 @@ async fn a_dead_letter_blocks_its_key_until_the_spec_says_to_skip() {
 }
 
 #[tokio::test]
+async fn an_order_counts_from_when_messages_are_accepted_with_it_not_from_when_all_else_of_the_spec_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    // The entry stays as it is: a new Secret of the endpoint is not read yet.
+    let fifo = Fifo {
+        key: FifoKey::Usual,
+        blocks: true,
+    };
+    world.registry.order(id).store(Some(Arc::new(fifo)));
+    world.script.set("crm", &[Act::Answer(400), Act::Answer(200)]);
+    world.send_each(id, vec![Some("a"); 5]).await;
+    world
+        .until_view(id, "all but one are held", |view| (view.pending, view.held) == (5, 4))
+        .await;
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    core.recount().await;
+    crate::engine::order::look_after(&core).await;
+    world.settled().await;
+    assert_eq!(world.script.count("crm"), 1, "nothing overtakes the one that failed");
+    world.pass(1).await;
+    world.until_counts(id, 0, 0).await;
+}
+
+#[tokio::test]
 async fn messages_that_are_held_when_the_order_is_given_up_are_sent() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;

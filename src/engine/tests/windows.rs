@@ -22,7 +22,6 @@ fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
         key: key(),
         namespace: "team".into(),
         gauge,
-        fifo: None,
         state: endpoint,
     };
     state.endpoint_changed(Arc::new(entry), now);

@@ -320,17 +320,30 @@ async fn held_messages_that_are_given_up_promote_nobody<B: Bench>(bench: &B) {
         ordered(1, 1, KEY, Placement::Fresh),
     ];
     let ids = accept(&*queue, &targets).await;
-    let held = |after, before, limit| queue.held(fence, EndpointId(1), after, before, limit);
+    // One of a lesser key comes first, though it is the newest, and one of another endpoint not at all.
+    let more = [ordered(1, 1, OrderKey(-8), Placement::Fresh); 2];
+    let lesser = accept(&*queue, &more).await;
+    let found = async |after: Option<HeldPosition>, before, limit| {
+        let page = queue
+            .held(fence, EndpointId(1), after, before, limit)
+            .await
+            .expect("held");
+        let ids: Vec<MessageId> = page.messages.iter().map(|one| one.message).collect();
+        (ids, page.go_on)
+    };
     let all = MessageId(i64::MAX);
-    let found = held(MessageId(0), all, 2).await.expect("held");
+    let (first, go_on) = found(None, all, 2).await;
+    assert_eq!(first, [lesser[1], ids[1]]);
+    let (then, go_on) = found(go_on, all, 1).await;
+    assert_eq!(then, [ids[4]]);
+    let (last, go_on) = found(go_on, all, 2).await;
+    assert_eq!((last, go_on), (vec![ids[5]], None));
+    assert_eq!(found(None, ids[4], 10).await, (vec![ids[1]], None));
     assert_eq!(
-        found.iter().map(|one| one.message).collect::<Vec<_>>(),
-        [ids[1], ids[4]]
+        next(&*queue, fence, lesser[0], 0, Verdict::Discard).await,
+        Some(lesser[1])
     );
-    let found = held(ids[4], all, 2).await.expect("held");
-    assert_eq!(found.iter().map(|one| one.message).collect::<Vec<_>>(), [ids[5]]);
-    let found = held(MessageId(0), ids[4], 10).await.expect("held");
-    assert_eq!(found.iter().map(|one| one.message).collect::<Vec<_>>(), [ids[1]]);
+    assert_eq!(next(&*queue, fence, lesser[1], 0, Verdict::Discard).await, None);
 
     assert_eq!(settle(&*queue, fence, dead(ids[1], false)).await, Settled::Applied);
     assert_eq!(going(&*queue, fence, 1, 1).await, [ids[0]]);

@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::order::{FRESH, HELD};
 use super::tally::{Counts, Pair};
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
-use crate::queue::{Backlog, Pending, QueueError, ResourceKey, StoredEvent, Window};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
+use crate::queue::{Backlog, HeldPage, HeldPosition, Pending, QueueError, ResourceKey, StoredEvent, Window};
 
 /// Threads that read: one may scan while the other loads bodies.
 pub(super) const READERS: usize = 2;
@@ -191,19 +191,46 @@ pub(super) fn fresh(conn: &Connection, after: MessageId, limit: usize) -> rusqli
     })
 }
 
-/// Messages of an endpoint held behind others, between two ids.
+/// Walks what of an endpoint has an order, in the index alone: what is held of a key behind a message, and later keys.
+/// In two parts, for SQLite does not begin in the middle of a key.
+pub(super) const ORDERED: &str = "
+    SELECT okey, state, id FROM message WHERE ep = ?1 AND okey = ?2 AND state = 2 AND id > ?3
+    UNION ALL SELECT okey, state, id FROM message WHERE ep = ?1 AND okey > ?2 ORDER BY okey, state, id";
+
+/// Messages of an endpoint held behind others, with ids before one.
 pub(super) fn held(
     conn: &Connection,
     endpoint: EndpointId,
-    after: MessageId,
+    after: Option<HeldPosition>,
     before: MessageId,
     limit: usize,
-) -> rusqlite::Result<Walk<Pending>> {
-    walk(conn, after..before, limit, |row| {
-        let one = pending(row)?;
-        let meant = one.endpoint == endpoint && row.get::<_, i64>(3)? == HELD;
-        Ok(meant.then_some(one))
-    })
+) -> rusqlite::Result<HeldPage> {
+    const START: (OrderKey, MessageId) = (OrderKey(i64::MIN), MessageId(i64::MIN));
+    let (key, message) = after.map_or(START, |after| (after.key, after.message));
+    let mut ordered = conn.prepare_cached(ORDERED)?;
+    let mut whole = conn.prepare_cached("SELECT id, ep, sub, state, attempt, due, again FROM message WHERE id = ?")?;
+    let mut rows = ordered.query(params![endpoint.0, key.0, message.0])?;
+    let mut messages = Vec::new();
+    let mut walked = 0;
+    while let Some(row) = rows.next()? {
+        walked += 1;
+        let is_held = row.get::<_, i64>(1)? == HELD;
+        let message = MessageId(row.get(2)?);
+        if is_held && message < before {
+            messages.push(whole.query_row([message.0], pending)?);
+        }
+        if walked == ROWS || messages.len() >= limit {
+            let go_on = HeldPosition {
+                key: OrderKey(row.get(0)?),
+                message: if is_held { message } else { START.1 },
+            };
+            return Ok(HeldPage {
+                messages,
+                go_on: Some(go_on),
+            });
+        }
+    }
+    Ok(HeldPage { messages, go_on: None })
 }
 
 pub(super) fn to_bury(

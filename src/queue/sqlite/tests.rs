@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::reader::ORDERED;
 use super::{Options, SqliteQueue};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
@@ -128,6 +129,29 @@ async fn full_quota(queue: &SqliteQueue, pending: &BTreeMap<MessageId, Pending>,
         );
     }
     exactly
+}
+
+#[tokio::test]
+async fn a_look_at_held_messages_walks_nothing_but_what_of_its_endpoint_has_an_order() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    let plan = |conn: &rusqlite::Connection| {
+        let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {ORDERED}"))?;
+        let steps = plan.query_map([1, 0, 0], |row| row.get(3))?;
+        steps.collect::<rusqlite::Result<Vec<String>>>()
+    };
+    let steps = queue.read(plan).await.expect("plan");
+    assert_eq!(
+        steps,
+        [
+            "MERGE (UNION ALL)",
+            "LEFT",
+            "SEARCH message USING COVERING INDEX fifo (ep=? AND okey=? AND state=? AND rowid>?)",
+            "RIGHT",
+            "SEARCH message USING COVERING INDEX fifo (ep=? AND okey>?)",
+        ]
+    );
+    queue.close().await;
 }
 
 #[tokio::test]

@@ -229,7 +229,6 @@ impl Loader {
             key,
             namespace: namespace.to_owned(),
             gauge: self.tools.registry.gauge(id),
-            fifo: self.tools.registry.order(id).load_full(),
             state,
         };
         self.tools.registry.put_endpoint(entry).await;
