@@ -314,5 +314,27 @@ async fn a_message_that_is_sent_again_takes_its_place_in_its_order<B: Bench>(ben
         panic!("{settled:?}")
     };
     assert_eq!((again.message, again.again.is_some()), (first.message, true));
+
+    // So is one that was delivered, also behind the one that is under way.
+    let delivered = Selection {
+        dead: false,
+        delivered: true,
+        ..selection
+    };
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    step(&*queue, fence, "r3", &delivered, 9).await;
+    let sent = step(&*queue, fence, "r3", &delivered, 9).await.sent;
+    assert_eq!(
+        sent.iter().map(|one| (one.message, one.held)).collect::<Vec<_>>(),
+        [(second.message, true)]
+    );
+    let settled = queue
+        .settle(fence, vec![settlement(again, DEAD)])
+        .await
+        .expect("settle");
+    let [Settled::Promoted(next)] = settled[..] else {
+        panic!("{settled:?}")
+    };
+    assert_eq!(next.message, second.message, "before the third, which is newer");
     queue.close().await;
 }

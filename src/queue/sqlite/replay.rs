@@ -240,7 +240,7 @@ impl Transaction<'_, '_> {
         let pair = (one.endpoint, one.subscription);
         let take = match one.was_dead {
             true => "DELETE FROM dead WHERE id = ? RETURNING okey, blocks",
-            false => "DELETE FROM settled WHERE id = ? RETURNING NULL, 0",
+            false => "DELETE FROM settled WHERE id = ? RETURNING okey, 0",
         };
         let mut take = self.conn().prepare_cached(take)?;
         let taken = take

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -25,7 +25,7 @@ CREATE TABLE message(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NO
 CREATE INDEX due ON message(ep, sub, due) WHERE state = 1;
 CREATE INDEX fifo ON message(ep, okey, state) WHERE okey IS NOT NULL;
 CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    at INTEGER NOT NULL, code INTEGER, ms INTEGER);
+    at INTEGER NOT NULL, code INTEGER, ms INTEGER, okey INTEGER);
 CREATE TABLE attempt(message INTEGER NOT NULL, n INTEGER NOT NULL, at INTEGER NOT NULL, ms INTEGER NOT NULL, code INTEGER,
     reason TEXT NOT NULL, excerpt BLOB, PRIMARY KEY(message, n)) WITHOUT ROWID;
 CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,

@@ -64,7 +64,7 @@ impl<'c> Statements<'c> {
             wait_message: conn
                 .prepare("UPDATE message SET state = 1, due = ?3, attempt = ?4 WHERE id = ?1 AND attempt = ?2")?,
             insert_settled: conn
-                .prepare("INSERT OR REPLACE INTO settled(id, sub, ep, attempts, at, code, ms) VALUES (?, ?, ?, ?, ?, ?, ?)")?,
+                .prepare("INSERT OR REPLACE INTO settled(id, sub, ep, attempts, at, code, ms, okey) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?,
             insert_attempt: conn.prepare(
                 "INSERT OR REPLACE INTO attempt(message, n, at, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?,
@@ -555,7 +555,8 @@ impl<'c> Transaction<'_, 'c> {
                     attempts + 1,
                     at.0,
                     code,
-                    ms
+                    ms,
+                    order.map(|key| key.0)
                 ])?;
             }
             Verdict::Dead { reason } => {
