@@ -104,6 +104,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     wide_events_are_routed_whole(&make()).await;
     an_event_with_too_many_targets_is_refused_whole(&make()).await;
     a_namespace_over_its_quota_is_refused_whole_until_something_settles(&make()).await;
+    what_is_to_be_routed_counts_for_a_quota_at_once_and_once(&make()).await;
     order::run(&make).await;
     notices::run(&make).await;
     burial_takes_what_is_pending(&make()).await;
@@ -444,6 +445,57 @@ async fn an_event_with_too_many_targets_is_refused_whole<B: Bench>(bench: &B) {
         .await
         .expect("accept");
     stored(&answers[0]);
+    queue.close().await;
+}
+
+async fn what_is_to_be_routed_counts_for_a_quota_at_once_and_once<B: Bench>(bench: &B) {
+    const WIDE: u32 = 2 * ROUTE_AT_ONCE as u32 + 300;
+    let mut queue = bench.open().await;
+    let mine = ResourceKey {
+        namespace_uid: "ns".to_owned(),
+        name: "mine".to_owned(),
+    };
+    let endpoint = queue.intern_endpoints(vec![mine]).await.expect("intern")[0];
+    let to_so_many = |id: &str, count: u32| NewEvent {
+        quota: Quota {
+            messages: Some(u64::from(WIDE) + 2),
+            bytes: None,
+        },
+        ..new_event(
+            id,
+            (0..count)
+                .map(|n| Target {
+                    endpoint,
+                    ..target(0, n, Placement::Fresh)
+                })
+                .collect(),
+        )
+    };
+    let is_over = |answer| matches!(answer, Err(QueueError::OverQuota { .. }));
+    queue.accept(vec![to_so_many("wide", WIDE)]).await.expect("accept");
+    assert!(
+        is_over(queue.accept(vec![to_so_many("three", 3)]).await),
+        "all of it counts"
+    );
+    // Also where it is found unrouted on opening.
+    queue.close().await;
+    drop(queue);
+    queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    assert!(
+        is_over(queue.accept(vec![to_so_many("three", 3)]).await),
+        "all of it still counts"
+    );
+    queue
+        .accept(vec![to_so_many("one", 1)])
+        .await
+        .expect("there is room for two");
+    while queue.route(fence, 100).await.expect("route") > 0 {}
+    queue
+        .accept(vec![to_so_many("another", 1)])
+        .await
+        .expect("routed, it counts once");
+    assert!(is_over(queue.accept(vec![to_so_many("no more", 1)]).await));
     queue.close().await;
 }
 

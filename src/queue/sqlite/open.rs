@@ -16,6 +16,7 @@ use super::prune::Retentions;
 use super::schema;
 use super::spaces::Spaces;
 use super::tally::Tally;
+use super::transaction::{pending, unpack};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId};
 
 /// Why the store could not be opened.
@@ -225,7 +226,19 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
         tally.add(pair, 0, 1);
         tally.order(pair, 0, row.get(2)?);
     }
-    let unrouted = number("SELECT count(*) FROM unrouted WHERE done >= 0")? as u64;
+    let mut unrouted = 0;
+    let mut rows = conn.prepare(
+        "SELECT u.done, u.targets, length(e.attrs) + length(e.body) FROM unrouted u JOIN event e ON e.id = u.event
+         WHERE u.done >= 0",
+    )?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        unrouted += 1;
+        let targets = unpack(row.get_ref(1)?.as_blob()?);
+        for endpoint in pending(targets.get(row.get::<_, u32>(0)? as usize..).unwrap_or_default()) {
+            spaces.add(endpoint, 1, row.get(2)?);
+        }
+    }
     Ok(Memory {
         last_event: EventId(last_event),
         next_seen,

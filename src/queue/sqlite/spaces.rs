@@ -1,7 +1,8 @@
 //! What each namespace has pending: the counters its quota is compared with.
 //!
 //! Counters only: read once from disk on opening, moved after each commit, so that a quota costs no count and nothing
-//! drifts. Invariant: equal to what the tables hold whenever no commit is under way.
+//! drifts. What an event is still to be routed to counts from its acceptance on. Invariant: equal to what the tables hold
+//! whenever no commit is under way.
 
 use std::collections::HashMap;
 
@@ -43,7 +44,7 @@ impl Spaces {
         self.of[id] = Some(position);
     }
 
-    /// A message of the endpoint is pending (1) or no longer (-1).
+    /// A message of the endpoint is pending or will be (1), or no longer (-1).
     pub(super) fn add(&mut self, endpoint: EndpointId, messages: i64, bytes: u32) {
         let position = self.of.get(endpoint.0 as usize).copied().flatten();
         if let Some(held) = position.and_then(|position| self.held.get_mut(position)) {

@@ -124,6 +124,8 @@ pub(super) struct Effects {
     pub(super) placed: Vec<(EndpointId, String)>,
     /// What events of namespaces with a quota add.
     admitted: HashMap<Arc<str>, Held>,
+    /// Messages that are to be made later (1), or no longer are (-1), with their bytes: their namespace holds them already.
+    pub(super) reserved: Vec<(EndpointId, i64, u32)>,
     pub(super) retentions: Vec<(EndpointId, Duration)>,
 }
 
@@ -143,6 +145,7 @@ impl Effects {
             arrivals: Vec::new(),
             placed: Vec::new(),
             admitted: HashMap::new(),
+            reserved: Vec::new(),
             retentions: Vec::new(),
         }
     }
@@ -162,6 +165,7 @@ impl Effects {
         self.arrivals.clear();
         self.placed.clear();
         self.admitted.clear();
+        self.reserved.clear();
         self.retentions.clear();
     }
 
@@ -264,11 +268,7 @@ impl<'c> Transaction<'_, 'c> {
         let mut adding: HashMap<Arc<str>, Held> = HashMap::new();
         let mut met: HashSet<&Key> = HashSet::new();
         for event in events {
-            let messages = event
-                .targets
-                .iter()
-                .filter(|target| target.placement != Placement::QueueFull)
-                .count() as u64;
+            let messages = pending(&event.targets).count() as u64;
             if messages == 0 || !met.insert(&event.dedupe) || self.first_answer(&event.dedupe)?.is_some() {
                 continue;
             }
@@ -332,6 +332,7 @@ impl<'c> Transaction<'_, 'c> {
                     params![event.0, at_once as i64, pack(&new.targets)],
                 )?;
                 self.effects.unrouted += 1;
+                self.reserve(&new.targets[at_once..], 1, size(&new.event));
             }
         }
         self.effects.last_event = event;
@@ -339,6 +340,12 @@ impl<'c> Transaction<'_, 'c> {
         self.effects.keys.push((new.dedupe, seq, event));
         self.effects.fresh_keys.insert(new.dedupe, (event, matched));
         Ok(Accepted::New { event, matched })
+    }
+
+    /// Holds (1) or gives back (-1) what messages that are made later count for in their namespace.
+    fn reserve(&mut self, targets: &[Target], messages: i64, bytes: u32) {
+        let pending = pending(targets).map(|endpoint| (endpoint, messages, bytes));
+        self.effects.reserved.extend(pending);
     }
 
     pub(super) fn message(
@@ -459,6 +466,11 @@ impl<'c> Transaction<'_, 'c> {
                 self.conn()
                     .execute("UPDATE unrouted SET done = -1 WHERE event = ?", [wide.event.0])?;
                 self.effects.unrouted -= 1;
+                self.reserve(
+                    wide.targets.get(wide.done..).unwrap_or_default(),
+                    -1,
+                    size(&wide.stored),
+                );
                 tracing::error!(event = wide.event.0, %error, "an event's further messages cannot be made: it is set aside");
             }
             Err(error) => return Err(error),
@@ -504,6 +516,7 @@ impl<'c> Transaction<'_, 'c> {
                 params![until as i64, event.0],
             )?;
         }
+        self.reserve(targets.get(*done..until).unwrap_or_default(), -1, size(stored));
         Ok(())
     }
 
@@ -664,7 +677,13 @@ fn pack(targets: &[Target]) -> Vec<u8> {
     packed
 }
 
-fn unpack(packed: &[u8]) -> Vec<Target> {
+/// The endpoints of those targets that become pending messages.
+pub(super) fn pending(targets: &[Target]) -> impl Iterator<Item = EndpointId> + '_ {
+    let pending = |target: &&Target| target.placement != Placement::QueueFull;
+    targets.iter().filter(pending).map(|target| target.endpoint)
+}
+
+pub(super) fn unpack(packed: &[u8]) -> Vec<Target> {
     let (targets, _) = packed.as_chunks::<PACKED>();
     let word = |b: &[u8; PACKED], at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
     targets

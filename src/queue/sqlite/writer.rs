@@ -223,6 +223,9 @@ impl Writer {
             view.tally.stored(pair, message);
             self.memory.spaces.add(pair.0, 1, bytes);
         }
+        for (endpoint, messages, bytes) in effects.reserved.drain(..) {
+            self.memory.spaces.add(endpoint, messages, bytes);
+        }
         for (pair, bytes) in effects.settled.drain(..) {
             view.tally.add(pair, -1, 0);
             self.memory.spaces.add(pair.0, -1, bytes);
