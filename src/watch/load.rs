@@ -22,7 +22,7 @@ use super::Loaded;
 use super::fetch::{self, Reads};
 use super::metrics::Metrics;
 use super::objects::Objects;
-use super::world::{Input, Key, World};
+use super::world::{Input, Key, World, of_namespace};
 use crate::api::policy::Policy;
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::queue::{Queue, QueueError, ResourceKey};
@@ -176,14 +176,25 @@ impl Loader {
         };
     }
 
-    /// What the endpoint refers to, and what the requests of its subscriptions do.
+    /// What the endpoint refers to, and what the requests of its subscriptions do. A receiver that refuses everything asks
+    /// for it with each answer: whether it may is known from the endpoint alone.
     fn refresh(&mut self, id: EndpointId) {
         let now = Instant::now();
-        let endpoint = self.by_id.get(&id).cloned().map(Who::Endpoint);
+        let Some(key) = self.by_id.get(&id).cloned() else {
+            return;
+        };
+        let endpoint = Who::Endpoint(key.clone());
+        if !self
+            .holding(&endpoint)
+            .is_some_and(|holding| holding.material.refresh(now))
+        {
+            return;
+        }
+        self.reschedule(&endpoint);
         let is_for = |key: &&Key| self.subscriptions.get(*key).is_some_and(|entry| entry.endpoint == id);
-        let subscriptions = self.holdings.keys().filter(is_for).cloned().map(Who::Subscription);
-        let all: Vec<Who> = endpoint.into_iter().chain(subscriptions).collect();
-        for who in all {
+        let of_namespace = of_namespace(&self.holdings, &key.0).map(|(key, _)| key);
+        let subscriptions: Vec<Who> = of_namespace.filter(is_for).cloned().map(Who::Subscription).collect();
+        for who in subscriptions {
             if self.holding(&who).is_some_and(|holding| holding.material.refresh(now)) {
                 self.reschedule(&who);
             }

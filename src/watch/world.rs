@@ -125,12 +125,7 @@ impl<K: Resource> Kind<K> {
 
     /// The keys of one namespace.
     pub fn of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Key> {
-        let from = (namespace.to_owned(), String::new());
-        let namespace = namespace.to_owned();
-        self.objects
-            .range(from..)
-            .map(|(key, _)| key)
-            .take_while(move |(n, _)| *n == namespace)
+        of_namespace(&self.objects, namespace).map(|(key, _)| key)
     }
 
     /// All of a namespace are to be loaded anew.
@@ -223,6 +218,13 @@ impl World {
     }
 }
 
+/// What there is of one namespace.
+pub fn of_namespace<'a, T>(all: &'a BTreeMap<Key, T>, namespace: &str) -> impl Iterator<Item = (&'a Key, &'a T)> {
+    let from = (namespace.to_owned(), String::new());
+    let namespace = namespace.to_owned();
+    all.range(from..).take_while(move |(key, _)| key.0 == namespace)
+}
+
 /// An object's key.
 pub fn key<K: Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
@@ -265,6 +267,16 @@ mod tests {
         world.apply(Input::Types(Step::Listed(vec![event_type("b", "2", "6")])));
         assert_eq!(world.types.gone, BTreeSet::from([team("a")]));
         assert_eq!(world.types.dirty, BTreeSet::from([team("b")]));
+    }
+
+    #[test]
+    fn what_is_of_a_namespace_is_not_of_one_whose_name_goes_on() {
+        let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let all = [("tea", "a"), ("team", "a"), ("team", "b"), ("team-two", "a")];
+        let all: BTreeMap<Key, ()> = all.iter().map(|(namespace, name)| (key(namespace, name), ())).collect();
+        let found: Vec<&Key> = of_namespace(&all, "team").map(|(key, _)| key).collect();
+        assert_eq!(found, [&key("team", "a"), &key("team", "b")]);
+        assert_eq!(of_namespace(&all, "te").count(), 0);
     }
 
     #[test]
