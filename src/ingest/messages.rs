@@ -3,6 +3,8 @@
 //! Reads only; knows nothing of how a look is bounded (the store does that). Invariant: nothing is told of a message
 //! before the API server said that the caller may read messages of its namespace.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
@@ -16,7 +18,7 @@ use super::body::ROOM_WAIT;
 use super::problem::Problem;
 use super::route::Route;
 use crate::ids::MessageId;
-use crate::queue::Kept;
+use crate::queue::{Kept, QueueError};
 use crate::registry::NamespaceView;
 
 mod query;
@@ -24,6 +26,8 @@ mod shown;
 
 /// Looks at a time: the store makes them one after another, and a further one would wait for all of these.
 pub(super) const LOOKS: usize = 16;
+/// How long a look may take: longer than all looks before it do on a store that is well, shorter than clients wait.
+const LOOK_WITHIN: Duration = Duration::from_secs(10);
 
 impl Ingest {
     /// Answers a GET.
@@ -46,7 +50,7 @@ impl Ingest {
             Route::Message(id) => {
                 query::none(query)?;
                 let (kept, _place) = self.one(view, id).await?;
-                let event = self.queue.event(id.event()).await.map_err(|error| unread(&error))?;
+                let event = in_time(self.queue.event(id.event())).await?;
                 let event = event.ok_or_else(Problem::no_message)?;
                 let subscription = self.registry.subscription(kept.subscription_id);
                 let subscription = subscription.filter(|entry| entry.deleted.is_none());
@@ -61,17 +65,13 @@ impl Ingest {
             Route::Attempts(id) => {
                 query::none(query)?;
                 let (_, _place) = self.one(view, id).await?;
-                let attempts = self.queue.attempts(id).await.map_err(|error| unread(&error))?;
+                let attempts = in_time(self.queue.attempts(id)).await?;
                 Ok(json(&shown::Attempts::new(&attempts)))
             }
             Route::Messages | Route::Events | Route::PublicKeys => {
                 let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
                 let _place = self.place_to_look().await?;
-                let page = self
-                    .queue
-                    .list(search, before, limit)
-                    .await
-                    .map_err(|error| unread(&error))?;
+                let page = in_time(self.queue.list(search, before, limit)).await?;
                 Ok(json(&shown::Listed::new(&page).map_err(unreadable)?))
             }
         }
@@ -79,7 +79,7 @@ impl Ingest {
 
     async fn one(&self, view: &NamespaceView, id: MessageId) -> Result<(Kept, SemaphorePermit<'_>), Problem> {
         let place = self.place_to_look().await?;
-        let kept = self.queue.get(&view.uid, id).await.map_err(|error| unread(&error))?;
+        let kept = in_time(self.queue.get(&view.uid, id)).await?;
         Ok((kept.ok_or_else(Problem::no_message)?, place))
     }
 
@@ -91,7 +91,15 @@ impl Ingest {
     }
 }
 
-fn unread(error: &crate::queue::QueueError) -> Problem {
+/// A look's answer, or why there is none.
+async fn in_time<T>(look: impl Future<Output = Result<T, QueueError>>) -> Result<T, Problem> {
+    match tokio::time::timeout(LOOK_WITHIN, look).await {
+        Ok(looked) => looked.map_err(|error| unread(&error)),
+        Err(_) => Err(Problem::looks_too_slow()),
+    }
+}
+
+fn unread(error: &QueueError) -> Problem {
     tracing::warn!(%error, "failed to look at messages");
     Problem::unread(error)
 }
@@ -107,4 +115,19 @@ fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_takes_too_long_is_to_be_tried_again_later() {
+        let problem = in_time(std::future::pending::<Result<(), QueueError>>()).await;
+        let problem = problem.expect_err("it never ends");
+        assert_eq!(problem.status, http::StatusCode::SERVICE_UNAVAILABLE);
+        let response = problem.response();
+        assert!(response.headers().contains_key(http::header::RETRY_AFTER));
+        assert!(in_time(async { Ok(()) }).await.is_ok());
+    }
 }

@@ -79,6 +79,12 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail).retry(SOON)
     }
 
+    /// 503 where the store has not looked in time.
+    pub fn looks_too_slow() -> Problem {
+        let detail = "the store has too much to look at before this";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", detail).retry(SOON)
+    }
+
     /// 405, with the method there is.
     pub fn not_allowed(method: &'static str, detail: &str) -> Problem {
         Problem {

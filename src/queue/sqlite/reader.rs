@@ -48,7 +48,10 @@ impl Readers {
     {
         let (reply, answer) = oneshot::channel();
         let mut question: Question = Box::new(move |conn| {
-            let _ = reply.send(read(conn));
+            // Who asked may have gone: his question costs nothing then.
+            if !reply.is_closed() {
+                let _ = reply.send(read(conn));
+            }
         });
         loop {
             question = match self.questions.try_send(question) {
