@@ -35,6 +35,7 @@ mod it {
     mod quotas;
     mod ready;
     mod receiver;
+    mod recipes;
     mod replays;
     mod requests;
     mod rotation;

@@ -120,16 +120,29 @@ fn every_example_is_accepted() {
     let cluster = &*cluster("examples");
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
     let mut tried = 0;
-    for entry in std::fs::read_dir(examples).unwrap() {
+    let folders = [examples.to_owned(), format!("{examples}/recipes")];
+    for entry in folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
         let folder = entry.unwrap().path();
-        if folder.join("kustomization.yaml").is_file() {
-            let folder = folder.to_str().unwrap();
-            let args = ["apply", "-n", "examples", "--dry-run=server", "-k", folder];
-            cluster.kubectl_ok(&args).unwrap();
-            tried += 1;
-        }
+        let recipe = folder.join("recipe.yaml");
+        let (flag, what) = if recipe.is_file() {
+            ("-f", recipe)
+        } else if folder.join("kustomization.yaml").is_file() {
+            ("-k", folder)
+        } else {
+            continue;
+        };
+        let args = [
+            "apply",
+            "-n",
+            "examples",
+            "--dry-run=server",
+            flag,
+            what.to_str().unwrap(),
+        ];
+        cluster.kubectl_ok(&args).unwrap();
+        tried += 1;
     }
-    assert!(tried >= 7, "{tried} examples were found");
+    assert!(tried >= 15, "{tried} examples were found");
 }
 
 #[test]
