@@ -2,38 +2,51 @@
 //!
 //! Owns the watch of Replays, how fast each goes, and their whole status; knows nothing of SQL or of attempts: a message that
 //! is sent again is the engine's, as any other. What a replay has done is in the store, by the object's UID as its ticket, so
-//! a restart goes on where it was. One task a replay that has not ended. Invariant: a Replay that has ended is never begun
-//! anew, and nothing of the store is forgotten before its object is gone from a complete list.
+//! a restart goes on where it was. One task a replay that runs; the others wait in [`line`]. Invariant: a Replay that has ended
+//! is never begun anew, and nothing of the store is forgotten before its object is gone from a complete list and its task has
+//! ended.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::StreamExt;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt};
-use tokio::sync::watch as latest;
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, watch as latest};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Replay;
+use crate::api::replay::ReplayStatus;
 use crate::engine::Again;
 use crate::kubernetes::budget::Budget;
 use crate::queue::{Fence, Queue};
 use crate::registry::Registry;
 use crate::watch::source::{Step, steps};
 
+mod line;
 pub mod metrics;
 mod run;
 mod select;
+mod show;
 mod status;
 
+use line::Line;
 use metrics::Metrics;
+use status::{AfterTheEnd, after_the_end, queued};
 
 /// Status writes of all replays: a share of what the dispatcher may write that leaves endpoints theirs.
 const WRITES_PER_SECOND: u32 = 2;
 /// At once: a replay's beginning and end show without waiting.
 const WRITE_BURST: u32 = 10;
+/// Status writes of those that wait for others to end, besides: however many they are, they take nothing from those that run.
+const QUEUED_PER_SECOND: u32 = 1;
+/// Looks of replays at a time: the store makes all looks one after another, and whoever reads messages waits for these alone.
+const LOOKS: usize = 2;
+/// After a status could not be written.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 /// How long what is known of deleted Replays stays in the store after it could not be forgotten.
 const FORGET_AGAIN: Duration = Duration::from_secs(10);
 
@@ -51,10 +64,14 @@ pub struct Tools {
 struct Shared {
     tools: Tools,
     writes: Budget,
+    queued_writes: Budget,
+    looks: Semaphore,
 }
 
 /// A replay that runs.
 struct Running {
+    namespace: String,
+    task: Id,
     object: latest::Sender<Arc<Replay>>,
     stop: CancellationToken,
 }
@@ -66,36 +83,53 @@ pub async fn follow(tools: Tools, shutdown: CancellationToken) {
     let shared = Arc::new(Shared {
         tools,
         writes: Budget::new(WRITES_PER_SECOND, WRITE_BURST),
+        queued_writes: Budget::new(QUEUED_PER_SECOND, WRITE_BURST),
+        looks: Semaphore::new(LOOKS),
     });
     let mut replays = Replays {
         shared,
+        line: Line::default(),
         running: HashMap::new(),
+        untold: BTreeMap::new(),
         known: None,
+        gone: HashSet::new(),
         forgotten: true,
         tasks: JoinSet::new(),
+        telling: JoinSet::new(),
     };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             Some(step) = steps.next() => replays.take(step),
-            Some(ended) = replays.tasks.join_next() => replays.ended(ended),
+            Some(ended) = replays.tasks.join_next_with_id() => replays.ended(ended),
+            Some(told) = replays.telling.join_next() => replays.told(told),
             () = tokio::time::sleep(FORGET_AGAIN), if !replays.forgotten => {}
         }
+        replays.start();
+        replays.tell();
         replays.forget().await;
     }
     replays.tasks.shutdown().await;
+    replays.telling.shutdown().await;
 }
 
 /// The Replays there are.
 struct Replays {
     shared: Arc<Shared>,
-    /// By UID.
+    line: Line,
+    /// By UID, until the task has ended.
     running: HashMap<String, Running>,
+    /// By UID those that wait or have ended and whose status does not say what it should.
+    untold: BTreeMap<String, Arc<Replay>>,
     /// UIDs of all there are; none before the first complete list.
     known: Option<HashSet<String>>,
+    /// UIDs of those whose task has ended after they were gone: a step of it may reach the store after a look at what it knows.
+    gone: HashSet<String>,
     /// The store knows of none that is gone.
     forgotten: bool,
     tasks: JoinSet<String>,
+    /// At most one write of a status.
+    telling: JoinSet<Option<(String, Arc<Replay>)>>,
 }
 
 impl Replays {
@@ -103,13 +137,9 @@ impl Replays {
         match step {
             Step::Listed(list) => {
                 let uids: HashSet<String> = list.iter().filter_map(ResourceExt::uid).collect();
-                self.running.retain(|uid, running| {
-                    let stays = uids.contains(uid);
-                    if !stays {
-                        running.stop.cancel();
-                    }
-                    stays
-                });
+                let all = self.running.keys().chain(self.line.uids()).chain(self.untold.keys());
+                let missing: Vec<String> = all.filter(|uid| !uids.contains(*uid)).cloned().collect();
+                missing.iter().for_each(|uid| self.leave(uid));
                 self.known = Some(uids);
                 self.forgotten = false;
                 list.into_iter().for_each(|replay| self.put(replay));
@@ -122,15 +152,22 @@ impl Replays {
             }
             Step::Gone(replay) => {
                 let uid = replay.uid().unwrap_or_default();
-                if let Some(running) = self.running.remove(&uid) {
-                    running.stop.cancel();
-                }
+                self.leave(&uid);
                 if let Some(known) = &mut self.known {
                     known.remove(&uid);
                 }
                 self.forgotten = false;
             }
         }
+    }
+
+    /// Its object is gone.
+    fn leave(&mut self, uid: &str) {
+        if let Some(running) = self.running.get(uid) {
+            running.stop.cancel();
+        }
+        self.line.remove(uid);
+        self.untold.remove(uid);
     }
 
     fn put(&mut self, replay: Replay) {
@@ -140,31 +177,117 @@ impl Replays {
             running.object.send_replace(replay);
             return;
         }
-        if matches!(status::after_the_end(&replay), status::AfterTheEnd::Done) {
-            return;
+        match after_the_end(&replay) {
+            AfterTheEnd::NotYet => self.line.put(&uid, Arc::clone(&replay)),
+            AfterTheEnd::Observe(_) | AfterTheEnd::Done => self.line.remove(&uid),
         }
-        let (object, watched) = latest::channel(replay);
-        let stop = CancellationToken::new();
-        let run = run::Run::new(Arc::clone(&self.shared), uid.clone(), watched);
-        let running = Running {
-            object,
-            stop: stop.clone(),
-        };
-        self.running.insert(uid.clone(), running);
-        self.tasks.spawn(async move {
-            // Dropped at an await: a step of the store is done or not, whether anybody waits for it or not.
-            let _ended_or_stopped = stop.run_until_cancelled(run.whole()).await;
-            uid
-        });
-        self.shared.tools.metrics.running.inc();
+        // Whether it waits is known only once those that may run have been started.
+        self.untold.insert(uid, replay);
     }
 
-    fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        self.shared.tools.metrics.running.dec();
-        match ended {
-            // Its object, which says that it has ended, may come once more: it is not begun anew.
-            Ok(uid) => drop(self.running.remove(&uid)),
-            Err(error) => tracing::error!(%error, "a replay's task ended unexpectedly"),
+    /// Starts those that may run, once all are known: those that had begun go first.
+    fn start(&mut self) {
+        if self.known.is_none() {
+            return;
+        }
+        while let Some(replay) = self.line.next() {
+            let uid = replay.uid().unwrap_or_default();
+            self.untold.remove(&uid);
+            let namespace = replay.namespace().unwrap_or_default();
+            let (object, watched) = latest::channel(replay);
+            let stop = CancellationToken::new();
+            let run = run::Run::new(Arc::clone(&self.shared), uid.clone(), watched);
+            let (stopped, ticket) = (stop.clone(), uid.clone());
+            let task = self.tasks.spawn(async move {
+                // Dropped at an await: a step of the store is done or not, whether anybody waits for it or not.
+                let _ended_or_stopped = stopped.run_until_cancelled(run.whole()).await;
+                ticket
+            });
+            let running = Running {
+                namespace,
+                task: task.id(),
+                object,
+                stop,
+            };
+            self.running.insert(uid, running);
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let metrics = &self.shared.tools.metrics;
+        metrics.running.set(count(self.running.len()));
+        metrics.queued.set(count(self.line.uids().count()));
+    }
+
+    /// Writes the status of one that waits, or of one that has ended and was changed since.
+    fn tell(&mut self) {
+        while self.telling.is_empty()
+            && self.known.is_some()
+            && let Some((uid, replay)) = self.untold.pop_first()
+        {
+            let Some(status) = self.to_tell(&uid, &replay) else {
+                continue;
+            };
+            let shared = Arc::clone(&self.shared);
+            self.telling.spawn(async move {
+                shared.queued_writes.take().await;
+                match show::write(&shared.tools.client, &replay, &status).await {
+                    Some(_) => None,
+                    None => {
+                        tokio::time::sleep(TELL_AGAIN).await;
+                        Some((uid, replay))
+                    }
+                }
+            });
+        }
+    }
+
+    fn to_tell(&self, uid: &str, replay: &Replay) -> Option<ReplayStatus> {
+        let status = match after_the_end(replay) {
+            AfterTheEnd::Done => return None,
+            AfterTheEnd::Observe(status) => *status,
+            AfterTheEnd::NotYet => {
+                self.line.get(uid)?;
+                queued(replay, Timestamp::now())
+            }
+        };
+        (!show::is_shown(replay, &status)).then_some(status)
+    }
+
+    fn told(&mut self, told: Result<Option<(String, Arc<Replay>)>, JoinError>) {
+        // A newer form that came meanwhile is the one to tell; of one that runs, or is gone, nothing is.
+        if let Ok(Some((uid, replay))) = told
+            && self.known.as_ref().is_some_and(|known| known.contains(&uid))
+            && !self.running.contains_key(&uid)
+        {
+            self.untold.entry(uid).or_insert(replay);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, String), JoinError>) {
+        let task = match &ended {
+            Ok((task, _)) => *task,
+            Err(error) => {
+                tracing::error!(%error, "a replay's task ended unexpectedly");
+                error.id()
+            }
+        };
+        let uid = self.running.iter().find(|(_, running)| running.task == task);
+        let Some(uid) = uid.map(|(uid, _)| uid.clone()) else {
+            return;
+        };
+        let Some(running) = self.running.remove(&uid) else {
+            return;
+        };
+        self.line.ended(&running.namespace);
+        if self.known.as_ref().is_some_and(|known| !known.contains(&uid)) {
+            self.gone.insert(uid);
+            self.forgotten = false;
+        } else if running.stop.is_cancelled() {
+            // A list that was behind did not have it.
+            self.put(Replay::clone(&running.object.borrow()));
         }
     }
 
@@ -176,14 +299,21 @@ impl Replays {
         let Tools { queue, fence, .. } = &self.shared.tools;
         let forget = async {
             for (ticket, _) in queue.replays().await? {
-                if !known.contains(&ticket) {
+                // What still runs may yet write its row: it is forgotten after its end.
+                if !known.contains(&ticket) && !self.running.contains_key(&ticket) && !self.gone.contains(&ticket) {
                     queue.forget_replay(*fence, &ticket).await?;
                 }
+            }
+            for ticket in &self.gone {
+                queue.forget_replay(*fence, ticket).await?;
             }
             Ok::<_, crate::queue::QueueError>(())
         };
         match forget.await {
-            Ok(()) => self.forgotten = true,
+            Ok(()) => {
+                self.forgotten = true;
+                self.gone.clear();
+            }
             Err(error) => tracing::warn!(%error, "failed to forget deleted Replays; tried again"),
         }
     }

@@ -49,6 +49,7 @@ pub mod reasons {
     pub const DUPLICATE_TYPE: &str = "DuplicateType";
 
     // A Replay's.
+    pub const QUEUED: &str = "Queued";
     pub const COUNTING: &str = "Counting";
     pub const SENDING: &str = "Sending";
     pub const ALL_SENT: &str = "AllSent";

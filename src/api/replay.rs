@@ -29,7 +29,7 @@ use super::duration::ApiDuration;
         name = "Phase",
         type_ = "string",
         json_path = ".status.phase",
-        description = "Counting, Sending, Complete or Failed"
+        description = "Queued, Counting, Sending, Complete or Failed"
     ),
     printcolumn(
         name = "Matched",
@@ -166,7 +166,7 @@ pub struct ReplayStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Counting, Sending, Complete or Failed: for people; programs read the conditions.
+    /// Queued, Counting, Sending, Complete or Failed: for people; programs read the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub phase: Option<String>,

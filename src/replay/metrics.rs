@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     pub(super) running: Gauge,
+    pub(super) queued: Gauge,
     pub(super) sent: Counter,
     pub(super) watch_errors: Counter,
 }
@@ -18,11 +19,13 @@ impl Metrics {
         let metrics = Metrics::default();
         let Metrics {
             running,
+            queued,
             sent,
             watch_errors,
         } = metrics.clone();
         let registry = registry.sub_registry_with_prefix("tidings_replays");
-        registry.register("running", "Replays that have not ended", running);
+        registry.register("running", "Replays that run", running);
+        registry.register("queued", "Replays that wait for others to end", queued);
         registry.register("messages_sent", "Messages that replays made pending again", sent);
         registry.register("watch_errors", "Failed lists and watches of Replays", watch_errors);
         metrics

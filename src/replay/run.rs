@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use tokio::sync::watch as latest;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::select::{Missing, select};
+use super::show;
 use super::status::{AfterTheEnd, Stand, after_the_end, is_done, status};
 use crate::api::Replay;
-use crate::api::names::DISPATCHER;
 use crate::api::replay::{ReplayRate, ReplayStatus};
 use crate::api::resolve::Rate;
 use crate::ids::UnixMillis;
-use crate::kubernetes::status::{Written, apply, is_unchanged, own_part};
 use crate::queue::{Phase, Progress, Selection};
 use crate::schedule::rate::Bucket;
 use crate::watch::versions::number;
@@ -28,28 +28,20 @@ use crate::watch::versions::number;
 const UNDER_WAY: u64 = 500;
 /// Messages made pending in one transaction.
 const CHUNK: u64 = 100;
-/// How often is looked whether messages were settled.
+/// How often is looked whether messages were settled, while some are.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// How often the selector's names are looked up anew.
-const SELECT_EVERY: Duration = Duration::from_secs(1);
+/// How often at the least, as where the endpoint is suspended.
+const LOOK_LATEST: Duration = Duration::from_secs(2);
+/// How often the selector's names are looked up anew: each time all there are.
+const SELECT_EVERY: Duration = Duration::from_secs(5);
+/// The same while they do not exist.
+const SELECT_AGAIN: Duration = Duration::from_secs(1);
 /// How long what the selector names may come later than the Replay: what is applied together comes in any order.
 const WAIT_FOR_NAMES: Duration = Duration::from_secs(20);
 /// Between two writes that only move counters.
 const SHOW_EVERY: Duration = Duration::from_secs(5);
 /// After the store or the API server failed.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// The fields of the status: all are the dispatcher's.
-const FIELDS: [&str; 8] = [
-    "observedGeneration",
-    "phase",
-    "startTime",
-    "completionTime",
-    "matched",
-    "sent",
-    "succeeded",
-    "failed",
-];
 
 /// A Replay under way.
 pub(super) struct Run {
@@ -58,7 +50,13 @@ pub(super) struct Run {
     watched: latest::Receiver<Arc<Replay>>,
     /// What our last write gave back, until the watch has caught up with it.
     written: Option<Arc<Replay>>,
+    /// At most one write of its status.
+    writing: JoinSet<Option<Arc<Replay>>>,
+    /// After one has failed.
+    write_again: Option<Instant>,
     shown_at: Option<Instant>,
+    /// How long it waited before its last step.
+    waited: Duration,
     /// After a restart what went out before is not known, so it is empty.
     bucket: Bucket,
     selected: Option<(Instant, Result<Selection, Missing>)>,
@@ -73,7 +71,10 @@ impl Run {
             ticket,
             watched,
             written: None,
+            writing: JoinSet::new(),
+            write_again: None,
             shown_at: None,
+            waited: Duration::ZERO,
             bucket: Bucket::empty(),
             selected: None,
             missing_since: None,
@@ -95,12 +96,15 @@ impl Run {
             let replay = self.current();
             let wait = match after_the_end(&replay) {
                 AfterTheEnd::Done => return,
-                AfterTheEnd::Observe(status) if self.show(&replay, &status).await => continue,
-                AfterTheEnd::Observe(_) => AGAIN,
+                AfterTheEnd::Observe(status) => {
+                    self.show(&replay, &status);
+                    AGAIN
+                }
                 AfterTheEnd::NotYet => self.go_on(&replay).await,
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                Some(written) = self.writing.join_next() => self.wrote(written.unwrap_or_default()),
                 changed = self.watched.changed() => if changed.is_err() { return },
             }
         }
@@ -120,14 +124,14 @@ impl Run {
     }
 
     /// One step, and what is to be shown of it; how long until the next.
-    async fn go_on(&mut self, replay: &Replay) -> Duration {
+    async fn go_on(&mut self, replay: &Arc<Replay>) -> Duration {
         let shared = Arc::clone(&self.shared);
         if !shared.tools.registry.synced() {
             return LOOK_EVERY;
         }
         self.select(replay);
         let selected = self.selected.take();
-        let (mut wait, stand) = match &selected {
+        let (wait, stand) = match &selected {
             Some((_, Err(missing))) => {
                 let since = *self.missing_since.get_or_insert_with(Instant::now);
                 let finally = since.elapsed() >= WAIT_FOR_NAMES;
@@ -140,19 +144,17 @@ impl Run {
             None => return LOOK_EVERY,
         };
         let status = status(replay, self.progress.as_ref(), &stand, Timestamp::now());
-        if !self.show(replay, &status).await {
-            wait = wait.max(AGAIN);
-        }
+        self.show(replay, &status);
         self.selected = selected;
         wait
     }
 
     fn select(&mut self, replay: &Replay) {
-        if self
-            .selected
-            .as_ref()
-            .is_some_and(|(at, _)| at.elapsed() < SELECT_EVERY)
-        {
+        let is_fresh = |(at, selected): &(Instant, Result<_, _>)| match selected {
+            Ok(_) => at.elapsed() < SELECT_EVERY || self.progress.is_some_and(|progress| progress.phase == Phase::Sent),
+            Err(_) => at.elapsed() < SELECT_AGAIN,
+        };
+        if self.selected.as_ref().is_some_and(is_fresh) {
             return;
         }
         let namespace = replay.namespace().unwrap_or_default();
@@ -164,8 +166,13 @@ impl Run {
         let now = UnixMillis::now();
         let rate = replay.spec.rate.as_ref().and_then(rate);
         let limit = self.limit(replay.spec.dry_run, rate, now);
-        let tools = &self.shared.tools;
-        let step = match tools.queue.replay(tools.fence, &self.ticket, selection, limit).await {
+        let shared = Arc::clone(&self.shared);
+        let tools = &shared.tools;
+        let stepped = {
+            let _turn = shared.looks.acquire().await;
+            tools.queue.replay(tools.fence, &self.ticket, selection, limit).await
+        };
+        let step = match stepped {
             Ok(step) => step,
             Err(error) => {
                 tracing::warn!(replay = replay.name_any(), %error, "failed to go on with a replay; tried again");
@@ -177,17 +184,15 @@ impl Run {
         if let Some(rate) = rate {
             step.sent.iter().for_each(|_| self.bucket.take(rate, now));
         }
-        let waits = match step.progress.phase {
-            Phase::Counting => false,
-            Phase::Sending => step.progress.under_way() >= UNDER_WAY || rate.is_some(),
-            Phase::Sent => true,
+        let next = rate.map_or(now, |rate| self.bucket.next(rate, now));
+        let until_token = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or_default());
+        let moved = self.progress.replace(step.progress) != Some(step.progress);
+        self.waited = match is_done(&step.progress, replay.spec.dry_run) {
+            // Until that is written.
+            true => LOOK_LATEST,
+            false => next_step(self.waited, &step.progress, moved, until_token),
         };
-        let done = is_done(&step.progress, replay.spec.dry_run);
-        self.progress = Some(step.progress);
-        match waits && !done {
-            true => LOOK_EVERY,
-            false => Duration::ZERO,
-        }
+        self.waited
     }
 
     /// How many messages may go now.
@@ -209,41 +214,52 @@ impl Run {
         limit as usize
     }
 
-    /// Writes the status where it says something new: at once what is not only a counter. False: to be tried again.
-    async fn show(&mut self, replay: &Replay, status: &ReplayStatus) -> bool {
-        let wanted = own_part(status, &FIELDS, |_| true);
-        let shown = own_part(&replay.status, &FIELDS, |_| true);
-        if is_unchanged(&shown, &wanted) {
-            return true;
+    /// Has the status written where it says something new: at once what is not only a counter, and beside the steps, so that
+    /// neither the API server nor the budget slows the sending.
+    fn show(&mut self, replay: &Arc<Replay>, status: &ReplayStatus) {
+        let now = Instant::now();
+        let waits = !self.writing.is_empty() || self.write_again.is_some_and(|at| now < at);
+        if waits || show::is_shown(replay, status) {
+            return;
         }
-        let of_note = |status: Option<&ReplayStatus>| {
-            let reasons = status.into_iter().flat_map(|status| &status.conditions);
-            let reasons: Vec<_> = reasons.map(|c| (c.type_.clone(), c.reason.clone())).collect();
-            (reasons, status.and_then(|status| status.observed_generation))
-        };
-        let is_counter = of_note(replay.status.as_ref()) == of_note(Some(status));
-        let is_early = self.shown_at.is_some_and(|at| at.elapsed() < SHOW_EVERY);
-        if is_counter && is_early {
-            return true;
-        }
-        self.shared.writes.take().await;
-        let api: Api<Replay> = Api::namespaced(
-            self.shared.tools.client.clone(),
-            &replay.namespace().unwrap_or_default(),
-        );
-        self.shown_at = Some(Instant::now());
-        match apply(&api, DISPATCHER, replay, &wanted).await {
-            Ok(Written::Applied(object)) => {
-                self.written = Some(Arc::new(*object));
-                true
-            }
-            // The watch brings it as it is now.
-            Ok(Written::Outdated) => false,
-            Err(error) => {
-                tracing::warn!(replay = replay.name_any(), %error, "failed to write the status of a Replay; tried again");
-                false
+        let is_counter = show::is_counter(replay, status);
+        if is_counter {
+            let is_early = self.shown_at.is_some_and(|at| at.elapsed() < SHOW_EVERY);
+            // The budget is for beginnings and ends first.
+            if is_early || self.shared.writes.try_take().is_err() {
+                return;
             }
         }
+        self.shown_at = Some(now);
+        let (shared, replay, status) = (Arc::clone(&self.shared), Arc::clone(replay), status.clone());
+        self.writing.spawn(async move {
+            if !is_counter {
+                shared.writes.take().await;
+            }
+            show::write(&shared.tools.client, &replay, &status).await
+        });
+    }
+
+    fn wrote(&mut self, written: Option<Arc<Replay>>) {
+        match written {
+            Some(object) => self.written = Some(object),
+            None => self.write_again = Some(Instant::now() + AGAIN),
+        }
+    }
+}
+
+/// How long until the next step, after one that moved something or did not. `until_token`: how long until the rate lets
+/// another message go, nothing if it does now.
+fn next_step(before: Duration, progress: &Progress, moved: bool, until_token: Duration) -> Duration {
+    let later = (before * 2).clamp(LOOK_EVERY, LOOK_LATEST);
+    match progress.phase {
+        Phase::Counting => Duration::ZERO,
+        Phase::Sending if progress.under_way() < UNDER_WAY => match until_token.is_zero() {
+            true => Duration::ZERO,
+            false => until_token.clamp(LOOK_EVERY, LOOK_LATEST),
+        },
+        Phase::Sending if moved => LOOK_EVERY,
+        Phase::Sending | Phase::Sent => later,
     }
 }
 
@@ -252,4 +268,49 @@ fn rate(rate: &ReplayRate) -> Option<Rate> {
     let per = rate.per.parse().ok().filter(|per| !per.is_zero())?;
     let requests = u32::try_from(rate.requests).ok().filter(|requests| *requests > 0)?;
     Some(Rate { requests, per })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(phase: Phase, sent: u64) -> Progress {
+        Progress {
+            began: UnixMillis(0),
+            phase,
+            matched: 10_000,
+            sent,
+            succeeded: 0,
+            failed: 0,
+        }
+    }
+
+    #[test]
+    fn a_step_follows_at_once_where_there_is_room_and_the_rate_has_more() {
+        let sending = progress(Phase::Sending, 100);
+        let next = |until_token| next_step(LOOK_EVERY, &sending, true, Duration::from_millis(until_token));
+        assert_eq!(next(0), Duration::ZERO, "a rate above a chunk in each look");
+        assert_eq!(next(1), LOOK_EVERY, "several tokens at a time");
+        assert_eq!(next(700), Duration::from_millis(700));
+        assert_eq!(next(3_600_000), LOOK_LATEST, "it may be changed meanwhile");
+        let counting = next_step(LOOK_LATEST, &progress(Phase::Counting, 0), true, LOOK_LATEST);
+        assert_eq!(counting, Duration::ZERO);
+    }
+
+    #[test]
+    fn what_only_waits_for_outcomes_looks_less_and_less_often() {
+        for waiting in [progress(Phase::Sending, UNDER_WAY), progress(Phase::Sent, 7)] {
+            let mut wait = Duration::ZERO;
+            let mut looks = 0;
+            let mut passed = Duration::ZERO;
+            while passed < Duration::from_secs(60) {
+                wait = next_step(wait, &waiting, false, Duration::ZERO);
+                passed += wait;
+                looks += 1;
+            }
+            assert!(looks <= 34, "{looks} looks in a minute");
+        }
+        let room_soon = next_step(LOOK_LATEST, &progress(Phase::Sending, UNDER_WAY), true, Duration::ZERO);
+        assert_eq!(room_soon, LOOK_EVERY, "its messages settle: there is room soon");
+    }
 }

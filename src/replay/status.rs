@@ -6,6 +6,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use super::line::{RUNNING, RUNNING_EACH};
 use super::select::Missing;
 use crate::api::Replay;
 use crate::api::conditions::{COMPLETE, FAILED, RECONCILING, STALLED, TRUE, reasons};
@@ -58,6 +59,28 @@ pub(super) fn after_the_end(replay: &Replay) -> AfterTheEnd {
         condition.observed_generation = generation;
     }
     AfterTheEnd::Observe(Box::new(status))
+}
+
+/// The status of one that waits until others have ended: what it counted before stays.
+pub(super) fn queued(replay: &Replay, now: Timestamp) -> ReplayStatus {
+    let before = replay.status.clone().unwrap_or_default();
+    let message = format!(
+        "waiting for another Replay to end: at most {RUNNING_EACH} run in a namespace at a time, and {RUNNING} in all"
+    );
+    let generation = replay.metadata.generation.unwrap_or_default();
+    let new = NewCondition {
+        type_: RECONCILING,
+        status: TRUE,
+        reason: reasons::QUEUED,
+        message,
+        generation,
+    };
+    ReplayStatus {
+        observed_generation: Some(generation),
+        conditions: vec![condition(&before.conditions, now, new)],
+        phase: Some(reasons::QUEUED.to_owned()),
+        ..before
+    }
 }
 
 /// The whole status.
@@ -223,6 +246,29 @@ mod tests {
             (Some(7), Some(5), Some(2))
         );
         assert!(status.conditions[0].message.contains("2 are dead letters again"));
+    }
+
+    #[test]
+    fn one_that_waits_for_others_says_so_and_keeps_what_it_counted() {
+        let mut object = replay(json!({"selector": {"endpointRef": {"name": "crm"}}}));
+        let begun = status(
+            &object,
+            Some(&progress(Phase::Sending, 3, 2, 1)),
+            &Stand::Goes,
+            Timestamp::UNIX_EPOCH,
+        );
+        object.status = Some(begun.clone());
+        let waits = queued(&object, Timestamp::UNIX_EPOCH);
+        assert_eq!(waits.phase.as_deref(), Some("Queued"));
+        assert_eq!(
+            (waits.conditions[0].type_.as_str(), waits.conditions[0].reason.as_str()),
+            ("Reconciling", "Queued")
+        );
+        assert!(waits.conditions[0].message.contains("at most 4 run in a namespace"));
+        assert!(!waits.is_finished());
+        let counts = |status: &ReplayStatus| (status.matched, status.sent, status.succeeded, status.failed);
+        assert_eq!(counts(&waits), counts(&begun));
+        assert_eq!(waits.start_time, begun.start_time);
     }
 
     #[test]

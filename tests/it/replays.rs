@@ -129,6 +129,44 @@ async fn a_replay_that_names_what_does_not_exist_waits_a_moment_and_fails_as_sta
     );
 }
 
+/// How many run in a namespace at a time.
+const AT_ONCE: usize = 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_so_many_replays_of_a_namespace_run_and_one_that_waits_says_so_and_starts_when_another_ends() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "replays-queued");
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("edit"));
+    reader.until_allowed().await;
+    let webhooks = Webhooks::answering(|_, _| 422).await;
+    team.deliver_to("crm", &webhooks.url(), json!({"retry": {"neverRetry": [422]}}));
+    team.post(&shared.dispatcher, "one", TYPES[0]).await;
+    until_dead(&reader, 1).await;
+    // So slow that none of them ends: its bucket is empty at first.
+    let of_crm = json!({"endpointRef": {"name": "crm"}});
+    let slow = json!({"selector": of_crm, "rate": {"requests": 1, "per": "1h"}});
+    for n in 0..AT_ONCE {
+        replay(&team, &format!("slow-{n}"), slow.clone());
+        team.until_reason("replay", &format!("slow-{n}"), "Reconciling", "Sending");
+    }
+    for name in ["waits", "waits-too"] {
+        replay(&team, name, json!({"selector": of_crm, "dryRun": true}));
+        team.until_reason("replay", name, "Reconciling", "Queued");
+    }
+    let status = team.get("replay", "waits")["status"].clone();
+    assert_eq!(
+        (&status["phase"], &status["observedGeneration"]),
+        (&json!("Queued"), &json!(1)),
+        "{status:#}"
+    );
+    // One that is deleted gives its place away.
+    team.delete("replay", "slow-1");
+    assert_eq!(counts(&complete(&team, "waits")), [1, 0, 0, 0]);
+    assert_eq!(counts(&complete(&team, "waits-too")), [1, 0, 0, 0]);
+    assert_eq!(team.get("replay", "slow-0")["status"]["phase"], "Sending");
+    assert_eq!(webhooks.times("one"), 1, "nothing was sent");
+}
+
 /// Dead letters, how fast they are sent again, and how many of them before the kill.
 const LETTERS: usize = 160;
 const EACH_SECOND: usize = 20;
