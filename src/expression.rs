@@ -12,6 +12,8 @@ use std::sync::{Arc, LazyLock};
 use cel::{Env, ExecutionError, IdedExpr, Value};
 use serde_json::Value as Json;
 
+use crate::blocking::beside_the_worker;
+
 mod functions;
 mod meter;
 mod scope;
@@ -123,16 +125,6 @@ pub enum EvaluationError {
 
 /// From here on an evaluation may take long enough, about a millisecond, that others must not wait for it.
 const HEAVY: u64 = 512 << 10;
-
-/// Runs what takes long so that the runtime's other tasks go on, where there is a runtime with more than one thread.
-fn beside_the_worker<T>(work: impl FnOnce() -> T) -> T {
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) if runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
-            tokio::task::block_in_place(work)
-        }
-        _ => work(),
-    }
-}
 
 /// Stack to compile on: the parser recurses, and a worker's stack is shared with what called it.
 const COMPILE_STACK: usize = 16 << 20;

@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::api::policy::UndeclaredTypes;
+use crate::blocking::beside_the_worker;
 use crate::event::Event;
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue, QueueError};
@@ -281,7 +282,7 @@ fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violat
             .get(&event.r#type)
             .and_then(Option::as_ref)
             .map_or(Fit::Fits, |rule| match rule.is_heavy(event) {
-                true => tokio::task::block_in_place(|| rule.check(event)),
+                true => beside_the_worker(|| rule.check(event)),
                 false => rule.check(event),
             });
         match fit {

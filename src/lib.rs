@@ -9,6 +9,7 @@
 //! which picks one.
 
 pub mod api;
+pub mod blocking;
 pub mod cli;
 pub mod config;
 pub mod controller;

@@ -12,6 +12,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method};
 
 use crate::api::resolve::{Format, RequestSecrets, ResolvedRequest};
+use crate::blocking::beside_the_worker;
 use crate::event::format::{self, RenderError, Rendered, accepted_event};
 use crate::expression::{EvaluationError, Expression, Scope};
 use crate::queue::StoredEvent;
@@ -55,6 +56,16 @@ pub enum ShapeError {
 
 /// Renders a stored event as the subscription wants it.
 pub fn shape(
+    request: &ResolvedRequest,
+    format: Format,
+    secrets: &Arc<RequestSecrets>,
+    stored: &StoredEvent,
+) -> Result<(Rendered, Box<Shaped>), ShapeError> {
+    // Once for all its expressions, each of which may take long.
+    beside_the_worker(|| shaped(request, format, secrets, stored))
+}
+
+fn shaped(
     request: &ResolvedRequest,
     format: Format,
     secrets: &Arc<RequestSecrets>,

@@ -296,27 +296,6 @@ impl SqliteQueue {
         history.ok_or(QueueError::Closed)?.ask(look).await
     }
 
-    /// Walks on until there is enough: no snapshot is held for longer than a bounded number of rows takes.
-    async fn walked<F>(&self, fence: Fence, after: MessageId, limit: usize, walk: F) -> Result<Vec<Pending>, QueueError>
-    where
-        F: Fn(&rusqlite::Connection, MessageId, usize) -> rusqlite::Result<reader::Walk<Pending>>
-            + Copy
-            + Send
-            + 'static,
-    {
-        let mut all = Vec::new();
-        let mut after = after;
-        loop {
-            let left = limit - all.len();
-            let walked = self.read_fenced(fence, move |conn| walk(conn, after, left)).await?;
-            all.extend(walked.found);
-            match walked.go_on {
-                Some(position) if all.len() < limit => after = position,
-                _ => return Ok(all),
-            }
-        }
-    }
-
     /// A read needs no transaction; the fence is checked against the store's own row all the same.
     async fn read_fenced<T, F>(&self, fence: Fence, read: F) -> Result<T, QueueError>
     where
@@ -463,7 +442,20 @@ impl Queue for SqliteQueue {
     }
 
     async fn fresh(&self, fence: Fence, after: MessageId, limit: usize) -> Result<Vec<Pending>, QueueError> {
-        self.walked(fence, after, limit, reader::fresh).await
+        // No snapshot is held for longer than a bounded number of rows takes.
+        let mut all = Vec::new();
+        let mut after = after;
+        loop {
+            let left = limit - all.len();
+            let walk = self
+                .read_fenced(fence, move |conn| reader::fresh(conn, after, left))
+                .await?;
+            all.extend(walk.found);
+            match walk.go_on {
+                Some(position) if all.len() < limit => after = position,
+                _ => return Ok(all),
+            }
+        }
     }
 
     async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError> {

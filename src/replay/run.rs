@@ -182,7 +182,8 @@ impl Run {
         tools.again.sent(&step.sent);
         tools.metrics.sent.inc_by(step.sent.len() as u64);
         if let Some(rate) = rate {
-            step.sent.iter().for_each(|_| self.bucket.take(rate, now));
+            // At most a chunk.
+            self.bucket.take_of(rate, step.sent.len() as u32, now);
         }
         let next = rate.map_or(now, |rate| self.bucket.next(rate, now));
         let until_token = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or_default());

@@ -3,7 +3,6 @@
 //! Invariant: a reader never writes, and holds a snapshot only as long as a bounded number of rows takes, so that the WAL
 //! can be folded back.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -136,26 +135,22 @@ pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec
         .collect()
 }
 
-/// Behind every message.
-const END: MessageId = MessageId(i64::MAX);
-
 /// What a bounded walk over the messages found, and where to go on.
 pub(super) struct Walk<T> {
     pub(super) found: Vec<T>,
     pub(super) go_on: Option<MessageId>,
 }
 
-/// Walks messages between two ids, both excluded, in order; `pick` says which count.
+/// Walks messages after `after` in id order; `pick` says which count.
 fn walk<T>(
     conn: &Connection,
-    range: Range<MessageId>,
+    after: MessageId,
     limit: usize,
     mut pick: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
 ) -> rusqlite::Result<Walk<T>> {
-    let mut statement = conn.prepare_cached(
-        "SELECT id, ep, sub, state, attempt, due, again FROM message WHERE id > ? AND id < ? ORDER BY id",
-    )?;
-    let mut rows = statement.query([range.start.0, range.end.0])?;
+    let mut statement =
+        conn.prepare_cached("SELECT id, ep, sub, state, attempt, due, again FROM message WHERE id > ? ORDER BY id")?;
+    let mut rows = statement.query([after.0])?;
     let mut found = Vec::new();
     let mut walked = 0;
     while let Some(row) = rows.next()? {
@@ -185,7 +180,7 @@ fn pending(row: &rusqlite::Row<'_>) -> rusqlite::Result<Pending> {
 }
 
 pub(super) fn fresh(conn: &Connection, after: MessageId, limit: usize) -> rusqlite::Result<Walk<Pending>> {
-    walk(conn, after..END, limit, |row| {
+    walk(conn, after, limit, |row| {
         if row.get::<_, i64>(3)? == FRESH {
             pending(row).map(Some)
         } else {
@@ -243,7 +238,7 @@ pub(super) fn to_bury(
     subscription: Option<SubscriptionId>,
     limit: usize,
 ) -> rusqlite::Result<Walk<(MessageId, Pair, u16)>> {
-    walk(conn, after..END, limit, |row| {
+    walk(conn, after, limit, |row| {
         let one = pending(row)?;
         let meant = endpoint.is_none_or(|wanted| wanted == one.endpoint)
             && subscription.is_none_or(|wanted| wanted == one.subscription);
