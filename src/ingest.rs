@@ -15,8 +15,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use http::header::{CONTENT_TYPE, EXPECT};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::EXPECT;
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use rand::RngExt;
@@ -311,11 +311,8 @@ fn told(events: &Events, accepted: &[Accepted], warnings: Vec<Vec<schema::Violat
         Events::One(_) => answer::one(&told),
         Events::Batch(_) => answer::batch(&told),
     };
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
+    answer::response(status, body)
 }
 
 /// 128 random bits in hexadecimal.

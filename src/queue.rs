@@ -85,6 +85,13 @@ pub struct StoredEvent {
     pub body: Bytes,
 }
 
+impl StoredEvent {
+    /// Its bytes: attributes and data.
+    pub fn size(&self) -> usize {
+        self.attributes.len() + self.body.len()
+    }
+}
+
 /// One message to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {

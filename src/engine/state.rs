@@ -270,7 +270,7 @@ impl State {
     /// Puts a fresh message into its endpoint's window.
     pub fn hold_fresh(&mut self, pending: Pending, event: Option<Arc<StoredEvent>>) {
         let event = event.filter(|event| {
-            let size = size(event);
+            let size = event.size();
             let fits = self.window_bodies + size <= WINDOW_BODIES;
             self.window_bodies += if fits { size } else { 0 };
             fits
@@ -426,7 +426,7 @@ impl State {
     fn forget_body(&mut self, held: &Held) {
         self.metrics.window.dec();
         if let Some(event) = &held.event {
-            self.window_bodies = self.window_bodies.saturating_sub(size(event));
+            self.window_bodies = self.window_bodies.saturating_sub(event.size());
         }
     }
 
@@ -491,7 +491,7 @@ impl State {
                 .window
                 .front()
                 .and_then(|held| held.event.as_deref())
-                .map_or(UNREAD_BODY, size);
+                .map_or(UNREAD_BODY, |event| event.size());
             let budget = if class == FIRST { FLIGHT_BODIES } else { EXTRA_BODIES };
             if self.flight_bodies > 0 && self.flight_bodies + needs > budget {
                 endpoint.queued[class] = true;
@@ -666,9 +666,4 @@ fn lane_class(endpoint: &Endpoint) -> usize {
         (0, _) => LATER,
         _ => SLOW,
     }
-}
-
-/// What an event takes in memory.
-pub(super) fn size(event: &StoredEvent) -> usize {
-    event.attributes.len() + event.body.len()
 }

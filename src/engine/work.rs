@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Core;
 use super::outcome::End;
-use super::state::{Job, size};
+use super::state::Job;
 use crate::api::resolve::RequestForm;
 use crate::delivery::{AttemptResult, Fault, Outcome, Request};
 use crate::event::format::{Rendered, render};
@@ -115,7 +115,8 @@ async fn event(core: &Arc<Core>, job: &mut Job) -> Option<Option<Arc<StoredEvent
     }
     match core.queue.event(job.pending.message.event()).await {
         Ok(event) => {
-            core.lock().body_read(job, event.as_deref().map_or(0, size));
+            core.lock()
+                .body_read(job, event.as_deref().map_or(0, StoredEvent::size));
             Some(event)
         }
         Err(error) => {

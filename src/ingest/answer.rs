@@ -1,6 +1,9 @@
-//! What an accepted producer reads. Pure.
+//! What an accepted producer reads, and how any answer in JSON is put. Pure.
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
 use serde::Serialize;
 
 use crate::event::Event;
@@ -49,7 +52,16 @@ pub fn batch(told: &[Told<'_>]) -> Bytes {
     json(&Batch { events: told })
 }
 
+/// A body of JSON, with its status.
+pub(super) fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
 /// Strings and numbers into memory: nothing that can fail.
-fn json(value: &impl Serialize) -> Bytes {
+pub(super) fn json(value: &impl Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
 }

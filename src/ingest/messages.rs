@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response};
+use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 
 use super::Ingest;
+use super::answer;
 use super::auth::{Identity, Rule};
 use super::body::ROOM_WAIT;
 use super::problem::Problem;
@@ -56,7 +56,7 @@ impl Ingest {
                 let subscription = subscription.filter(|entry| entry.deleted.is_none());
                 let spec = subscription.as_ref().map(|entry| &*entry.spec);
                 let notice = match id.is_notice() {
-                    true => self.queue.notice(id.event()).await.map_err(|error| unread(&error))?,
+                    true => in_time(self.queue.notice(id.event())).await?,
                     false => None,
                 };
                 let whole = shown::Whole::new(&kept, &event, spec, notice.as_ref());
@@ -109,12 +109,8 @@ fn unreadable(error: crate::event::format::RenderError) -> Problem {
     Problem::internal("the stored event cannot be read")
 }
 
-/// Strings and numbers into memory: nothing that can fail.
 fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(serde_json::to_vec(value).unwrap_or_default()));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    answer::response(StatusCode::OK, answer::json(value))
 }
 
 #[cfg(test)]

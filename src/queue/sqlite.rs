@@ -399,10 +399,7 @@ impl Queue for SqliteQueue {
         if events.len() > 1 && messages > ACCEPT_AT_ONCE {
             return Err(QueueError::TooMany(messages));
         }
-        let events_bytes: usize = events
-            .iter()
-            .map(|new| new.event.attributes.len() + new.event.body.len())
-            .sum();
+        let events_bytes: usize = events.iter().map(|new| new.event.size()).sum();
         let bytes = events_bytes + messages * MESSAGE_BYTES;
         self.submit(|reply| Operation::Accept { events, bytes, reply }).await
     }

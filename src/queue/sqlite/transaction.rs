@@ -657,7 +657,7 @@ fn millis(duration: std::time::Duration) -> i64 {
 
 /// What a message counts for in its namespace: the bytes of its event.
 fn size(event: &StoredEvent) -> u32 {
-    u32::try_from(event.attributes.len() + event.body.len()).unwrap_or(u32::MAX)
+    u32::try_from(event.size()).unwrap_or(u32::MAX)
 }
 
 /// Bytes of one packed target: subscription, endpoint, placement. What has an order is made at once, and never packed.
