@@ -29,8 +29,10 @@ mod page;
 mod record;
 mod service;
 
-use keys::Keys;
+use keys::{Form, Keys};
 use service::Service;
+
+use crate::signing::VerifyingKey;
 
 /// Open connections; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -47,11 +49,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// With it HTTPS, else plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Files of `whsec_` keys separated by white space, or folders of such files; read again when they change, so that a
-    /// rotation is seen.
-    pub secret_files: Vec<PathBuf>,
-    /// Keys given once, from the environment or the command line.
-    pub secrets: Option<crate::signing::SigningKeys>,
+    /// Files of keys, or folders of such files; read again when they change, so that a rotation is seen.
+    pub secret_files: Vec<(Form, PathBuf)>,
+    /// Keys given once, from the environment.
+    pub secrets: Vec<VerifyingKey>,
 }
 
 /// Certificate chain and private key, both PEM.

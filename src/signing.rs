@@ -10,11 +10,13 @@ mod key;
 mod signer;
 mod standard;
 mod stripe;
+mod verify;
 
-pub use ed25519::{Ed25519Key, Ed25519Keys, public_key};
+pub use ed25519::{Ed25519Key, Ed25519Keys, PublicKey, public_key};
 pub use key::{Key, KeyError, Keys, MAX_KEYS, SigningKey, SigningKeys};
 pub use signer::{Scheme, Signer};
-pub use standard::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, Headers, VerifyError, sign_v1, verify};
+pub use standard::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, sign_v1};
+pub use verify::{Signature, VerifyError, VerifyingKey};
 
 /// A key's text without one trailing newline: people make Secrets with `echo`.
 fn without_newline(text: &str) -> &str {

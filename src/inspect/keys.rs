@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::signing::{KeyError, SigningKey, SigningKeys};
+use crate::signing::{KeyError, VerifyingKey};
 
 /// The largest key file: eight keys of 64 bytes are under 1 KiB.
 const MAX_FILE: u64 = 16 * 1024;
@@ -35,11 +35,31 @@ struct Stamp {
     inode: u64,
 }
 
+/// What is in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Keys in their text forms, separated by white space.
+    Text,
+    /// One secret, as it is.
+    Raw,
+}
+
+impl Form {
+    /// The keys of a file, or of a variable.
+    pub fn read(self, content: &[u8]) -> Result<Vec<VerifyingKey>, KeyError> {
+        match self {
+            Form::Text => VerifyingKey::parse_all(std::str::from_utf8(content).map_err(|_| KeyError::NotText)?),
+            Form::Raw => Ok(vec![VerifyingKey::raw(content)?]),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct File {
     path: PathBuf,
+    form: Form,
     stamp: Option<Stamp>,
-    keys: Vec<SigningKey>,
+    keys: Vec<VerifyingKey>,
 }
 
 /// What was named on the command line: a file, or a folder and the files found in it so far, by name.
@@ -52,15 +72,15 @@ struct Source {
 /// All keys, in order: given ones first, then file by file.
 #[derive(Debug)]
 pub struct Keys {
-    given: Vec<SigningKey>,
+    given: Vec<VerifyingKey>,
     sources: Mutex<Vec<Source>>,
 }
 
 impl Keys {
     /// Reads every file once; a missing one has no keys yet, and a named one that holds something else is an error. In a
     /// folder there may be other things: they are told and left out, and files whose names begin with a dot not even told.
-    pub fn new(given: Option<SigningKeys>, paths: Vec<PathBuf>) -> Result<Keys, SecretError> {
-        let mut sources: Vec<Source> = paths.into_iter().map(Source::new).collect();
+    pub fn new(given: Vec<VerifyingKey>, paths: Vec<(Form, PathBuf)>) -> Result<Keys, SecretError> {
+        let mut sources: Vec<Source> = paths.into_iter().map(|(form, path)| Source::new(form, path)).collect();
         for source in &mut sources {
             let is_folder = source.is_folder();
             for error in source.refresh().into_iter().filter_map(Result::err) {
@@ -71,13 +91,14 @@ impl Keys {
             }
         }
         Ok(Keys {
-            given: given.map(|keys| keys.keys).unwrap_or_default(),
+            given,
             sources: Mutex::new(sources),
         })
     }
 
-    /// The keys as they are now. Looks at the files' metadata, and reads those that changed.
-    pub fn current(&self) -> Vec<SigningKey> {
+    /// The keys as they are now, each once: a pair's Secret holds its public half twice. Looks at the files' metadata, and
+    /// reads those that changed.
+    pub fn current(&self) -> Vec<VerifyingKey> {
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keys = self.given.clone();
         for source in sources.iter_mut() {
@@ -87,16 +108,20 @@ impl Keys {
                     Err(error) => tracing::warn!(%error, "the last good keys stay in use"),
                 }
             }
-            keys.extend(source.files().flat_map(|file| file.keys.iter().cloned()));
+            for key in source.files().flat_map(|file| &file.keys) {
+                if !keys.contains(key) {
+                    keys.push(key.clone());
+                }
+            }
         }
         keys
     }
 }
 
 impl Source {
-    fn new(path: PathBuf) -> Source {
+    fn new(form: Form, path: PathBuf) -> Source {
         Source {
-            named: File::new(path),
+            named: File::new(form, path),
             found: BTreeMap::new(),
         }
     }
@@ -117,8 +142,9 @@ impl Source {
         match listed(&self.named.path) {
             Ok(paths) => {
                 self.found.retain(|path, _| paths.contains(path));
+                let form = self.named.form;
                 for path in paths {
-                    self.found.entry(path.clone()).or_insert_with(|| File::new(path));
+                    self.found.entry(path.clone()).or_insert_with(|| File::new(form, path));
                 }
                 self.found.values_mut().filter_map(File::refresh).collect()
             }
@@ -146,9 +172,10 @@ fn listed(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 impl File {
-    fn new(path: PathBuf) -> File {
+    fn new(form: Form, path: PathBuf) -> File {
         File {
             path,
+            form,
             stamp: None,
             keys: Vec::new(),
         }
@@ -188,9 +215,9 @@ impl File {
                 path: self.path.clone(),
             });
         }
-        let text = std::fs::read_to_string(&self.path).map_err(failed)?;
-        match SigningKeys::parse(None, &text) {
-            Ok(keys) => self.keys = keys.keys,
+        let content = std::fs::read(&self.path).map_err(failed)?;
+        match self.form.read(&content) {
+            Ok(keys) => self.keys = keys,
             Err(source) => {
                 return Err(SecretError::Keys {
                     path: self.path.clone(),
@@ -205,17 +232,23 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signing::{Scheme, public_key};
 
     const A: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     const B: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+    fn parsed(texts: &[&str]) -> Vec<VerifyingKey> {
+        let parse = |text: &&str| VerifyingKey::parse(text).unwrap();
+        texts.iter().map(parse).collect()
+    }
 
     #[test]
     fn a_file_is_read_again_when_it_changes_and_keeps_its_keys_when_it_breaks() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("current");
-        let keys = Keys::new(None, vec![path.clone()]).unwrap();
+        let text = |path: PathBuf| (Form::Text, path);
+        let keys = Keys::new(Vec::new(), vec![text(path.clone())]).unwrap();
         assert!(keys.current().is_empty(), "a Secret that is yet to come");
-        let texts = |keys: Vec<SigningKey>| keys.iter().map(SigningKey::to_text).collect::<Vec<_>>();
         for (content, expected) in [
             (format!("{A}\n"), vec![A]),
             (format!("{B} {A}"), vec![B, A]),
@@ -225,32 +258,50 @@ mod tests {
             let fresh = folder.path().join("fresh");
             std::fs::write(&fresh, content).unwrap();
             std::fs::rename(&fresh, &path).unwrap();
-            assert_eq!(texts(keys.current()), expected);
+            assert_eq!(keys.current(), parsed(&expected));
         }
         std::fs::write(folder.path().join("bad"), "whsec_short").unwrap();
-        let error = Keys::new(None, vec![folder.path().join("bad")]).unwrap_err();
+        let error = Keys::new(Vec::new(), vec![text(folder.path().join("bad"))]).unwrap_err();
         assert!(!error.to_string().contains("whsec_short"));
     }
+
     #[test]
     fn a_folder_is_as_good_as_its_files_are_now() {
         let folder = tempfile::tempdir().unwrap();
         let mounted = folder.path().join("keys");
-        let keys = Keys::new(None, vec![mounted.clone()]).unwrap();
+        let open = || Keys::new(Vec::new(), vec![(Form::Text, mounted.clone())]).unwrap();
+        let keys = open();
         assert!(keys.current().is_empty(), "a folder that is yet to come");
         std::fs::create_dir_all(mounted.join("..data")).unwrap();
         let write = |name: &str, content: &str| std::fs::write(mounted.join(name), content).unwrap();
-        let texts = || keys.current().iter().map(SigningKey::to_text).collect::<Vec<_>>();
         write("current", A);
         write(".being-written", "nonsense");
-        assert_eq!(texts(), [A]);
+        assert_eq!(keys.current(), parsed(&[A]));
         write("current", B);
         write("previous", A);
-        assert_eq!(texts(), [B, A], "a rotation");
+        assert_eq!(keys.current(), parsed(&[B, A]), "a rotation");
         std::fs::remove_file(mounted.join("previous")).unwrap();
-        assert_eq!(texts(), [B], "a key that has left is not used");
-        write("publicKey", "whpk_of-another-scheme");
-        assert_eq!(texts(), [B]);
-        let anew = Keys::new(None, vec![mounted.clone()]).unwrap();
-        assert_eq!(anew.current().len(), 1, "what is no key is left out");
+        assert_eq!(keys.current(), parsed(&[B]), "a key that has left is not used");
+        write("publicKey", "whpk_that-is-none");
+        assert_eq!(keys.current(), parsed(&[B]));
+        assert_eq!(open().current().len(), 1, "what is no key is left out");
+        let pair = Scheme::Ed25519.generate([7; 32]);
+        let public = public_key(&pair).unwrap();
+        write("current", &pair);
+        write("publicKey", &public);
+        assert_eq!(keys.current(), parsed(&[&public]), "a pair's Secret is one key");
+    }
+
+    #[test]
+    fn a_raw_secret_is_what_its_file_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| std::fs::write(folder.path().join(name), content).unwrap();
+        write("current", b"whsec_ as Stripe has it\n");
+        write("previous", &[0xff, b' ', 0]);
+        write("nothing", b"");
+        let raw = (Form::Raw, folder.path().to_owned());
+        let keys = Keys::new(Vec::new(), vec![raw]).unwrap();
+        let expected = [&b"whsec_ as Stripe has it"[..], &[0xff, b' ', 0]].map(|key| VerifyingKey::raw(key).unwrap());
+        assert_eq!(keys.current(), expected);
     }
 }

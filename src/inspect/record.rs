@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use serde::Serialize;
 
-use crate::signing::{Headers, SigningKey, SigningKeys, VerifyError, verify};
+use crate::signing::{Signature, VerifyError, VerifyingKey};
 
 /// Requests kept for the page and `GET /requests`.
 const KEPT: usize = 200;
@@ -27,17 +27,19 @@ const COUNTED_ID: usize = 256;
 /// What the published libraries allow (Standard Webhooks 1.0.0).
 const TOLERANCE: Duration = Duration::from_secs(300);
 /// Headers whose values are shown.
-const SHOWN_HEADERS: [&str; 10] = [
+const SHOWN_HEADERS: [&str; 12] = [
     "accept",
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
     "host",
+    "stripe-signature",
     "user-agent",
     "webhook-id",
     "webhook-signature",
     "webhook-timestamp",
+    "x-hub-signature-256",
 ];
 
 /// What a signature is worth.
@@ -88,42 +90,53 @@ pub struct Record {
 }
 
 /// Judges a request's signature as a receiver does. `now` is in seconds since 1970.
-pub fn judge(keys: &[SigningKey], headers: &HeaderMap, body: &[u8], now: i64) -> Judgement {
-    let parts = Headers::of(headers);
+pub fn judge(keys: &[VerifyingKey], headers: &HeaderMap, body: &[u8], now: i64) -> Judgement {
+    let judged = |verdict, why| Judgement { verdict, why };
     if keys.is_empty() {
-        let why = "no key was given to verify with: use --secret-file".to_string();
-        return Judgement {
-            verdict: Verdict::Unchecked,
-            why,
-        };
+        let why = "no key was given to verify with: use --secret-file, or --raw-secret-file";
+        return judged(Verdict::Unchecked, why.to_owned());
     }
-    let mut why = None;
+    let mut error = None;
     for (index, key) in keys.iter().enumerate() {
-        let Ok(one) = SigningKeys::new(None, vec![key.clone()]) else {
-            continue;
-        };
-        match verify(&one, parts, body, now, TOLERANCE) {
+        match key.verify(headers, body, now, TOLERANCE) {
             Ok(()) => {
-                let why = format!("signed with key {} of {} ({})", index + 1, keys.len(), one.current_id());
-                return Judgement {
-                    verdict: Verdict::Verified,
-                    why,
-                };
+                let (one, all) = (index + 1, keys.len());
+                let why = format!("signed with key {one} of {all} ({})", key.fingerprint());
+                return judged(Verdict::Verified, why);
             }
-            Err(error) => why = Some(error),
+            // Of a key that is for what the request carries.
+            Err(why) if Signature::of(headers).any(|carried| key.is_for(carried)) => error = Some(why),
+            Err(why) => drop(error.get_or_insert(why)),
         }
     }
-    let error = why.unwrap_or(VerifyError::NoMatch);
+    if let Some(unknown) = no_key_for(keys, headers) {
+        return judged(Verdict::Unchecked, unknown);
+    }
+    let error = error.unwrap_or(VerifyError::NoMatch);
     let verdict = match error {
-        VerifyError::Missing(_) | VerifyError::NoV1 => Verdict::NoSignature,
+        VerifyError::Missing(_) | VerifyError::NoneOf { .. } => Verdict::NoSignature,
         VerifyError::NoMatch => Verdict::WrongSignature,
         VerifyError::TooOld { .. } | VerifyError::TooNew { .. } => Verdict::StaleTimestamp,
-        VerifyError::Id | VerifyError::Timestamp => Verdict::Malformed,
+        VerifyError::Id | VerifyError::Timestamp(_) => Verdict::Malformed,
     };
-    Judgement {
-        verdict,
-        why: error.to_string(),
+    judged(verdict, error.to_string())
+}
+
+/// What a request is signed with, where no key is for any of it.
+fn no_key_for(keys: &[VerifyingKey], headers: &HeaderMap) -> Option<String> {
+    let carried = Signature::of(headers).next()?;
+    if Signature::of(headers).any(|carried| keys.iter().any(|key| key.is_for(carried))) {
+        return None;
     }
+    let how = match carried {
+        Signature::V1 => "a whsec_ key in a --secret-file",
+        Signature::V1a => "a whpk_ key in a --secret-file",
+        Signature::GitHub | Signature::Stripe => "a --raw-secret-file",
+    };
+    let (header, version) = (carried.header(), carried.version());
+    Some(format!(
+        "{header} holds a {version} signature, and no key given is for it: use {how}"
+    ))
 }
 
 /// Headers as they are shown: names, and those values that are never credentials.
@@ -205,13 +218,14 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signing::Scheme;
     use http::HeaderValue;
 
     const A: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     const B: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-    fn key(text: &str) -> SigningKey {
-        SigningKey::parse(text).unwrap()
+    fn key(text: &str) -> VerifyingKey {
+        VerifyingKey::parse(text).unwrap()
     }
 
     fn vector() -> HeaderMap {
@@ -243,6 +257,53 @@ mod tests {
         let mut headers = vector();
         headers.insert("webhook-timestamp", HeaderValue::from_static("yesterday"));
         assert_eq!(verdict(&headers, body, at), Verdict::Malformed);
+    }
+
+    #[test]
+    fn a_signature_of_any_style_has_its_verdict_and_one_that_no_key_is_for_is_unchecked() {
+        let at = 1_700_000_000;
+        let [standard, pair] = [Scheme::StandardWebhooks, Scheme::Ed25519].map(|scheme| scheme.generate([7; 32]));
+        let raw = "of GitHub, or of Stripe";
+        let sent = |scheme: Scheme, key: &str| {
+            let signed = scheme.read(key.as_bytes()).unwrap().sign("msg_1", at, b"{}").unwrap();
+            let mut headers = HeaderMap::from_iter([signed]);
+            headers.insert("webhook-id", HeaderValue::from_static("msg_1"));
+            headers.insert("webhook-timestamp", HeaderValue::from(at));
+            headers
+        };
+        let all = [key(&standard), key(&pair), VerifyingKey::raw(raw.as_bytes()).unwrap()];
+        for (scheme, text, own, flag) in [
+            (Scheme::StandardWebhooks, &*standard, 0, "a whsec_ key"),
+            (Scheme::Ed25519, &*pair, 1, "a whpk_ key"),
+            (Scheme::GitHub, raw, 2, "a --raw-secret-file"),
+            (Scheme::Stripe, raw, 2, "a --raw-secret-file"),
+        ] {
+            let headers = sent(scheme, text);
+            let judged = judge(&all, &headers, b"{}", at);
+            assert_eq!(judged.verdict, Verdict::Verified, "{scheme:?}: {}", judged.why);
+            assert!(judged.why.starts_with(&format!("signed with key {} of 3", own + 1)));
+            assert_eq!(
+                judge(&all, &headers, b"[]", at).verdict,
+                Verdict::WrongSignature,
+                "{scheme:?}"
+            );
+            let old = judge(&all, &headers, b"{}", at + 301).verdict;
+            let timeless = scheme == Scheme::GitHub;
+            assert_eq!(
+                old,
+                if timeless {
+                    Verdict::Verified
+                } else {
+                    Verdict::StaleTimestamp
+                },
+                "{scheme:?}"
+            );
+            let others: Vec<VerifyingKey> = all.iter().filter(|key| **key != all[own]).cloned().collect();
+            let judged = judge(&others, &headers, b"{}", at);
+            assert_eq!(judged.verdict, Verdict::Unchecked, "{scheme:?}");
+            assert!(judged.why.contains(flag), "{}", judged.why);
+        }
+        assert_eq!(judge(&all, &HeaderMap::new(), b"{}", at).verdict, Verdict::NoSignature);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
@@ -58,6 +58,13 @@ impl Ed25519Key {
         format!("{PRIVATE}{}", STANDARD.encode([&self.seed[..], self.public()].concat()))
     }
 
+    /// The half that receivers hold.
+    pub fn public_half(&self) -> PublicKey {
+        let mut half = [0; HALF];
+        half.copy_from_slice(self.public());
+        PublicKey(half)
+    }
+
     /// The public key as receivers get it.
     pub fn public_text(&self) -> String {
         format!("{PUBLIC}{}", STANDARD.encode(self.public()))
@@ -73,7 +80,7 @@ impl Key for Ed25519Key {
 
     /// Derived from the public key.
     fn fingerprint(&self) -> String {
-        short_name(&Sha256::digest(self.public()))
+        self.public_half().fingerprint()
     }
 }
 
@@ -88,6 +95,31 @@ impl Eq for Ed25519Key {}
 impl fmt::Debug for Ed25519Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ed25519Key({})", self.public_text())
+    }
+}
+
+/// What a receiver holds of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey([u8; HALF]);
+
+impl PublicKey {
+    /// Reads `whpk_` and base64; one trailing newline is dropped.
+    pub fn parse(text: &str) -> Result<PublicKey, KeyError> {
+        let encoded = without_newline(text).strip_prefix(PUBLIC).ok_or(KeyError::PublicForm)?;
+        let bytes = STANDARD.decode(encoded).map_err(|_| KeyError::PublicForm)?;
+        let half = bytes.try_into().map_err(|_| KeyError::PublicForm)?;
+        Ok(PublicKey(half))
+    }
+
+    pub(super) fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0)
+            .verify(signed, signature)
+            .is_ok()
+    }
+
+    /// The id that the pair has, where nobody gave it one.
+    pub(super) fn fingerprint(&self) -> String {
+        short_name(&Sha256::digest(self.0))
     }
 }
 

@@ -184,6 +184,10 @@ pub enum KeyError {
     PrivatePrefix,
     #[error("what follows whsk_ must be the standard base64 of an Ed25519 seed and its own public key, 64 bytes")]
     PrivateForm,
+    #[error("a public key must be whpk_ followed by the standard base64 of its 32 bytes")]
+    PublicForm,
+    #[error("a key to verify with must begin with whsec_, whsk_ or whpk_")]
+    VerifyingPrefix,
     #[error("it is not text: write whsec_ followed by the base64 of 24 to 64 random bytes")]
     NotText,
     #[error("a key must have 1 to {MAX_RAW} bytes, this one has {bytes}")]

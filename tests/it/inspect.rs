@@ -9,8 +9,9 @@ use serde_json::Value;
 use tidings::api::resolve::{Host, ResolvedEndpoint};
 use tidings::delivery::{Fault, Outcome, Sender};
 use tidings::ids::MessageId;
+use tidings::inspect::keys::Form;
 use tidings::inspect::{Config, Inspector, TlsFiles};
-use tidings::signing::SigningKeys;
+use tidings::signing::{Scheme, SigningKeys, public_key};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -29,13 +30,13 @@ impl Running {
         let (certificate, key) = (files.path().join("tls.crt"), files.path().join("tls.key"));
         std::fs::write(&certificate, &TRUSTED.cert_pem).unwrap();
         std::fs::write(&key, &TRUSTED.key_pem).unwrap();
-        let secret = files.path().join("secret");
+        let (secret, raw) = (files.path().join("secret"), files.path().join("raw"));
         std::fs::write(&secret, SECRET).unwrap();
         let config = Config {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             tls: Some(TlsFiles { certificate, key }),
-            secret_files: vec![secret],
-            secrets: None,
+            secret_files: vec![(Form::Text, secret), (Form::Raw, raw)],
+            secrets: Vec::new(),
         };
         let inspector = Inspector::bind(config).await.unwrap();
         let (port, shutdown) = (inspector.address().unwrap().port(), CancellationToken::new());
@@ -127,6 +128,57 @@ async fn each_request_is_shown_with_its_verdict_and_no_credential() {
         .await
         .expect("it stops")
         .unwrap();
+}
+
+#[tokio::test]
+async fn what_is_sent_in_the_style_of_others_has_its_verdict_too() {
+    let inspect = Running::start().await;
+    let sender = sender();
+    let pairs = [1, 2].map(|byte| Scheme::Ed25519.generate([byte; 32]));
+    let all = |raw: &'static str, pair: &str| {
+        [
+            (Scheme::Ed25519, pair.to_owned()),
+            (Scheme::GitHub, raw.to_owned()),
+            (Scheme::Stripe, raw.to_owned()),
+        ]
+    };
+    let raw = ["whsec_of_Stripe", "of GitHub"];
+    let deliver = async |keys: [(Scheme, String); 3]| {
+        for (scheme, key) in keys {
+            let mut endpoint = inspect.endpoint("/crm");
+            endpoint.signing = Arc::new(scheme.read(key.as_bytes()).unwrap());
+            assert_eq!(status(&send(&sender, &endpoint).await.outcome), Some(200));
+        }
+        let mut requests = inspect.requests().await;
+        requests.truncate(3);
+        requests.reverse();
+        requests
+    };
+    let verdicts = |requests: &[Value]| -> Vec<String> {
+        let verdict = |request: &Value| request["verdict"].as_str().unwrap().to_owned();
+        requests.iter().map(verdict).collect()
+    };
+    let unknown = deliver(all(raw[0], &pairs[0])).await;
+    assert_eq!(verdicts(&unknown), ["Unchecked"; 3], "there is a whsec_ key only");
+    assert!(unknown[1]["why"].as_str().unwrap().contains("use a --raw-secret-file"));
+
+    // The receiver holds the public half.
+    let public = public_key(&pairs[0]).unwrap();
+    std::fs::write(inspect.files.path().join("secret"), format!("{SECRET} {public}")).unwrap();
+    std::fs::write(inspect.files.path().join("raw"), raw[0]).unwrap();
+    let known = deliver(all(raw[0], &pairs[0])).await;
+    assert_eq!(verdicts(&known), ["Verified"; 3]);
+    let headers = known[2]["headers"].as_array().unwrap();
+    let shown = |name: &str| {
+        headers
+            .iter()
+            .any(|header| header[0] == name && header[1].as_str().unwrap().contains("v1="))
+    };
+    assert!(shown("stripe-signature"), "{headers:?}");
+    let others = deliver(all(raw[1], &pairs[1])).await;
+    assert_eq!(verdicts(&others), ["WrongSignature"; 3]);
+    let all = serde_json::to_string(&inspect.requests().await).unwrap();
+    assert!(raw.iter().all(|raw| !all.contains(raw)));
 }
 
 #[tokio::test]

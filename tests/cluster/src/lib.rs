@@ -28,8 +28,8 @@ pub use certificates::{ServerCertificate, ThrowawayCa};
 pub use cluster::{Cluster, Lifetime};
 pub use kubectl::{eventually, repository_root};
 pub use tidings::{
-    Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, SYSTEM_NAMESPACE,
-    Tidings,
+    Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,
+    SYSTEM_NAMESPACE, Tidings,
 };
 pub use verifiers::Verifiers;
 pub use writes::{Writes, etcd_writes};

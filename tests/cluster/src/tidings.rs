@@ -17,6 +17,8 @@ use crate::cluster::Cluster;
 use crate::kubectl::{eventually, repository_root};
 use crate::process::{Process, Spec, free_port, http_get, http_status, write_private};
 
+/// The folder of an inspector's raw secrets, within that of its keys.
+pub const RAW_KEYS: &str = "raw";
 /// Where Tidings' ServiceAccounts and Leases live.
 pub const SYSTEM_NAMESPACE: &str = "tidings-system";
 /// A namespace with this label may send to loopback under `examples/policy.yaml`.
@@ -189,7 +191,7 @@ impl<'a> Tidings<'a> {
         self.inspect(&name, certificate, &keys)
     }
 
-    /// The same with a folder of files of keys, read again whenever they change.
+    /// The same with a folder of files of keys, and of raw secrets in [`RAW_KEYS`] within, read again whenever they change.
     pub fn start_inspect_with(&self, certificate: &ServerCertificate, keys: &Path) -> Result<Inspect> {
         self.inspect(&self.unique_name("inspect", "0"), certificate, keys)
     }
@@ -208,6 +210,8 @@ impl<'a> Tidings<'a> {
             args.push(key_file.clone().into());
             args.push("--secret-file".into());
             args.push(keys.into());
+            args.push("--raw-secret-file".into());
+            args.push(keys.join(RAW_KEYS).into());
             let mut spec = self.spec(name, args, Path::new("/nonexistent"), "info");
             spec.env.retain(|(name, _)| name != "KUBECONFIG");
             let mut process = Process::start(spec)?;

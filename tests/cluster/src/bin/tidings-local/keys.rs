@@ -1,18 +1,19 @@
 //! The receivers' keys of `make up`: a folder with one file for each generated signing Secret, which the inspector reads.
 //!
 //! A person who adds an endpoint or rotates a key finds it verified at once: this watches, as an administrator, what a
-//! receiver's owner would be told. Invariant: a file is replaced as a whole, and holds
-//! exactly the `whsec_` keys the Secret has.
+//! receiver's owner would be told. Invariant: a file is replaced as a whole, and the files of a Secret hold exactly the keys
+//! it has.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use tidings_cluster::RAW_KEYS;
 
 use crate::team;
 
@@ -63,7 +64,7 @@ fn follow(args: &Args) -> Result<()> {
         let (secret, name) = (&event["object"], file_name(&event["object"]));
         match event["type"].as_str() {
             Some("ADDED" | "MODIFIED") => team::give_keys(&args.into, &name, secret, &["current", "previous"])?,
-            Some("DELETED") => team::forget_keys(&args.into.join(name))?,
+            Some("DELETED") => team::forget_keys(&args.into, &name)?,
             _ => {}
         }
     }
@@ -89,13 +90,14 @@ fn forget_the_gone(args: &Args) -> Result<()> {
     let list: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())?;
     let there: BTreeSet<String> = list["items"].as_array().into_iter().flatten().map(file_name).collect();
-    for entry in fs::read_dir(&args.into)
-        .context("failed to look at the keys")?
-        .flatten()
-    {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    let listed = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let raw = listed(&args.into.join(RAW_KEYS)).map(name);
+    // `namespace.name.current`
+    let raw = raw.filter_map(|file| Some(file.rsplit_once('.')?.0.to_owned()));
+    for name in listed(&args.into).map(name).chain(raw) {
         if name.contains('.') && !there.contains(&name) {
-            team::forget_keys(&entry.path())?;
+            team::forget_keys(&args.into, &name)?;
         }
     }
     Ok(())

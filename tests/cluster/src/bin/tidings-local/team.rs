@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, OPEN_LOOPBACK_LABEL, process, repository_root};
+use tidings_cluster::{Cluster, OPEN_LOOPBACK_LABEL, RAW_KEYS, process, repository_root};
 
 use crate::say::Kubectl;
 
@@ -81,33 +81,49 @@ fn write_yaml(path: &Path, value: &Value) -> Result<()> {
     fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
 }
 
-/// Gives the receiver of an endpoint the keys of its signing Secret that are named (`current`, `previous`): into a file
-/// of the inspector's folder of keys, replaced as a whole. Keys of other schemes are nothing the inspector verifies with.
+/// Gives the receiver of an endpoint the keys of its signing Secret that are named (`current`, `previous`): into files of
+/// the inspector's folder of keys, each replaced as a whole; what has no text form of its own goes into [`RAW_KEYS`].
 pub fn give_keys(keys: &Path, receiver: &str, secret: &Value, names: &[&str]) -> Result<()> {
     let mut text = String::new();
+    let mut files = Vec::new();
     for name in names {
         let key = secret["data"][*name].as_str().and_then(decode);
-        for key in key.iter().filter(|key| key.starts_with("whsec_")) {
-            text.push_str(key);
-            text.push('\n');
+        match key {
+            Some(key) if key.starts_with("whsec_") || key.starts_with("whsk_") => text = format!("{text}{key}\n"),
+            raw => files.push((raw_file(keys, receiver, name), raw.unwrap_or_default())),
         }
     }
-    let (fresh, file) = (keys.join(format!(".{receiver}")), keys.join(receiver));
-    if text.is_empty() {
-        return forget_keys(&file);
-    }
-    process::write_private(&fresh, &text)?;
-    fs::rename(&fresh, &file).with_context(|| format!("failed to write {}", file.display()))
+    files.push((keys.join(receiver), text));
+    files.iter().try_for_each(|(file, text)| replace(file, text))
 }
 
 /// Takes a receiver's keys away; none there is no error.
-pub fn forget_keys(file: &Path) -> Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("failed to remove {}", file.display()))
-        }
-        _ => Ok(()),
+pub fn forget_keys(keys: &Path, receiver: &str) -> Result<()> {
+    let raw = ["current", "previous"].map(|name| raw_file(keys, receiver, name));
+    raw.iter()
+        .chain([&keys.join(receiver)])
+        .try_for_each(|file| replace(file, ""))
+}
+
+fn raw_file(keys: &Path, receiver: &str, name: &str) -> PathBuf {
+    keys.join(RAW_KEYS).join(format!("{receiver}.{name}"))
+}
+
+/// As a whole; removes it where there is no text.
+fn replace(file: &Path, text: &str) -> Result<()> {
+    if text.is_empty() {
+        return match fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("failed to remove {}", file.display()))
+            }
+            _ => Ok(()),
+        };
     }
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = file.with_file_name(format!(".{name}"));
+    fs::create_dir_all(file.parent().unwrap_or(file)).context("failed to create a folder of keys")?;
+    process::write_private(&fresh, text)?;
+    fs::rename(&fresh, file).with_context(|| format!("failed to write {}", file.display()))
 }
 
 /// A Secret's value where it is text.

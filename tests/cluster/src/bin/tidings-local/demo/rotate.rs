@@ -36,7 +36,7 @@ pub fn show(demo: &mut Demo, steps: &mut Steps) -> Result<()> {
     }
 
     // The chat's key is in the same folder: without it the inspector's counting is about the CRM's keys alone.
-    team::forget_keys(&demo.keys.join("chat"))?;
+    team::forget_keys(&demo.keys, "chat")?;
     say::line("  The receiver still has the old key only:");
     two_signatures(&demo.lead_arrives("Before the receiver changes over")?)?;
     let secret = demo.get("secret", SECRET)?;
