@@ -22,6 +22,7 @@ use crate::registry::{Change, Registry};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
 
+mod clear;
 pub mod clock;
 mod endpoint;
 mod graves;
@@ -43,7 +44,7 @@ pub use self::metrics::EngineMetrics;
 const FRESH_PAGE: usize = 4_096;
 /// Tasks that read pages: a page waits for at most the other readers of the store.
 const PAGERS: usize = 2;
-/// How often what is not urgent is looked at: posts, durable states, graves.
+/// How often what is not urgent is looked at: posts, durable states, what is to be cleared up.
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks between two counts of the store: ten seconds.
 const COUNT_EVERY: u32 = 40;
@@ -185,6 +186,7 @@ impl Engine {
         run(Box::pin(tick(Arc::clone(&core))));
         run(Box::pin(keep_states(Arc::clone(&core))));
         run(Box::pin(order::expire(Arc::clone(&core))));
+        run(Box::pin(clear::clear(Arc::clone(&core))));
         run(Box::pin(post(Arc::clone(&core))));
         for _ in 0..PAGERS {
             run(Box::pin(read_pages(Arc::clone(&core))));
@@ -392,8 +394,6 @@ async fn tick(core: Arc<Core>) {
             state.look_again(now);
             state.post_changed(&core.board, now);
         });
-        graves::bury(&core).await;
-        order::look_after(&core).await;
         if count.is_multiple_of(COUNT_EVERY) {
             core.recount().await;
         }

@@ -14,7 +14,7 @@ use crate::registry::{Change, EndpointState};
 /// Messages buried in one transaction.
 const CHUNK: usize = 1_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Grave {
     Endpoint(EndpointId),
     Subscription(SubscriptionId),
@@ -56,55 +56,42 @@ impl Graves {
         }
     }
 
-    fn due(&self, before: UnixMillis) -> Vec<Grave> {
-        let due = |(grave, at): (&Grave, &UnixMillis)| (*at <= before).then_some(*grave);
-        match self.synced {
-            true => self.deleted.iter().filter_map(due).collect(),
-            false => Vec::new(),
-        }
+    /// Who is due for the longest time: the same one until it is buried whole, for the store goes on where it was.
+    fn due(&self, before: UnixMillis) -> Option<(UnixMillis, Grave)> {
+        let deleted = self.deleted.iter().map(|(grave, at)| (*at, *grave));
+        deleted.min().filter(|(at, _)| self.synced && *at <= before)
     }
 }
 
-/// Buries who is due.
-pub(super) async fn bury(core: &Arc<Core>) {
+/// Buries a chunk of who is due for the longest time; how many messages.
+pub(super) async fn bury(core: &Arc<Core>) -> u64 {
     let after = i64::try_from(core.bury_after.as_millis()).unwrap_or(i64::MAX);
     let before = UnixMillis(core.clock.now().0.saturating_sub(after));
-    let due = core.graves.lock().unwrap_or_else(PoisonError::into_inner).due(before);
-    let mut buried = 0;
-    for grave in due {
+    let graves = || core.graves.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let Some((at, grave)) = graves().due(before) else {
+            return 0;
+        };
         let (endpoint, subscription, reason) = match grave {
             Grave::Endpoint(id) => (Some(id), None, DeadReason::EndpointDeleted),
             Grave::Subscription(id) => (None, Some(id), DeadReason::SubscriptionDeleted),
         };
-        loop {
-            // It may have come back meanwhile.
-            let still = core.graves.lock().unwrap_or_else(PoisonError::into_inner).due(before);
-            if !still.contains(&grave) {
-                break;
+        match core.queue.bury(core.fence, endpoint, subscription, reason, CHUNK).await {
+            // The next, unless it was deleted anew meanwhile.
+            Ok(0) => graves().deleted.retain(|known, since| (*known, *since) != (grave, at)),
+            Ok(count) => {
+                let reason = reason.reason();
+                let dead = core
+                    .metrics
+                    .dead_letters
+                    .get_or_create(&super::metrics::Reason { reason });
+                dead.inc_by(count);
+                return count;
             }
-            match core.queue.bury(core.fence, endpoint, subscription, reason, CHUNK).await {
-                Ok(0) => {
-                    let mut graves = core.graves.lock().unwrap_or_else(PoisonError::into_inner);
-                    graves.deleted.remove(&grave);
-                    break;
-                }
-                Ok(count) => {
-                    buried += count;
-                    let reason = reason.reason();
-                    let dead = core
-                        .metrics
-                        .dead_letters
-                        .get_or_create(&super::metrics::Reason { reason });
-                    dead.inc_by(count);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "failed to bury messages of a deleted resource; tried again");
-                    break;
-                }
+            Err(error) => {
+                tracing::warn!(%error, "failed to bury messages of a deleted resource; tried again");
+                return 0;
             }
         }
-    }
-    if buried > 0 {
-        core.recount().await;
     }
 }

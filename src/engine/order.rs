@@ -28,13 +28,12 @@ impl State {
         }
     }
 
-    fn next_release(&mut self) -> Option<(EndpointId, Release)> {
-        while let Some(id) = self.disordered.pop_first() {
-            if let Some(release) = self.endpoints.get(&id).and_then(|known| known.to_release()) {
-                return Some((id, release));
-            }
-        }
-        None
+    /// Those that were noted, and what of each is to be released now.
+    fn releases(&mut self) -> Vec<(EndpointId, Release)> {
+        let noted = std::mem::take(&mut self.disordered).into_iter();
+        noted
+            .filter_map(|id| Some((id, self.endpoints.get(&id)?.to_release()?)))
+            .collect()
     }
 
     /// Which of an endpoint's held messages may be too old: those before this id.
@@ -65,13 +64,11 @@ impl State {
     }
 }
 
-/// Releases what no longer has an order.
-pub(super) async fn look_after(core: &Arc<Core>) {
+/// Releases a chunk of each endpoint that no longer has an order; how many messages.
+pub(super) async fn release(core: &Arc<Core>) -> u64 {
     let mut released = 0;
-    loop {
-        let Some((endpoint, release)) = core.lock().next_release() else {
-            break;
-        };
+    let noted = core.lock().releases();
+    for (endpoint, release) in noted {
         match core.queue.release(core.fence, endpoint, release, CHUNK).await {
             Ok(0) => {}
             Ok(count) => {
@@ -82,9 +79,7 @@ pub(super) async fn look_after(core: &Arc<Core>) {
             Err(error) => tracing::warn!(%error, endpoint = endpoint.0, "failed to release messages; tried again"),
         }
     }
-    if released > 0 {
-        core.recount().await;
-    }
+    released
 }
 
 /// Gives up what is held and too old. A task of its own: an endpoint may hold a million.
