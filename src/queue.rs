@@ -375,6 +375,8 @@ pub struct Usage {
     pub dead: u64,
     pub dedupe_entries: u64,
     pub dedupe_window: Duration,
+    /// Dead letters of which nobody was told ([`Settlement::tell`]) because the store was full; since it was opened.
+    pub untold: u64,
 }
 
 /// Why the queue could not do it.

@@ -4,16 +4,21 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::delivery::metrics::Metrics as DeliveryMetrics;
 use crate::engine::EngineMetrics;
+use crate::engine::metrics::Reason;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::queue::Usage;
 use crate::replay::metrics::Metrics as ReplayMetrics;
 use crate::report::metrics::Metrics as ReportMetrics;
 use crate::watch::metrics::Metrics as WatchMetrics;
+
+/// Why nobody is told of a dead letter.
+const STORE_FULL: &str = "StoreFull";
 
 /// Handles into the process's registry.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub struct StoreMetrics {
     dead: Gauge,
     dedupe_entries: Gauge,
     dedupe_window: Gauge,
+    /// One of the engine's, which alone knows of other reasons.
+    untold: Counter,
 }
 
 impl Metrics {
@@ -52,14 +59,19 @@ impl Metrics {
             "1 while the policy file cannot be used and the one before it counts",
             policy_invalid.clone(),
         );
+        let engine = EngineMetrics::register(registry);
+        let untold = engine.untold.get_or_create_owned(&Reason { reason: STORE_FULL });
         Metrics {
             ingest,
-            engine: EngineMetrics::register(registry),
+            engine,
             delivery: DeliveryMetrics::register(registry),
             watch: WatchMetrics::new(registry),
             report: ReportMetrics::new(registry),
             replay: ReplayMetrics::register(registry),
-            store: StoreMetrics::register(registry),
+            store: StoreMetrics {
+                untold,
+                ..StoreMetrics::register(registry)
+            },
             policy_invalid,
         }
     }
@@ -101,5 +113,6 @@ impl StoreMetrics {
         self.dead.set(shown(usage.dead));
         self.dedupe_entries.set(shown(usage.dedupe_entries));
         self.dedupe_window.set(shown(usage.dedupe_window.as_secs()));
+        self.untold.inc_by(usage.untold.saturating_sub(self.untold.get()));
     }
 }

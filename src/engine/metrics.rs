@@ -24,6 +24,7 @@ pub struct EngineMetrics {
     pub failed: Family<Reason, Counter>,
     pub dead_letters: Family<Reason, Counter>,
     pub told: Counter,
+    pub untold: Family<Reason, Counter>,
     pub breaker_opened: Counter<u64, AtomicU64>,
     pub in_flight: Gauge,
     pub slow_lane: Gauge,
@@ -43,6 +44,7 @@ impl Default for EngineMetrics {
             failed: Family::default(),
             dead_letters: Family::default(),
             told: Counter::default(),
+            untold: Family::default(),
             breaker_opened: Counter::default(),
             in_flight: Gauge::default(),
             slow_lane: Gauge::default(),
@@ -79,6 +81,11 @@ impl EngineMetrics {
             "tidings_dead_letters_told",
             "Dead letters of which a subscription's deadLetter endpoint is told",
             metrics.told.clone(),
+        );
+        registry.register(
+            "tidings_dead_letters_untold",
+            "Dead letters of which a subscription's deadLetter endpoint is not told, by reason",
+            metrics.untold.clone(),
         );
         registry.register(
             "tidings_breakers_opened",

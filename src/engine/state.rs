@@ -419,8 +419,15 @@ impl State {
             .entry
             .as_ref()?
             .dead_letter?;
-        let tells = reason.is_told() && !outcome.message.is_notice();
-        (tells && self.registry.gauge(to).pending() < MAX_PENDING).then_some(to)
+        if !reason.is_told() || outcome.message.is_notice() {
+            return None;
+        }
+        if self.registry.gauge(to).pending() >= MAX_PENDING {
+            let reason = DeadReason::QueueFull.reason();
+            self.metrics.untold.get_or_create(&Reason { reason }).inc();
+            return None;
+        }
+        Some(to)
     }
 
     fn forget_body(&mut self, held: &Held) {

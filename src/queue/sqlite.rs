@@ -98,6 +98,7 @@ struct View {
     dedupe_entries: u64,
     dedupe_cut_at: Option<i64>,
     unrouted: u64,
+    untold: u64,
 }
 
 /// What the threads and the handle share.
@@ -172,6 +173,7 @@ impl SqliteQueue {
             dedupe_entries: memory.dedupe.len(),
             dedupe_cut_at: memory.dedupe.cut_at(),
             unrouted: memory.unrouted,
+            untold: 0,
         };
         let recovered = Recovered {
             pending: view.tally.pending,
@@ -653,6 +655,7 @@ impl Queue for SqliteQueue {
             dedupe_window: view
                 .dedupe_cut_at
                 .map_or(full, |at| full.min(Duration::from_secs((now - at).max(0) as u64))),
+            untold: view.untold,
         })
     }
 

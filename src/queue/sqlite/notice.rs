@@ -31,6 +31,7 @@ impl Transaction<'_, '_> {
         }
         if self.full {
             tracing::warn!(%message, "the store is full: nobody is told of a dead letter");
+            self.effects.untold += 1;
             return Ok(());
         }
         let Some(stored) = reader::event(self.conn(), message.event())? else {

@@ -13,8 +13,8 @@ use super::{Options, SqliteQueue};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{
-    Accepted, Fence, NewEvent, Pending, Placement, Queue, QueueError, Quota, ResourceKey, Settled, StoredEvent,
-    Verdict, Window,
+    Accepted, DeadReason, Fence, NewEvent, Pending, Placement, Queue, QueueError, Quota, ResourceKey, Settled,
+    Settlement, StoredEvent, Verdict, Window,
 };
 
 mod disk;
@@ -169,6 +169,46 @@ fn a_second_process_is_told_that_the_store_is_in_use() {
     assert!(error.to_string().contains("in use by another process"), "{error}");
     drop(first);
     open(dir.path(), options());
+}
+
+#[tokio::test]
+async fn a_full_store_tells_nobody_of_a_dead_letter_and_counts_it() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    let pager = EndpointId(2);
+    three_endpoints(&queue).await;
+    let events = ["a", "b"].map(|id| new_event(id, vec![target(1, 1, Placement::Fresh)]));
+    queue.accept(events.to_vec()).await.expect("accept");
+    queue.close().await;
+    drop(queue);
+    for (limit, untold) in [(1, 1), (u64::MAX, 0)] {
+        let store_limit = Some(limit);
+        let queue = open(
+            dir.path(),
+            Options {
+                store_limit,
+                ..options()
+            },
+        );
+        let fence = queue.claim().await.expect("claim");
+        let fresh = queue.fresh(fence, MessageId(0), 1).await.expect("fresh")[0];
+        let dead = Settlement {
+            tell: Some(pager),
+            ..settlement(
+                fresh,
+                Verdict::Dead {
+                    reason: DeadReason::Refused,
+                },
+            )
+        };
+        let settled = queue.settle(fence, vec![dead]).await.expect("settle");
+        assert_eq!(settled, [Settled::Applied], "the outcome fits");
+        assert_eq!(queue.usage().await.expect("usage").untold, untold);
+        let told = queue.backlog(fence).await.expect("backlog");
+        let told = told.iter().filter(|pair| pair.endpoint == pager);
+        assert_eq!(told.map(|pair| pair.pending).sum::<u64>(), 1 - untold);
+        queue.close().await;
+    }
 }
 
 #[tokio::test]

@@ -127,6 +127,8 @@ pub(super) struct Effects {
     /// Messages that are to be made later (1), or no longer are (-1), with their bytes: their namespace holds them already.
     pub(super) reserved: Vec<(EndpointId, i64, u32)>,
     pub(super) retentions: Vec<(EndpointId, Duration)>,
+    /// Dead letters of which nobody is told, for want of room.
+    pub(super) untold: u64,
 }
 
 impl Effects {
@@ -147,6 +149,7 @@ impl Effects {
             admitted: HashMap::new(),
             reserved: Vec::new(),
             retentions: Vec::new(),
+            untold: 0,
         }
     }
 
@@ -167,6 +170,7 @@ impl Effects {
         self.admitted.clear();
         self.reserved.clear();
         self.retentions.clear();
+        self.untold = 0;
     }
 
     /// How far the lists are that making a message adds to.

@@ -239,6 +239,7 @@ impl Writer {
         view.dedupe_entries = self.memory.dedupe.len();
         view.dedupe_cut_at = self.memory.dedupe.cut_at();
         view.unrouted = self.memory.unrouted;
+        view.untold += effects.untold;
         drop(view);
         self.outlet.offer(&mut effects.arrivals);
         if !effects.retentions.is_empty() {
