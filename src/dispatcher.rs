@@ -135,6 +135,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             fence,
             registry: registry.clone(),
             again: engine.again(),
+            reporter: report::reporter(config.identity.clone()),
             metrics: metrics.replay.clone(),
         },
         background.clone(),

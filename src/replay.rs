@@ -2,18 +2,20 @@
 //!
 //! Owns the watch of Replays, how fast each goes, and their whole status; knows nothing of SQL or of attempts: a message that
 //! is sent again is the engine's, as any other. What a replay has done is in the store, by the object's UID as its ticket, so
-//! a restart goes on where it was. One task a replay that runs; the others wait in [`line`]. Invariant: a Replay that has ended
+//! a restart goes on where it was. One task a replay that runs; the others wait in [`line`]. One that only waits (for an endpoint
+//! that is suspended, for its rate) gives its place to others that want it, and gets one again in its turn. Invariant: a Replay that has ended
 //! is never begun anew, and nothing of the store is forgotten before its object is gone from a complete list and its task has
 //! ended.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{Semaphore, watch as latest};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -21,11 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Replay;
 use crate::api::replay::ReplayStatus;
 use crate::engine::Again;
+use crate::ids::UnixMillis;
 use crate::kubernetes::budget::Budget;
+use crate::kubernetes::events::{Happening, Reporter, publish};
 use crate::queue::{Fence, Queue};
 use crate::registry::Registry;
 use crate::watch::source::{Step, steps};
 
+mod happening;
 mod line;
 pub mod metrics;
 mod run;
@@ -35,6 +40,7 @@ mod status;
 
 use line::Line;
 use metrics::Metrics;
+use run::Run;
 use status::{AfterTheEnd, after_the_end, queued};
 
 /// Status writes of all replays: a share of what the dispatcher may write that leaves endpoints theirs.
@@ -43,6 +49,9 @@ const WRITES_PER_SECOND: u32 = 2;
 const WRITE_BURST: u32 = 10;
 /// Status writes of those that wait for others to end, besides: however many they are, they take nothing from those that run.
 const QUEUED_PER_SECOND: u32 = 1;
+/// Events of all replays: one that cannot be told at once is left out, for the status says the same.
+const EVENTS_PER_SECOND: u32 = 1;
+const EVENT_BURST: u32 = 20;
 /// Looks of replays at a time: the store makes all looks one after another, and whoever reads messages waits for these alone.
 const LOOKS: usize = 2;
 /// After a status could not be written.
@@ -57,6 +66,7 @@ pub struct Tools {
     pub fence: Fence,
     pub registry: Arc<Registry>,
     pub again: Again,
+    pub reporter: Reporter,
     pub metrics: Metrics,
 }
 
@@ -65,7 +75,28 @@ struct Shared {
     tools: Tools,
     writes: Budget,
     queued_writes: Budget,
+    events: Budget,
     looks: Semaphore,
+}
+
+impl Shared {
+    /// Creates an Event, if there is room for one.
+    async fn tell(&self, replay: &Replay, happening: &Happening) {
+        let Tools {
+            client,
+            reporter,
+            metrics,
+            ..
+        } = &self.tools;
+        if self.events.try_take().is_err() {
+            metrics.dropped_events.inc();
+            return;
+        }
+        if let Err(error) = publish(client, reporter, replay.object_ref(&()), happening).await {
+            metrics.dropped_events.inc();
+            tracing::warn!(replay = replay.name_any(), %error, "failed to create an Event");
+        }
+    }
 }
 
 /// A replay that runs.
@@ -74,6 +105,8 @@ struct Running {
     task: Id,
     object: latest::Sender<Arc<Replay>>,
     stop: CancellationToken,
+    /// Others want its place.
+    wanted: Arc<AtomicBool>,
 }
 
 /// Runs until `shutdown`.
@@ -84,12 +117,14 @@ pub async fn follow(tools: Tools, shutdown: CancellationToken) {
         tools,
         writes: Budget::new(WRITES_PER_SECOND, WRITE_BURST),
         queued_writes: Budget::new(QUEUED_PER_SECOND, WRITE_BURST),
+        events: Budget::new(EVENTS_PER_SECOND, EVENT_BURST),
         looks: Semaphore::new(LOOKS),
     });
     let mut replays = Replays {
         shared,
         line: Line::default(),
         running: HashMap::new(),
+        aside: HashMap::new(),
         untold: BTreeMap::new(),
         known: None,
         gone: HashSet::new(),
@@ -119,6 +154,8 @@ struct Replays {
     line: Line,
     /// By UID, until the task has ended.
     running: HashMap<String, Running>,
+    /// By UID those that gave way to others, and wait in the line.
+    aside: HashMap<String, Run>,
     /// By UID those that wait or have ended and whose status does not say what it should.
     untold: BTreeMap<String, Arc<Replay>>,
     /// UIDs of all there are; none before the first complete list.
@@ -127,7 +164,8 @@ struct Replays {
     gone: HashSet<String>,
     /// The store knows of none that is gone.
     forgotten: bool,
-    tasks: JoinSet<String>,
+    /// The UID, and the replay itself where it gave way.
+    tasks: JoinSet<(String, Option<Run>)>,
     /// At most one write of a status.
     telling: JoinSet<Option<(String, Arc<Replay>)>>,
 }
@@ -167,6 +205,7 @@ impl Replays {
             running.stop.cancel();
         }
         self.line.remove(uid);
+        self.aside.remove(uid);
         self.untold.remove(uid);
     }
 
@@ -179,7 +218,10 @@ impl Replays {
         }
         match after_the_end(&replay) {
             AfterTheEnd::NotYet => self.line.put(&uid, Arc::clone(&replay)),
-            AfterTheEnd::Observe(_) | AfterTheEnd::Done => self.line.remove(&uid),
+            AfterTheEnd::Observe(_) | AfterTheEnd::Done => {
+                self.line.remove(&uid);
+                self.aside.remove(&uid);
+            }
         }
         // Whether it waits is known only once those that may run have been started.
         self.untold.insert(uid, replay);
@@ -196,20 +238,29 @@ impl Replays {
             let namespace = replay.namespace().unwrap_or_default();
             let (object, watched) = latest::channel(replay);
             let stop = CancellationToken::new();
-            let run = run::Run::new(Arc::clone(&self.shared), uid.clone(), watched);
+            let wanted = Arc::<AtomicBool>::default();
+            let run = match self.aside.remove(&uid) {
+                Some(run) => run.again(watched, Arc::clone(&wanted)),
+                None => Run::new(Arc::clone(&self.shared), uid.clone(), watched, Arc::clone(&wanted)),
+            };
             let (stopped, ticket) = (stop.clone(), uid.clone());
             let task = self.tasks.spawn(async move {
                 // Dropped at an await: a step of the store is done or not, whether anybody waits for it or not.
-                let _ended_or_stopped = stopped.run_until_cancelled(run.whole()).await;
-                ticket
+                let gave_way = stopped.run_until_cancelled(run.whole()).await;
+                (ticket, gave_way.flatten())
             });
             let running = Running {
                 namespace,
                 task: task.id(),
                 object,
                 stop,
+                wanted,
             };
             self.running.insert(uid, running);
+        }
+        for running in self.running.values() {
+            let wanted = self.line.is_wanted(&running.namespace);
+            running.wanted.store(wanted, Ordering::Relaxed);
         }
         self.count();
     }
@@ -248,6 +299,8 @@ impl Replays {
         let status = match after_the_end(replay) {
             AfterTheEnd::Done => return None,
             AfterTheEnd::Observe(status) => *status,
+            // What one says that gave way still holds: it waits for what becomes of its messages.
+            AfterTheEnd::NotYet if self.aside.contains_key(uid) => return None,
             AfterTheEnd::NotYet => {
                 self.line.get(uid)?;
                 queued(replay, Timestamp::now())
@@ -266,12 +319,12 @@ impl Replays {
         }
     }
 
-    fn ended(&mut self, ended: Result<(Id, String), JoinError>) {
-        let task = match &ended {
-            Ok((task, _)) => *task,
+    fn ended(&mut self, ended: Result<(Id, (String, Option<Run>)), JoinError>) {
+        let (task, gave_way) = match ended {
+            Ok((task, (_, gave_way))) => (task, gave_way),
             Err(error) => {
                 tracing::error!(%error, "a replay's task ended unexpectedly");
-                error.id()
+                (error.id(), None)
             }
         };
         let uid = self.running.iter().find(|(_, running)| running.task == task);
@@ -288,6 +341,10 @@ impl Replays {
         } else if running.stop.is_cancelled() {
             // A list that was behind did not have it.
             self.put(Replay::clone(&running.object.borrow()));
+        } else if let Some(run) = gave_way {
+            let replay = Arc::clone(&running.object.borrow());
+            self.line.put_back(&uid, replay, UnixMillis::now());
+            self.aside.insert(uid, run);
         }
     }
 

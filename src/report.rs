@@ -27,6 +27,14 @@ use writer::{Tools, Writer};
 /// Who reports in Events.
 const REPORTING_CONTROLLER: &str = "tidings.dev/dispatcher";
 
+/// As this process appears in Events; `identity` is unique to it.
+pub fn reporter(identity: String) -> Reporter {
+    Reporter {
+        controller: REPORTING_CONTROLLER,
+        instance: identity,
+    }
+}
+
 /// What report needs.
 pub struct ReportConfig {
     pub client: Client,
@@ -57,10 +65,7 @@ pub fn start(config: ReportConfig, shutdown: CancellationToken) -> ReportHandle 
         client: config.client.clone(),
         board: config.board,
         objects: config.objects,
-        reporter: Reporter {
-            controller: REPORTING_CONTROLLER,
-            instance: config.identity.clone(),
-        },
+        reporter: reporter(config.identity.clone()),
         metrics: config.metrics,
         writes_per_second: config.writes_per_second,
     });

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use crate::api::Replay;
+use crate::ids::UnixMillis;
 
 /// Replays of a namespace that run at a time: one team's many leave places to others.
 pub(super) const RUNNING_EACH: usize = 4;
 /// Replays that run at a time: all share the looks at history with those who read messages, and the writes of status.
 pub(super) const RUNNING: usize = 32;
 
-/// Where one stands among those of its namespace: those that had begun, and then by creation.
+/// Where one stands among those of its namespace: those that had begun before a restart, and then by when they came, by
+/// creation or by giving way.
 type Place = (bool, i64, String);
 
 fn place(replay: &Replay) -> Place {
@@ -50,6 +52,26 @@ impl Line {
             .or_insert_with(|| (namespace, place(&replay)));
         let space = self.spaces.entry(namespace.clone()).or_default();
         space.waiting.insert(place.clone(), replay);
+    }
+
+    /// It ran, and gave its place to others: it stands behind all that wait by now.
+    pub(super) fn put_back(&mut self, uid: &str, replay: Arc<Replay>, now: UnixMillis) {
+        let namespace = replay.namespace().unwrap_or_default();
+        let place = (true, now.0.div_euclid(1000), uid.to_owned());
+        let space = self.spaces.entry(namespace.clone()).or_default();
+        space.waiting.insert(place.clone(), replay);
+        self.places.insert(uid.to_owned(), (namespace, place));
+    }
+
+    /// Whether one that waits would run, did one of this namespace give its place away.
+    pub(super) fn is_wanted(&self, namespace: &str) -> bool {
+        let waits = |space: &Space| !space.waiting.is_empty();
+        let others = || {
+            self.spaces
+                .values()
+                .any(|space| waits(space) && space.running < RUNNING_EACH)
+        };
+        self.spaces.get(namespace).is_some_and(waits) || (self.running >= RUNNING && others())
     }
 
     /// It waits no longer.
@@ -152,6 +174,43 @@ mod tests {
         assert_eq!(line.uids().count(), 2);
         assert_eq!(started(&mut line), ["r4"]);
         assert!(line.get("team-r4").is_none() && line.get("team-r5").is_some());
+    }
+
+    #[test]
+    fn one_that_gives_way_stands_behind_those_that_wait_and_before_those_that_come_later() {
+        let mut line = Line::default();
+        for second in 0..5 {
+            put(&mut line, replay("team", &format!("r{second}"), second, false));
+        }
+        assert!(line.is_wanted("team") && !line.is_wanted("other"), "{line:?}");
+        assert_eq!(started(&mut line).len(), RUNNING_EACH);
+        assert!(line.is_wanted("team"), "r4 waits for a place");
+        let at = UnixMillis(
+            replay("team", "now", 30, false)
+                .creation_timestamp()
+                .unwrap()
+                .0
+                .as_millisecond(),
+        );
+        line.ended("team");
+        line.put_back("team-r0", replay("team", "r0", 0, true), at);
+        put(&mut line, replay("team", "later", 40, false));
+        assert_eq!(started(&mut line), ["r4"]);
+        for next in ["r0", "later"] {
+            line.ended("team");
+            assert_eq!(started(&mut line), [next]);
+        }
+        assert!(!line.is_wanted("team"), "nobody waits");
+    }
+
+    #[test]
+    fn a_place_is_wanted_by_others_where_all_are_taken() {
+        let mut line = Line::default();
+        for namespace in 0..=RUNNING {
+            put(&mut line, replay(&format!("n{namespace}"), "r", 0, false));
+        }
+        assert_eq!(started(&mut line).len(), RUNNING);
+        assert!(line.is_wanted("n0"), "another namespace's waits");
     }
 
     #[test]

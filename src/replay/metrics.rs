@@ -11,6 +11,7 @@ pub struct Metrics {
     pub(super) queued: Gauge,
     pub(super) sent: Counter,
     pub(super) watch_errors: Counter,
+    pub(super) dropped_events: Counter,
 }
 
 impl Metrics {
@@ -22,11 +23,17 @@ impl Metrics {
             queued,
             sent,
             watch_errors,
+            dropped_events,
         } = metrics.clone();
         let registry = registry.sub_registry_with_prefix("tidings_replays");
         registry.register("running", "Replays that run", running);
         registry.register("queued", "Replays that wait for others to end", queued);
         registry.register("messages_sent", "Messages that replays made pending again", sent);
+        registry.register(
+            "dropped_events",
+            "Kubernetes Events of Replays left out",
+            dropped_events,
+        );
         registry.register("watch_errors", "Failed lists and watches of Replays", watch_errors);
         metrics
     }

@@ -4,6 +4,7 @@
 //! [`UNDER_WAY`] messages of a replay are pending at a time, so that new ones never wait behind all of an old outage.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::happening::happening;
 use super::select::{Missing, select};
 use super::show;
 use super::status::{AfterTheEnd, Stand, after_the_end, is_done, status};
@@ -40,6 +42,9 @@ const SELECT_AGAIN: Duration = Duration::from_secs(1);
 const WAIT_FOR_NAMES: Duration = Duration::from_secs(20);
 /// Between two writes that only move counters.
 const SHOW_EVERY: Duration = Duration::from_secs(5);
+/// After so long without a message sent or settled it gives its place to others that want it: its endpoint may be suspended
+/// for weeks, or its rate be one in an hour.
+const GIVES_WAY: Duration = Duration::from_secs(15);
 /// After the store or the API server failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -48,6 +53,12 @@ pub(super) struct Run {
     shared: Arc<Shared>,
     ticket: String,
     watched: latest::Receiver<Arc<Replay>>,
+    /// Whether others want its place.
+    wanted: Arc<AtomicBool>,
+    /// Since when it has its place.
+    since: Instant,
+    /// Since when it only waits.
+    waits_since: Option<Instant>,
     /// What our last write gave back, until the watch has caught up with it.
     written: Option<Arc<Replay>>,
     /// At most one write of its status.
@@ -65,11 +76,19 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(shared: Arc<Shared>, ticket: String, watched: latest::Receiver<Arc<Replay>>) -> Run {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        ticket: String,
+        watched: latest::Receiver<Arc<Replay>>,
+        wanted: Arc<AtomicBool>,
+    ) -> Run {
         Run {
             shared,
             ticket,
             watched,
+            wanted,
+            since: Instant::now(),
+            waits_since: None,
             written: None,
             writing: JoinSet::new(),
             write_again: None,
@@ -82,8 +101,15 @@ impl Run {
         }
     }
 
-    /// Until it has ended and its status says so.
-    pub(super) async fn whole(mut self) {
+    /// The same one, with a place again.
+    pub(super) fn again(mut self, watched: latest::Receiver<Arc<Replay>>, wanted: Arc<AtomicBool>) -> Run {
+        (self.watched, self.wanted, self.since) = (watched, wanted, Instant::now());
+        self
+    }
+
+    /// Until it has ended and its status says so; or, where others want its place and it only waits, itself as it is then:
+    /// what it has sent is not forgotten, and what its rate allows neither.
+    pub(super) async fn whole(mut self) -> Option<Run> {
         // After a restart its status goes on from what it was.
         match self.shared.tools.queue.replays().await {
             Ok(known) => {
@@ -95,19 +121,33 @@ impl Run {
         loop {
             let replay = self.current();
             let wait = match after_the_end(&replay) {
-                AfterTheEnd::Done => return,
+                AfterTheEnd::Done => return None,
                 AfterTheEnd::Observe(status) => {
                     self.show(&replay, &status);
                     AGAIN
                 }
                 AfterTheEnd::NotYet => self.go_on(&replay).await,
             };
+            if self.gives_way() {
+                // Nobody else may write its status while we do.
+                while let Some(written) = self.writing.join_next().await {
+                    self.wrote(written.unwrap_or_default());
+                }
+                self.selected = None;
+                return Some(self);
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Some(written) = self.writing.join_next() => self.wrote(written.unwrap_or_default()),
-                changed = self.watched.changed() => if changed.is_err() { return },
+                changed = self.watched.changed() => if changed.is_err() { return None },
             }
         }
+    }
+
+    /// Whether it gives its place away. One that just got it back looks at least once, and not more often than it would.
+    fn gives_way(&self) -> bool {
+        let waits = self.waits_since.is_some_and(|since| since.elapsed() >= GIVES_WAY);
+        waits && self.since.elapsed() >= LOOK_LATEST && self.wanted.load(Ordering::Relaxed)
     }
 
     /// The newest form known.
@@ -188,11 +228,16 @@ impl Run {
         let next = rate.map_or(now, |rate| self.bucket.next(rate, now));
         let until_token = Duration::from_millis(u64::try_from(next.0 - now.0).unwrap_or_default());
         let moved = self.progress.replace(step.progress) != Some(step.progress);
-        self.waited = match is_done(&step.progress, replay.spec.dry_run) {
+        let done = is_done(&step.progress, replay.spec.dry_run);
+        self.waited = match done {
             // Until that is written.
             true => LOOK_LATEST,
             false => next_step(self.waited, &step.progress, moved, until_token),
         };
+        match moved || done || self.waited.is_zero() {
+            true => self.waits_since = None,
+            false => drop(self.waits_since.get_or_insert_with(Instant::now)),
+        }
         self.waited
     }
 
@@ -237,7 +282,11 @@ impl Run {
             if !is_counter {
                 shared.writes.take().await;
             }
-            show::write(&shared.tools.client, &replay, &status).await
+            let written = show::write(&shared.tools.client, &replay, &status).await;
+            if let (Some(_), Some(happening)) = (&written, happening(replay.status.as_ref(), &status)) {
+                shared.tell(&replay, &happening).await;
+            }
+            written
         });
     }
 

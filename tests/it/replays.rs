@@ -140,11 +140,11 @@ async fn only_so_many_replays_of_a_namespace_run_and_one_that_waits_says_so_and_
     reader.until_allowed().await;
     let webhooks = Webhooks::answering(|_, _| 422).await;
     team.deliver_to("crm", &webhooks.url(), json!({"retry": {"neverRetry": [422]}}));
-    team.post(&shared.dispatcher, "one", TYPES[0]).await;
-    until_dead(&reader, 1).await;
-    // So slow that none of them ends: its bucket is empty at first.
+    dead_letters(&team, &shared.dispatcher).await;
+    until_dead(&reader, LETTERS).await;
+    // So slow that none of them ends, and none only waits for long.
     let of_crm = json!({"endpointRef": {"name": "crm"}});
-    let slow = json!({"selector": of_crm, "rate": {"requests": 1, "per": "1h"}});
+    let slow = json!({"selector": of_crm, "rate": {"requests": 1, "per": "3s"}});
     for n in 0..AT_ONCE {
         replay(&team, &format!("slow-{n}"), slow.clone());
         team.until_reason("replay", &format!("slow-{n}"), "Reconciling", "Sending");
@@ -161,10 +161,75 @@ async fn only_so_many_replays_of_a_namespace_run_and_one_that_waits_says_so_and_
     );
     // One that is deleted gives its place away.
     team.delete("replay", "slow-1");
-    assert_eq!(counts(&complete(&team, "waits")), [1, 0, 0, 0]);
-    assert_eq!(counts(&complete(&team, "waits-too")), [1, 0, 0, 0]);
+    for name in ["waits", "waits-too"] {
+        let [matched, sent, ..] = counts(&complete(&team, name));
+        assert!(matched > 0 && sent == 0, "{name}: {matched}, {sent}");
+    }
     assert_eq!(team.get("replay", "slow-0")["status"]["phase"], "Sending");
-    assert_eq!(webhooks.times("one"), 1, "nothing was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_that_only_wait_give_their_places_to_others_and_end_when_their_endpoint_goes_on() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "replays-aside");
+    let reader = Reader::new(&team, &shared.dispatcher, "reader", Some("edit"));
+    reader.until_allowed().await;
+    let webhooks = Webhooks::answering(|_, earlier| if earlier == 0 { 422 } else { 200 }).await;
+    let spec = |suspend: bool| json!({"retry": {"neverRetry": [422]}, "suspend": suspend});
+    team.deliver_to("crm", &webhooks.url(), spec(false));
+    for n in 0..AT_ONCE {
+        team.post(&shared.dispatcher, &format!("lead-{n}"), TYPES[0]).await;
+    }
+    until_dead(&reader, AT_ONCE).await;
+    team.endpoint("crm", &webhooks.url(), spec(true));
+    team.until_reason("whe", "crm", "Delivering", "Suspended");
+    let of_crm = json!({"endpointRef": {"name": "crm"}});
+    for (n, letter) in webhooks.arrived().iter().enumerate() {
+        let selector = json!({"endpointRef": {"name": "crm"}, "ids": [letter.message]});
+        replay(&team, &format!("waits-{n}"), json!({"selector": selector}));
+        team.until("sent", "replay", &format!("waits-{n}"), |object| {
+            object["status"]["sent"] == 1
+        });
+    }
+    replay(&team, "other", json!({"selector": of_crm, "dryRun": true}));
+    assert_eq!(counts(&complete(&team, "other")), [0, 0, 0, 0], "all are pending");
+    for n in 0..AT_ONCE {
+        let status = team.get("replay", &format!("waits-{n}"))["status"].clone();
+        assert_eq!(status["phase"], "Sending", "{status:#}");
+    }
+    assert_eq!(
+        webhooks.arrived().len(),
+        AT_ONCE,
+        "nothing is sent to a suspended endpoint"
+    );
+
+    team.endpoint("crm", &webhooks.url(), spec(false));
+    for n in 0..AT_ONCE {
+        assert_eq!(counts(&complete(&team, &format!("waits-{n}"))), [1, 1, 1, 0]);
+    }
+    let told = |name: &str| {
+        let of = format!("involvedObject.name={name},involvedObject.kind=Replay");
+        let reasons = "jsonpath={.items[*].reason}";
+        let args = [
+            "get",
+            "events",
+            "-n",
+            &team.namespace,
+            "--field-selector",
+            &of,
+            "-o",
+            reasons,
+        ];
+        let reasons = team.cluster.kubectl_ok(&args).unwrap();
+        let mut reasons: Vec<String> = reasons.split_whitespace().map(str::to_owned).collect();
+        reasons.sort();
+        reasons
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while told("waits-0") != ["AllSent", "Started"] {
+        assert!(Instant::now() < deadline, "{:?}", told("waits-0"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Dead letters, how fast they are sent again, and how many of them before the kill.
