@@ -1,8 +1,8 @@
 //! Whether a type is declared, asked of the API server itself: a producer that is quicker than the watch is not refused.
 //!
-//! Asked only where the policy takes declared types only and the registry does not have the type. Knows nothing of schemas.
-//! Invariant: a type that the API server has is not called undeclared, unless it was asked for within [`REMEMBERED`] and
-//! was not there.
+//! Asked only where the policy takes declared types only and the registry does not have the type, so no answer from here
+//! outlives the moment in which the watch brings it. Knows nothing of schemas. Invariant: a type that the API server has is not
+//! called undeclared, unless it was asked for within [`REMEMBERED`] and was not there.
 
 use std::sync::Arc;
 use std::time::Duration;
