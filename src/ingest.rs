@@ -30,7 +30,7 @@ use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue, QueueError};
 use crate::registry::{NamespaceView, Registry, SubscriptionEntry};
 
-mod accept;
+pub mod accept;
 pub mod answer;
 pub mod auth;
 mod body;

@@ -1,11 +1,12 @@
 //! The load bench: the release dispatcher in a real Kubernetes, with a producer and an HTTPS receiver on the same machine.
 //!
 //! `cargo bench --bench load` runs every part and prints one table, the same as JSON under `target/bench/`;
-//! `-- --only steady` (or `ordering`, `isolation`, `hanging`, `pending`, `scale`, `schema`) runs one. `docs/benchmarks.md` has the method and a run.
+//! `-- --only steady` (or `ordering`, `isolation`, `hanging`, `pending`, `scale`, `schema`, `filters`) runs one. `docs/benchmarks.md` has the method and a run.
 //!
 //! Owns the order of parts and the account of ids; every part is a file. Invariant: times never fail a run, a lost event
 //! or a wrong signature always does.
 
+mod filters;
 mod hanging;
 mod isolation;
 mod ledger;
@@ -36,6 +37,10 @@ use crate::receiver::Inbox;
 use crate::stage::Stage;
 use crate::table::Section;
 
+/// As the dispatcher has it: parts that measure its code in this process allocate as it does.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Without an arrival for so long what is outstanding is lost: longer than the longest backoff a healthy receiver meets.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -55,6 +60,15 @@ enum Part {
     Scale,
     /// An event's data against a schema
     Schema,
+    /// Events against many subscriptions that filter
+    Filters,
+}
+
+impl Part {
+    /// Whether it runs in this process alone.
+    fn is_without_cluster(self) -> bool {
+        matches!(self, Part::Schema | Part::Filters)
+    }
 }
 
 /// Load against the release dispatcher, with a receiver on the same machine.
@@ -97,11 +111,19 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<usize> {
     // An error means that a provider was chosen before.
     let _chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    // First of all, while the process's memory is its own.
+    let filters = wanted(Part::Filters).then(filters::run).transpose()?;
+    let schema = wanted(Part::Schema).then(schema::run).transpose()?;
+    if !options.only.is_empty() && options.only.iter().all(|part| part.is_without_cluster()) {
+        let temporary = std::env::temp_dir();
+        let machine = Machine::look(options.data_dir.as_deref().unwrap_or(&temporary))?;
+        return show(&machine, &schema.into_iter().chain(filters).collect::<Vec<_>>());
+    }
     say("starting a Kubernetes of our own");
     let cluster = Cluster::start()?;
     let stage = Stage::set(&cluster, options.data_dir.as_deref())?;
     let machine = Machine::look(stage.data_dir())?;
-    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     let mut sections = Vec::new();
     if wanted(Part::Steady) {
         sections.extend(steady::run(&stage, options)?);
@@ -122,11 +144,14 @@ fn run(options: &Options) -> Result<usize> {
     if wanted(Part::Scale) {
         sections.push(scale::run(options)?);
     }
-    if wanted(Part::Schema) {
-        sections.push(schema::run()?);
-    }
-    table::print(&machine, &sections);
-    let path = table::write(&machine, &sections)?;
+    sections.extend(schema.into_iter().chain(filters));
+    show(&machine, &sections)
+}
+
+/// Prints and writes what was measured; how many events were lost.
+fn show(machine: &Machine, sections: &[Section]) -> Result<usize> {
+    table::print(machine, sections);
+    let path = table::write(machine, sections)?;
     println!("the same as JSON: {}", path.display());
     Ok(sections.iter().map(|section| section.lost).sum())
 }

@@ -25,8 +25,7 @@ pub fn run() -> Result<Section> {
     let declared = include_str!("../../examples/lead-to-crm/event-type.yaml");
     let declared: EventType = serde_yaml::from_str(declared).context("failed to read the example's EventType")?;
     let rule = TypeRule::compile(&declared.spec)?;
-    let example: Value = serde_json::from_str(include_str!("../../examples/lead-to-crm/event.json"))?;
-    let event = event(&conversation(example["data"].clone()));
+    let event = event(&data()?);
     let mean = time(&rule, &event, CHECKS);
 
     let worst: EventTypeSpec = serde_json::from_value(json!({"type": "bench.schema",
@@ -53,7 +52,9 @@ pub fn run() -> Result<Section> {
 }
 
 /// The example's conversation, gone on until it has as many bytes as wanted.
-fn conversation(mut data: Value) -> Value {
+pub fn data() -> Result<Value> {
+    let mut example: Value = serde_json::from_str(include_str!("../../examples/lead-to-crm/event.json"))?;
+    let mut data = example["data"].take();
     while let Some(turns) = data["conversation"]["transcript"].as_array_mut() {
         let missing = DATA.saturating_sub(turns.iter().map(|turn| turn.to_string().len()).sum());
         if missing < 300 {
@@ -61,10 +62,11 @@ fn conversation(mut data: Value) -> Value {
         }
         turns.push(turns[turns.len() - 4].clone());
     }
-    data
+    Ok(data)
 }
 
-fn event(data: &Value) -> Event {
+/// An event with this data.
+pub fn event(data: &Value) -> Event {
     Event {
         id: "1".into(),
         source: "/bench".into(),

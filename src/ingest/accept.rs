@@ -23,7 +23,7 @@ const _: () = assert!(MAX_SUBSCRIPTIONS <= MessageId::PER_EVENT);
 const FILTERS_OF_REQUEST: u64 = 64 << 20;
 
 /// Events with the places taken for them.
-pub(super) struct Placed {
+pub struct Placed {
     events: Vec<NewEvent>,
     /// By event: what each target took.
     taken: Vec<Vec<(Arc<SubscriptionEntry>, Placement)>>,
@@ -31,8 +31,15 @@ pub(super) struct Placed {
     unkeyed: u64,
 }
 
+impl Placed {
+    /// Messages they make.
+    pub fn messages(&self) -> usize {
+        self.taken.iter().map(Vec::len).sum()
+    }
+}
+
 /// Matches events and takes places for their messages. `news` hears of a filter that fails, or no longer does.
-pub(super) fn place(
+pub fn place(
     view: &NamespaceView,
     events: &[Event],
     metrics: &Metrics,
