@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions, generated from the types.
 //!
-//! Owns what the derive cannot say: the default status, and no `nullable` anywhere. Invariant: what is in `crds/` is
-//! exactly this.
+//! Owns what the derive cannot say: the default status, and no `nullable` anywhere. Invariant: what is in `crds/` and
+//! in the chart is exactly this.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
@@ -34,9 +34,24 @@ pub fn files() -> Vec<(String, String)> {
         .iter()
         .map(|crd| {
             let text = serde_yaml::to_string(crd).expect("a definition has only string keys, which YAML can write");
-            (format!("{}.yaml", crd.spec.names.plural), text)
+            (format!("{}.yaml", crd.spec.names.plural), quoted(&text))
         })
         .collect()
+}
+
+/// Quotes what is a string in YAML 1.2, which we write, and a boolean in YAML 1.1, which kubectl and helm read: the value
+/// `Off` of an enum would be `false`.
+fn quoted(text: &str) -> String {
+    let booleans = ["y", "n", "yes", "no", "on", "off"];
+    let line = |line: &str| match line.rsplit_once(' ') {
+        Some((before, value))
+            if booleans.contains(&value.to_ascii_lowercase().as_str()) && !before.trim_start().contains(' ') =>
+        {
+            format!("{before} \"{value}\"\n")
+        }
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
 }
 
 fn finish(crd: CustomResourceDefinition) -> CustomResourceDefinition {
@@ -75,15 +90,29 @@ mod tests {
 
     #[test]
     fn the_files_in_crds_are_what_the_types_say() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
-        for (name, generated) in files() {
-            let kept = std::fs::read_to_string(folder.join(&name)).unwrap_or_default();
-            let same = kept == generated;
+        for folder in ["crds", "charts/tidings/files/crds"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            for (name, generated) in files() {
+                let kept = std::fs::read_to_string(path.join(&name)).unwrap_or_default();
+                let same = kept == generated;
+                assert!(same, "{folder}/{name} has drifted; make it anew with: make crds");
+            }
+        }
+    }
+
+    #[test]
+    fn quotes_change_nothing_and_no_string_is_left_that_kubectl_takes_for_a_boolean() {
+        for (crd, (name, text)) in crds().iter().zip(files()) {
             assert!(
-                same,
-                "crds/{name} has drifted; regenerate it with: cargo run -- crds --out crds"
+                serde_yaml::from_str::<CustomResourceDefinition>(&text).unwrap() == *crd,
+                "{name}"
             );
         }
+        assert!(yaml().contains("- \"Off\"\n"));
+        assert_eq!(
+            quoted("a: no\nb:\n- Yes\n- only no\n"),
+            "a: \"no\"\nb:\n- \"Yes\"\n- only no\n"
+        );
     }
 
     #[test]

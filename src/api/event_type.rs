@@ -66,7 +66,7 @@ pub struct EventTypeSpec {
     pub schema: Value,
 
     /// What happens to an event whose data does not fit: Reject refuses it with 422; Warn accepts it and says so in the
-    /// answer; Off accepts it.
+    /// answer; "Off" (in quotes, or YAML reads false) accepts it.
     #[serde(default)]
     pub validation: Validation,
 
