@@ -5,7 +5,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 LOCAL = $(TARGET)/release/tidings-local
 CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
-.PHONY: help test fmt clippy unit deny release ground demo up down bench crds
+.PHONY: help test fmt clippy unit deny release ground demo up down bench crds manifests
 
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -47,5 +47,9 @@ down: ## Stop what `make up` started. Twice is no error.
 bench: ## Load against the release dispatcher; prints one table, and JSON under target/bench/.
 	$(CARGO) bench --locked --bench load
 
-crds: ## Generate crds/ anew.
+crds: ## Make crds/ and the chart's definitions anew.
 	$(CARGO) run --quiet --bin tidings -- crds --out crds
+	$(CARGO) run --quiet --bin tidings -- crds --out charts/tidings/files/crds
+
+manifests: crds ## Make deploy/ and the chart's kept renderings anew.
+	TIDINGS_WRITE_MANIFESTS=1 $(CARGO) test --locked --test it -- it::chart::the_chart_renders it::chart::deploy::deploy_is_made it::argocd::the_patch

@@ -5,6 +5,7 @@ mod it {
     mod admin;
     mod away;
     mod bodies;
+    mod chart;
     mod credentials;
     mod disk;
     mod dns;

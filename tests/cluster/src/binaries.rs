@@ -1,5 +1,5 @@
-//! The control plane's programs: from `KUBEBUILDER_ASSETS` where set, else built once from the Go modules pinned beside
-//! this crate, into a cache outside the clone.
+//! The programs of others: the control plane's from `KUBEBUILDER_ASSETS` where set, helm from `TIDINGS_HELM`, else built
+//! once from the Go modules pinned beside this crate, into a cache outside the clone.
 //!
 //! Invariant: a program in the cache is whole (it is built elsewhere and renamed), and belongs to exactly these pins.
 
@@ -13,11 +13,38 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::{self, say};
 
-const GO_MOD: &str = include_str!("../go.mod");
-const GO_SUM: &str = include_str!("../go.sum");
+/// Pinned together, and built in one go.
+struct Module {
+    /// As people call it.
+    title: &'static str,
+    version: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+    /// The programs must be told their version, or they call themselves v0.0.0.
+    ldflags: &'static str,
+    /// How long a cold build takes, for people.
+    takes: &'static str,
+}
 
-/// What the pins pin; the servers must be told, or they call themselves v0.0.0.
-const KUBERNETES_VERSION: &str = "1.36.3";
+const KUBERNETES: Module = Module {
+    title: "Kubernetes",
+    version: "1.36.3",
+    go_mod: include_str!("../go.mod"),
+    go_sum: include_str!("../go.sum"),
+    ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3 \
+              -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
+    takes: "6 minutes",
+};
+
+/// A module of its own: it would move Kubernetes' pins.
+const HELM: Module = Module {
+    title: "Helm",
+    version: "4.3.1",
+    go_mod: include_str!("../helm/go.mod"),
+    go_sum: include_str!("../helm/go.sum"),
+    ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    takes: "3 minutes",
+};
 
 const BUILD_PREFIX: &str = ".build-";
 /// How often a long build says that it is still at work.
@@ -62,16 +89,35 @@ const PROGRAMS: [Program; 4] = [
     },
 ];
 
+const HELM_PROGRAM: Program = Program {
+    name: "helm",
+    package: "helm.sh/helm/v4/cmd/helm",
+    built_as: "helm",
+};
+
+/// The real helm: from `TIDINGS_HELM` where set, else built once.
+pub fn helm() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("TIDINGS_HELM").filter(|v| !v.is_empty()) {
+        return Ok(path.into());
+    }
+    let path = HELM.dir()?.join(HELM_PROGRAM.name);
+    HELM.ensure(|| {
+        if path.is_file() {
+            Vec::new()
+        } else {
+            vec![&HELM_PROGRAM]
+        }
+    })?;
+    Ok(path)
+}
+
 impl Binaries {
     /// Finds or builds all of them. The first build takes minutes and reports its progress on standard error.
     pub fn ensure() -> Result<Binaries> {
         let assets = env::var_os("KUBEBUILDER_ASSETS")
             .filter(|v| !v.is_empty())
             .map(PathBuf::from);
-        let target = cache::dir()?.join(format!(
-            "kubernetes-{KUBERNETES_VERSION}-{}",
-            cache::digest(&[GO_MOD, GO_SUM])
-        ));
+        let target = KUBERNETES.dir()?;
         let place = |name: &str| -> PathBuf {
             assets
                 .as_ref()
@@ -79,16 +125,7 @@ impl Binaries {
                 .filter(|path| path.is_file())
                 .unwrap_or_else(|| target.join(name))
         };
-        let missing = || -> Vec<&'static Program> { PROGRAMS.iter().filter(|p| !place(p.name).is_file()).collect() };
-        if !missing().is_empty() {
-            fs::create_dir_all(&target).with_context(|| format!("failed to create {}", target.display()))?;
-            let _lock = cache::lock(&target.join(".lock"), "Kubernetes")?;
-            // Whoever held the lock before may have built them.
-            let missing = missing();
-            if !missing.is_empty() {
-                build(&target, &missing)?;
-            }
-        }
+        KUBERNETES.ensure(|| PROGRAMS.iter().filter(|p| !place(p.name).is_file()).collect())?;
         Ok(Binaries {
             etcd: place("etcd"),
             kube_apiserver: place("kube-apiserver"),
@@ -98,8 +135,32 @@ impl Binaries {
     }
 }
 
+impl Module {
+    /// Where its programs are kept.
+    fn dir(&self) -> Result<PathBuf> {
+        let name = self.title.to_lowercase();
+        let pins = cache::digest(&[self.go_mod, self.go_sum]);
+        Ok(cache::dir()?.join(format!("{name}-{}-{pins}", self.version)))
+    }
+
+    /// Builds what is missing, unless another process does.
+    fn ensure<'a>(&self, missing: impl Fn() -> Vec<&'a Program>) -> Result<()> {
+        if missing().is_empty() {
+            return Ok(());
+        }
+        let target = self.dir()?;
+        fs::create_dir_all(&target).with_context(|| format!("failed to create {}", target.display()))?;
+        let _lock = cache::lock(&target.join(".lock"), self.title)?;
+        // Whoever held the lock before may have built them.
+        match missing() {
+            missing if missing.is_empty() => Ok(()),
+            missing => build(self, &target, &missing),
+        }
+    }
+}
+
 /// Called under the lock, so a build directory that is there belongs to a process that was killed.
-fn build(target: &Path, programs: &[&Program]) -> Result<()> {
+fn build(module: &Module, target: &Path, programs: &[&Program]) -> Result<()> {
     for entry in fs::read_dir(target).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(BUILD_PREFIX) {
             let _ = fs::remove_dir_all(entry.path());
@@ -109,25 +170,22 @@ fn build(target: &Path, programs: &[&Program]) -> Result<()> {
         .prefix(BUILD_PREFIX)
         .tempdir_in(target)
         .context("failed to create a build directory")?;
-    fs::write(dir.path().join("go.mod"), GO_MOD).context("failed to write go.mod")?;
-    fs::write(dir.path().join("go.sum"), GO_SUM).context("failed to write go.sum")?;
+    fs::write(dir.path().join("go.mod"), module.go_mod).context("failed to write go.mod")?;
+    fs::write(dir.path().join("go.sum"), module.go_sum).context("failed to write go.sum")?;
     let names: Vec<&str> = programs.iter().map(|p| p.name).collect();
     say(&format!(
-        "building Kubernetes {KUBERNETES_VERSION} ({}) from its Go modules, about 6 minutes the first time ...",
-        names.join(", ")
+        "building {} {} ({}) from its Go modules, about {} the first time ...",
+        module.title,
+        module.version,
+        names.join(", "),
+        module.takes
     ));
 
     let log_path = dir.path().join("build.log");
     let log = File::create(&log_path).context("failed to create the build log")?;
-    let version: Vec<&str> = KUBERNETES_VERSION.split('.').collect();
-    let ldflags = format!(
-        "-s -w -X k8s.io/component-base/version.gitVersion=v{KUBERNETES_VERSION} \
-         -X k8s.io/component-base/version.gitMajor={} -X k8s.io/component-base/version.gitMinor={}",
-        version[0], version[1]
-    );
     let mut command = Command::new("go");
     command
-        .args(["build", "-trimpath", "-ldflags", &ldflags, "-o", "bin/"])
+        .args(["build", "-trimpath", "-ldflags", module.ldflags, "-o", "bin/"])
         .args(programs.iter().map(|p| p.package))
         .current_dir(dir.path())
         .env("CGO_ENABLED", "0")
@@ -138,7 +196,7 @@ fn build(target: &Path, programs: &[&Program]) -> Result<()> {
     let begun = Instant::now();
     let mut child = crate::process::spawn(command, crate::process::Lifetime::WithParent).context(
         "failed to run `go`: install Go 1.26 (https://go.dev/dl), or point KUBEBUILDER_ASSETS at etcd, kube-apiserver, \
-         kube-controller-manager and kubectl",
+         kube-controller-manager and kubectl, and TIDINGS_HELM at helm",
     )?;
     let mut said = begun;
     let status = loop {
@@ -160,7 +218,8 @@ fn build(target: &Path, programs: &[&Program]) -> Result<()> {
         let log = fs::read_to_string(&log_path).unwrap_or_default();
         let from = log.len().saturating_sub(4_000);
         bail!(
-            "failed to build Kubernetes ({status}):\n{}",
+            "failed to build {} ({status}):\n{}",
+            module.title,
             String::from_utf8_lossy(&log.as_bytes()[from..])
         );
     }

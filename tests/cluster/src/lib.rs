@@ -15,6 +15,7 @@ mod binaries;
 mod cache;
 mod certificates;
 mod cluster;
+mod helm;
 mod kubectl;
 mod leaks;
 pub mod pids;
@@ -26,6 +27,7 @@ mod writes;
 pub use binaries::Binaries;
 pub use certificates::{ServerCertificate, ThrowawayCa};
 pub use cluster::{Cluster, Lifetime};
+pub use helm::Helm;
 pub use kubectl::{eventually, repository_root};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,

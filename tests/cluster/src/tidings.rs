@@ -1,7 +1,7 @@
 //! Tidings in the cluster: its resources and RBAC installed, its processes running as children.
 //!
 //! Knows the command line of `tidings` and nothing of its code. Invariant: a Tidings process gets the kubeconfig of its
-//! own ServiceAccount, never the administrator's, so whatever works here works with the RBAC of `deploy/`.
+//! own ServiceAccount, never the administrator's, so whatever works here works with the RBAC of `deploy/`, which is the chart's.
 
 use std::ffi::OsString;
 use std::fs;
@@ -31,7 +31,7 @@ const START_ATTEMPTS: u32 = 4;
 
 const KINDS: [&str; 4] = ["webhookendpoints", "eventsubscriptions", "eventtypes", "replays"];
 
-/// Tidings installed in a cluster: CRDs and `deploy/` applied.
+/// Tidings installed in a cluster: CRDs and `deploy/rbac` applied.
 #[derive(Debug)]
 pub struct Tidings<'a> {
     cluster: &'a Cluster,
@@ -97,7 +97,7 @@ impl Default for DispatcherOptions {
 const LOG_FILTER: &str = "info,tidings=trace";
 
 impl<'a> Tidings<'a> {
-    /// Applies `deploy/` (with the CRDs) and waits until the kinds are served. `binary` is the built `tidings`, in tests
+    /// Applies the CRDs and `deploy/rbac`, and waits until the kinds are served. `binary` is the built `tidings`, in tests
     /// `env!("CARGO_BIN_EXE_tidings")`.
     pub fn install(cluster: &'a Cluster, binary: impl Into<PathBuf>) -> Result<Tidings<'a>> {
         install_manifests(cluster)?;
@@ -242,11 +242,13 @@ impl<'a> Tidings<'a> {
     }
 }
 
-/// Applies the CRDs and everything in `deploy/`, as an administrator would, and waits until the kinds are served.
+/// Applies the CRDs and everything in `deploy/` but the pods, as an administrator would, and waits until the kinds are served.
 fn install_manifests(cluster: &Cluster) -> Result<()> {
-    let deploy = repository_root().join("deploy");
-    let deploy = deploy.to_str().context("the repository's path is not UTF-8")?;
-    cluster.kubectl_ok(&["apply", "--server-side", "-k", deploy])?;
+    for folder in ["crds", "deploy/rbac"] {
+        let folder = repository_root().join(folder);
+        let folder = folder.to_str().context("the repository's path is not UTF-8")?;
+        cluster.kubectl_ok(&["apply", "--server-side", "-k", folder])?;
+    }
     for kind in KINDS {
         cluster.wait_for(
             "default",

@@ -49,7 +49,8 @@ fn show(dir: &Path, binary: &Path) -> Result<Steps> {
     steps.end("a real Kubernetes API, started here");
 
     steps.begin("Tidings: a controller and a dispatcher, under their own ServiceAccounts");
-    say::line("  $ kubectl apply --server-side -k deploy");
+    say::line("  $ kubectl apply --server-side -k crds");
+    say::line("  $ kubectl apply --server-side -k deploy/rbac");
     let tidings = Tidings::install(&cluster, binary)?;
     let controller = tidings.start_controller(&ControllerOptions {
         log_filter: LOG_FILTER.into(),

@@ -70,7 +70,9 @@ fn start(dir: &Path, binary: &Path) -> Result<State> {
     let begun = Instant::now();
     say::line("Starting etcd, kube-apiserver and kube-controller-manager ...");
     let cluster = Cluster::start_in(dir.to_path_buf(), Lifetime::Daemon)?;
-    say::line("Installing Tidings: kubectl apply --server-side -k deploy; then a controller and a dispatcher ...");
+    say::line(
+        "Installing Tidings: kubectl apply --server-side -k crds, then -k deploy/rbac; then a controller and a dispatcher ...",
+    );
     let tidings = Tidings::install(&cluster, binary)?;
     let controller = tidings.start_controller(&ControllerOptions {
         log_filter: LOG_FILTER.into(),
