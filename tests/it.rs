@@ -3,6 +3,7 @@
 
 mod it {
     mod admin;
+    mod argocd;
     mod away;
     mod bodies;
     mod chart;
