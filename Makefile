@@ -5,12 +5,12 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 LOCAL = $(TARGET)/release/tidings-local
 CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
-.PHONY: help test fmt clippy unit deny release ground demo up down bench crds manifests
+.PHONY: help test fmt clippy unit deny release image node ground demo up down bench crds manifests
 
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
-test: fmt clippy unit deny ## Everything: fmt, clippy, unit, property and cluster tests, drift checks, cargo-deny.
+test: fmt clippy unit node deny ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -26,6 +26,13 @@ deny:
 
 release:
 	$(CARGO) build --release --locked --workspace --bin tidings --bin tidings-local
+
+image: release ## The container image, without a container engine: target/image/tidings.tar.
+	@$(CARGO) run --quiet --locked --package tidings-cluster --bin tidings-image -- \
+		--program $(TARGET)/release/tidings --out $(TARGET)/image/tidings.tar
+
+node: image ## The tests on a real node; as root. Elsewhere they are skipped, and say so.
+	$(CARGO) test --locked --package tidings-cluster --test node
 
 # What a fresh machine may lack, told before minutes of building.
 ground:

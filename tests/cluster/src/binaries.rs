@@ -95,6 +95,49 @@ const HELM_PROGRAM: Program = Program {
     built_as: "helm",
 };
 
+/// What a node runs beside the control plane's programs; always built, envtest has none of them.
+const NODE_PROGRAMS: [Program; 3] = [
+    Program {
+        name: "kubelet",
+        package: "k8s.io/kubernetes/cmd/kubelet",
+        built_as: "kubelet",
+    },
+    Program {
+        name: "kube-scheduler",
+        package: "k8s.io/kubernetes/cmd/kube-scheduler",
+        built_as: "kube-scheduler",
+    },
+    Program {
+        name: "kube-proxy",
+        package: "k8s.io/kubernetes/cmd/kube-proxy",
+        built_as: "kube-proxy",
+    },
+];
+
+/// Where a node's programs are.
+#[derive(Clone, Debug)]
+pub(crate) struct NodePrograms {
+    pub kubelet: PathBuf,
+    pub scheduler: PathBuf,
+    pub proxy: PathBuf,
+}
+
+/// Finds or builds a node's programs.
+pub(crate) fn node() -> Result<NodePrograms> {
+    let target = KUBERNETES.dir()?;
+    KUBERNETES.ensure(|| {
+        NODE_PROGRAMS
+            .iter()
+            .filter(|p| !target.join(p.name).is_file())
+            .collect()
+    })?;
+    Ok(NodePrograms {
+        kubelet: target.join("kubelet"),
+        scheduler: target.join("kube-scheduler"),
+        proxy: target.join("kube-proxy"),
+    })
+}
+
 /// The real helm: from `TIDINGS_HELM` where set, else built once.
 pub fn helm() -> Result<PathBuf> {
     if let Some(path) = env::var_os("TIDINGS_HELM").filter(|v| !v.is_empty()) {

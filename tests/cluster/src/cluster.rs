@@ -18,6 +18,7 @@ use crate::Binaries;
 use crate::certificates::{ServerCertificate, ThrowawayCa, signing_key};
 use crate::kubectl::{base64, eventually};
 use crate::leaks;
+use crate::node;
 use crate::process::{Process, Spec, free_port, write_private};
 
 /// Three seconds alone; far more when eight builds share two cores.
@@ -25,10 +26,19 @@ const START_WITHIN: Duration = Duration::from_secs(120);
 /// A free port can be taken by somebody else before it is bound.
 const START_ATTEMPTS: u32 = 4;
 const DIR_PREFIX: &str = "tidings-cluster-";
-/// kube-controller-manager's controllers that the resources' life depends on; no pods here.
+/// kube-controller-manager's controllers that the resources' life depends on, where there are no pods.
 const CONTROLLERS: &str = "garbage-collector-controller,namespace-controller,serviceaccount-controller,\
                            root-ca-certificate-publisher-controller,clusterrole-aggregation-controller,\
                            validatingadmissionpolicy-status-controller";
+
+/// What a control plane is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Resources, which need the API server and few controllers: all of it on loopback.
+    Alone,
+    /// Pods too: a node reaches it, and it reaches the node.
+    WithNode,
+}
 
 /// A running control plane. Dropping it stops it and removes its directory (but not one started as a daemon).
 #[derive(Debug)]
@@ -77,6 +87,10 @@ impl Cluster {
 
     /// Starts a cluster in this (empty) directory.
     pub fn start_in(dir: PathBuf, lifetime: Lifetime) -> Result<Cluster> {
+        Cluster::start_as(dir, lifetime, Shape::Alone)
+    }
+
+    pub(crate) fn start_as(dir: PathBuf, lifetime: Lifetime, shape: Shape) -> Result<Cluster> {
         let binaries = Binaries::ensure()?;
         for name in ["etcd", "logs", "pki"] {
             fs::create_dir_all(dir.join(name)).with_context(|| format!("failed to create {}", dir.display()))?;
@@ -86,7 +100,7 @@ impl Cluster {
         let pki = Pki::create(&dir.join("pki"))?;
         let mut attempt = 1;
         let (ports, etcd, api_server) = loop {
-            match start_servers(&dir, &binaries, lifetime) {
+            match start_servers(&dir, &binaries, lifetime, shape) {
                 Ok(started) => break started,
                 Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains("address already in use") => {
                     attempt += 1;
@@ -99,7 +113,7 @@ impl Cluster {
         let controller_manager = Spec {
             name: "kube-controller-manager".into(),
             program: binaries.kube_controller_manager.clone(),
-            args: controller_manager_args(&dir),
+            args: controller_manager_args(&dir, shape),
             env: Vec::new(),
             log: dir.join("logs/kube-controller-manager.log"),
             lifetime,
@@ -129,6 +143,10 @@ impl Cluster {
             "controller-manager",
             credentials(&pki.controller_manager),
         )?;
+        for (name, certificate) in &pki.node {
+            let path = cluster.dir.join(format!("pki/{name}.kubeconfig"));
+            cluster.write_kubeconfig(&path, name, credentials(certificate))?;
+        }
         cluster.await_api_server()?;
         held(&cluster.controller_manager).start_again()?;
         eventually("the controller manager at work", START_WITHIN, || {
@@ -281,12 +299,25 @@ struct Pki {
     ca_pem: String,
     admin: ServerCertificate,
     controller_manager: ServerCertificate,
+    /// Of what runs on a node.
+    node: [(&'static str, ServerCertificate); 3],
 }
 
 impl Pki {
     fn create(dir: &Path) -> Result<Pki> {
         let ca = ThrowawayCa::named("tidings test cluster")?;
-        let serving = ca.server_for(&["127.0.0.1", "::1", "localhost", "10.96.0.1", "kubernetes.default.svc"])?;
+        let names = [
+            "127.0.0.1",
+            "::1",
+            "localhost",
+            "10.96.0.1",
+            "kubernetes.default.svc",
+            node::ADDRESS,
+        ];
+        let serving = ca.server_for(&names)?;
+        let to_kubelet = ca.client("kube-apiserver", Some("system:masters"))?;
+        write_private(&dir.join("to-kubelet.crt"), &to_kubelet.certificate_pem)?;
+        write_private(&dir.join("to-kubelet.key"), &to_kubelet.key_pem)?;
         write_private(&dir.join("ca.crt"), ca.pem())?;
         write_private(&dir.join("apiserver.crt"), &serving.certificate_pem)?;
         write_private(&dir.join("apiserver.key"), &serving.key_pem)?;
@@ -297,6 +328,14 @@ impl Pki {
             ca_pem: ca.pem().to_owned(),
             admin: ca.client("tidings-admin", Some("system:masters"))?,
             controller_manager: ca.client("system:kube-controller-manager", None)?,
+            node: [
+                (
+                    "kubelet",
+                    ca.client(&format!("system:node:{}", node::NAME), Some("system:nodes"))?,
+                ),
+                ("kube-scheduler", ca.client("system:kube-scheduler", None)?),
+                ("kube-proxy", ca.client("system:kube-proxy", None)?),
+            ],
         })
     }
 }
@@ -308,7 +347,12 @@ struct Ports {
 }
 
 /// etcd and the API server, up to the point where both have bound their ports.
-fn start_servers(dir: &Path, binaries: &Binaries, lifetime: Lifetime) -> Result<(Ports, Process, Process)> {
+fn start_servers(
+    dir: &Path,
+    binaries: &Binaries,
+    lifetime: Lifetime,
+    shape: Shape,
+) -> Result<(Ports, Process, Process)> {
     let ports = Ports {
         etcd: free_port()?,
         peer: free_port()?,
@@ -335,21 +379,33 @@ fn start_servers(dir: &Path, binaries: &Binaries, lifetime: Lifetime) -> Result<
         "--log-level=warn".into(),
     ];
     let pki = |file: &str| dir.join("pki").join(file).display().to_string();
-    let api_args = vec![
+    let mut api_args = vec![
         format!("--etcd-servers={client}"),
-        "--bind-address=127.0.0.1".into(),
         format!("--secure-port={}", ports.api),
         format!("--tls-cert-file={}", pki("apiserver.crt")),
         format!("--tls-private-key-file={}", pki("apiserver.key")),
         format!("--client-ca-file={}", pki("ca.crt")),
-        "--authorization-mode=RBAC".into(),
         "--service-cluster-ip-range=10.96.0.0/16".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", pki("service-account.pub")),
         format!("--service-account-signing-key-file={}", pki("service-account.key")),
-        "--endpoint-reconciler-type=none".into(),
         "--allow-privileged=true".into(),
     ];
+    api_args.extend(match shape {
+        Shape::Alone => vec![
+            "--bind-address=127.0.0.1".into(),
+            "--authorization-mode=RBAC".into(),
+            "--endpoint-reconciler-type=none".into(),
+        ],
+        Shape::WithNode => vec![
+            "--bind-address=0.0.0.0".into(),
+            format!("--advertise-address={}", node::ADDRESS),
+            "--authorization-mode=Node,RBAC".into(),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+            format!("--kubelet-client-certificate={}", pki("to-kubelet.crt")),
+            format!("--kubelet-client-key={}", pki("to-kubelet.key")),
+        ],
+    });
     let mut etcd = Process::start(spec("etcd", &binaries.etcd, etcd_args))?;
     let mut api_server = Process::start(spec("kube-apiserver", &binaries.kube_apiserver, api_args))?;
     let listening = |process: &mut Process, port: u16| {
@@ -370,7 +426,7 @@ fn start_servers(dir: &Path, binaries: &Binaries, lifetime: Lifetime) -> Result<
     Ok((ports, etcd, api_server))
 }
 
-fn controller_manager_args(dir: &Path) -> Vec<std::ffi::OsString> {
+fn controller_manager_args(dir: &Path, shape: Shape) -> Vec<std::ffi::OsString> {
     let pki = |file: &str| dir.join("pki").join(file).display().to_string();
     [
         format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
@@ -379,7 +435,10 @@ fn controller_manager_args(dir: &Path) -> Vec<std::ffi::OsString> {
         "--use-service-account-credentials=true".into(),
         format!("--service-account-private-key-file={}", pki("service-account.key")),
         format!("--root-ca-file={}", pki("ca.crt")),
-        format!("--controllers={CONTROLLERS}"),
+        match shape {
+            Shape::Alone => format!("--controllers={CONTROLLERS}"),
+            Shape::WithNode => "--allocate-node-cidrs=false".into(),
+        },
         // No port: nobody asks it.
         "--secure-port=0".into(),
     ]

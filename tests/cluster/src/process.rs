@@ -371,7 +371,11 @@ pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
 
 /// Status and body of the answer to one request on a plain-HTTP connection of its own on loopback.
 pub fn http_exchange(port: u16, request: &[u8]) -> Option<(u16, String)> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    http_exchange_with(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), request)
+}
+
+/// The same with a server anywhere.
+pub fn http_exchange_with(address: SocketAddr, request: &[u8]) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(request).ok()?;

@@ -1,0 +1,90 @@
+//! Tidings as a platform team runs it: the chart, installed by helm on a real node, with pods, probes, volumes and Services.
+//!
+//! `make node` runs it: a node of Kubernetes is started in namespaces of its own (as root), and the image that `make image`
+//! made is loaded into it. All tests share the node, one after the other; each brings it to where it begins. The same program,
+//! called `produce`, is what runs in the producers' pods. Where there can be no node every test is counted as ignored, and why
+//! is said.
+
+mod events;
+mod faults;
+mod install;
+mod produce;
+mod releases;
+mod stage;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Trial};
+use tidings_cluster::node;
+
+use stage::Stage;
+
+type Test = fn(&mut Stage);
+
+const TESTS: [(&str, Test); 6] = [
+    (
+        "install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values",
+        install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values,
+    ),
+    (
+        "events::an_event_from_a_pod_with_a_projected_token_reaches_a_receiver_in_another_pod",
+        events::an_event_from_a_pod_with_a_projected_token_reaches_a_receiver_in_another_pod,
+    ),
+    (
+        "releases::upgrade_and_rollback_lose_nothing_while_messages_wait_and_producers_send",
+        releases::upgrade_and_rollback_lose_nothing_while_messages_wait_and_producers_send,
+    ),
+    (
+        "releases::uninstall_keeps_queue_keys_and_definitions_and_a_second_install_picks_up_where_it_was",
+        releases::uninstall_keeps_queue_keys_and_definitions_and_a_second_install_picks_up_where_it_was,
+    ),
+    (
+        "faults::deleted_pods_lose_nothing_under_load",
+        faults::deleted_pods_lose_nothing_under_load,
+    ),
+    (
+        "faults::a_restart_of_the_kubelet_loses_nothing_under_load",
+        faults::a_restart_of_the_kubelet_loses_nothing_under_load,
+    ),
+];
+
+fn main() -> ExitCode {
+    let called = std::env::args().next().unwrap_or_default();
+    if Path::new(&called).file_name().is_some_and(|name| name == "produce") {
+        return produce::main();
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        return libtest_mimic::run(&arguments, ignored()).exit_code();
+    }
+    if !node::inside() {
+        // Comes back only where there can be no node.
+        let why = node::enter().expect("what a node needs is there");
+        eprintln!("SKIPPED: {} tests on a real node: {why}", TESTS.len());
+        return libtest_mimic::run(&arguments, ignored()).exit_code();
+    }
+    let stage = Arc::new(Mutex::new(Stage::set()));
+    let trials = TESTS.map(|(name, test)| {
+        let stage = stage.clone();
+        Trial::test(name, move || {
+            // A test brings the stage to where it begins, whatever another left.
+            let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+            test(&mut stage);
+            Ok(())
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.into());
+    if conclusion.has_failed() {
+        stage.lock().unwrap_or_else(PoisonError::into_inner).tell();
+    }
+    drop(stage);
+    conclusion.exit_code()
+}
+
+fn ignored() -> Vec<Trial> {
+    let ignored = |(name, _)| Trial::test(name, || Ok(())).with_ignored_flag(true);
+    TESTS.map(ignored).into()
+}
