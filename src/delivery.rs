@@ -14,6 +14,7 @@ mod render;
 pub mod resolver;
 pub mod tls;
 mod tokens;
+mod turns;
 
 pub use client::{Config, HttpsSender};
 

@@ -46,6 +46,8 @@ const FRESH_PAGE: usize = 4_096;
 const PAGERS: usize = 2;
 /// How often what is not urgent is looked at: posts, durable states, what is to be cleared up.
 const TICK: Duration = Duration::from_millis(250);
+/// Endpoints' states of one commit: of a thousand that fail together producers do not wait for all.
+const STATES_AT_ONCE: usize = 64;
 /// Ticks between two counts of the store: ten seconds.
 const COUNT_EVERY: u32 = 40;
 /// After a posted transition the next waits this long: a flapping endpoint costs twenty posts a second at most.
@@ -415,11 +417,11 @@ async fn keep_states(core: Arc<Core>) {
             core.lock().retentions.splice(0..0, retentions);
         }
         let states = core.lock().dirty_states(false);
-        if !states.is_empty()
-            && let Err(error) = core.queue.put_endpoint_states(core.fence, states.clone()).await
-        {
-            tracing::warn!(%error, "failed to keep endpoints' states; tried again");
-            core.lock().dirty_again(&states);
+        for some in states.chunks(STATES_AT_ONCE) {
+            if let Err(error) = core.queue.put_endpoint_states(core.fence, some.to_vec()).await {
+                tracing::warn!(%error, "failed to keep endpoints' states; tried again");
+                core.lock().dirty_again(some);
+            }
         }
     }
 }

@@ -38,6 +38,11 @@ impl RequestError {
     }
 }
 
+/// Leaves out who owns which field: nobody here reads it, and it is often half of an object.
+pub fn slim<K: kube::Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
 /// Runs one request within [`REQUEST_TIMEOUT`].
 pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, RequestError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {

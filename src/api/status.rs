@@ -14,6 +14,11 @@ pub const RECENT_FAILURES: usize = 5;
 /// How many characters `handledEnableRequest` holds: its schema's bound.
 pub const ENABLE_REQUEST_LONGEST: usize = 256;
 
+/// Whether the controller has looked at no generation yet: the default of the schema is -1.
+pub fn is_unseen(observed_generation: Option<i64>) -> bool {
+    observed_generation.is_none_or(|generation| generation < 1)
+}
+
 /// What is known of a WebhookEndpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

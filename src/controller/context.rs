@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::Config;
 use super::conditions::transition;
 use super::fleet::Fleet;
-use super::grants::Grantee;
 use super::grants::apply::Known;
+use super::grants::{Grantee, Wanted};
 use super::memory::Memory;
 use super::metrics::Write;
 use super::queue::Queue;
@@ -64,9 +64,18 @@ pub struct Stores {
     pub leases: Store<Lease>,
 }
 
-/// What is known of the grants in one namespace.
+/// The grants in one namespace.
 #[derive(Default)]
 pub struct Granted {
+    /// What the dispatcher may read for certain; whoever asks does not wait for what is being written.
+    pub covered: ArcSwapOption<Wanted>,
+    /// Held by whoever writes them.
+    pub work: tokio::sync::Mutex<Grants>,
+}
+
+/// What is known of them.
+#[derive(Default)]
+pub struct Grants {
     pub known: Known,
     /// When they were written or checked last.
     pub written: Option<Instant>,
@@ -95,7 +104,7 @@ pub struct Context {
     pub liveness: Mutex<Liveness>,
     /// What waits for a dispatcher to load it.
     pub waiting: Mutex<BTreeSet<Key>>,
-    pub granted: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Granted>>>>,
+    pub granted: Mutex<HashMap<String, Arc<Granted>>>,
     pub grantee: Grantee,
     reporter: Reporter,
 }
@@ -200,7 +209,7 @@ impl Context {
     }
 
     /// The grants of a namespace.
-    pub fn granted(&self, namespace: &str) -> Arc<tokio::sync::Mutex<Granted>> {
+    pub fn granted(&self, namespace: &str) -> Arc<Granted> {
         let mut all = self.granted.lock().unwrap_or_else(|e| e.into_inner());
         all.entry(namespace.to_owned()).or_default().clone()
     }

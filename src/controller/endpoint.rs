@@ -64,7 +64,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         (outcome, None) => outcome,
     };
 
-    let granted = covers(context, namespace, &references_of(&endpoint)).await;
+    let granted = covers(context, namespace, &references_of(&endpoint));
     let patience = seen.since + GRANTED_WITHIN;
     if !granted && outcome.is_ok() && !was_looked_at(&endpoint) && Instant::now() < patience {
         // The grant that is on its way has this endpoint looked at again; one write then says all.

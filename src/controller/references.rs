@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::api::resolve::{Lookup, Reference};
 use crate::api::status::ReferenceKind;
-use crate::kubernetes::{RequestError, within};
+use crate::kubernetes::{RequestError, slim, within};
 
 /// The least time between two reads of an unchanged reference.
 const PERIOD_MIN: Duration = Duration::from_secs(60);
@@ -49,6 +49,20 @@ impl fmt::Debug for Found {
             Found::Missing => "Missing",
             Found::Denied => "Denied",
         })
+    }
+}
+
+impl From<Secret> for Found {
+    fn from(mut object: Secret) -> Found {
+        slim(&mut object);
+        Found::Secret(Arc::new(object))
+    }
+}
+
+impl From<ConfigMap> for Found {
+    fn from(mut object: ConfigMap) -> Found {
+        slim(&mut object);
+        Found::ConfigMap(Arc::new(object))
     }
 }
 
@@ -135,15 +149,11 @@ async fn fetch(client: &Client, key: &Key, params: &GetParams) -> Result<Found, 
     let result = match key.reference.kind {
         ReferenceKind::Secret => {
             let api: Api<Secret> = Api::namespaced(client.clone(), &key.namespace);
-            within(api.get_with(&key.reference.name, params))
-                .await
-                .map(|o| Found::Secret(Arc::new(o)))
+            within(api.get_with(&key.reference.name, params)).await.map(Found::from)
         }
         ReferenceKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), &key.namespace);
-            within(api.get_with(&key.reference.name, params))
-                .await
-                .map(|o| Found::ConfigMap(Arc::new(o)))
+            within(api.get_with(&key.reference.name, params)).await.map(Found::from)
         }
     };
     match result {

@@ -69,7 +69,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         }),
     };
     let standing = Standing {
-        granted: covers(context, namespace, &references).await,
+        granted: covers(context, namespace, &references),
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         seen: &seen,
     };

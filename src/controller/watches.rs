@@ -22,7 +22,7 @@ use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::resolve::subscription_references;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
-use crate::kubernetes::lease;
+use crate::kubernetes::{lease, slim};
 
 /// Within which grants left over are looked for in namespaces without endpoints, at the least.
 const LEFTOVERS_WITHIN: Duration = Duration::from_secs(30);
@@ -156,7 +156,7 @@ where
 {
     let mut before_relist: Vec<Arc<K>> = Vec::new();
     let store = writer.as_reader();
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).default_backoff().modify(slim).boxed();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,

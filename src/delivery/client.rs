@@ -26,6 +26,7 @@ use super::render::{path, render};
 use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::{Identities, identity};
 use super::tokens::{self, TOKEN_TIME, Token, Tokens};
+use super::turns::Turns;
 use super::{AttemptResult, Fault, Judged, OurFault, Outcome, Request, Sender, guard, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
 use crate::expression::{Expression, Scope};
@@ -36,6 +37,9 @@ const MAX_BODY: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 /// Addresses of one name that are tried; with more, none would get enough of the timeout.
 const MAX_DIALLED: usize = 8;
+/// Steps of TLS handshakes, of 0.1 ms or so, before whatever else is ready: a thousand endpoints that are tried at once would
+/// else hold up all others for as long as their handshakes take together.
+const HANDSHAKES: usize = 8;
 /// How often idle connections are looked through for old ones.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -74,6 +78,7 @@ pub struct HttpsSender {
     identities: Identities,
     pool: Arc<Pool>,
     tokens: Tokens,
+    handshakes: Turns,
     user_agent: HeaderValue,
     metrics: Metrics,
     sweeper: JoinHandle<()>,
@@ -106,6 +111,7 @@ impl HttpsSender {
             identities: Identities::new(),
             pool,
             tokens: Tokens::new(),
+            handshakes: Turns::new(HANDSHAKES),
             user_agent: config.user_agent,
             metrics,
             sweeper,
@@ -153,8 +159,9 @@ impl HttpsSender {
         let permit = self.pool.permit().ok_or(Outcome::Ours(OurFault::NoFileDescriptors))?;
         let (stream, peer) = connect(&addresses, target.port, deadline).await?;
         self.metrics.opened.inc();
-        let stream = connector
-            .connect(server, stream)
+        let stream = self
+            .handshakes
+            .pass(connector.connect(server, stream))
             .await
             .map_err(|error| outcome::of_handshake(&error))?;
         Connection::open(stream, peer, endpoint.egress.clone(), permit)

@@ -34,6 +34,9 @@ use others::Declared;
 /// Reads of Secrets and ConfigMaps at once: enough to fill the registry quickly, too few to hurt an API server that has
 /// just come back.
 const READS_AT_ONCE: usize = 16;
+/// The least pause before a read that is a guess (one that failed, one the controller has not looked at), for each object
+/// that waits for something: of ten thousand applied together, those the controller has seen to must not stand behind others.
+const EACH_WAITING: Duration = Duration::from_millis(20);
 /// Steps taken in before the registry is brought in step: a burst of changes builds a namespace's index once.
 const STEPS_AT_ONCE: usize = 1024;
 /// Due reads looked at to find those whose messages wait.
@@ -123,7 +126,12 @@ impl Loader {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(chunk) = steps.next() => chunk.into_iter().for_each(|input| self.world.apply(input)),
-                Some(read) = reads.join_next() => self.finish(read),
+                Some(read) = reads.join_next() => {
+                    self.finish(read);
+                    while let Some(read) = reads.try_join_next() {
+                        self.finish(read);
+                    }
+                }
                 Some(id) = refresh.recv() => self.refresh(id),
                 Ok(()) = policy.changed() => self.policy_changed(),
                 () = until(next) => {}
@@ -155,10 +163,16 @@ impl Loader {
             Err(error) => return tracing::error!(%error, "a read of references ended unexpectedly"),
         };
         self.tools.metrics.count_reads(&reads);
+        let pace = self.pace();
         if let Some(holding) = self.holding(&who) {
-            holding.material.finish(reads, Instant::now());
+            holding.material.finish(reads, Instant::now(), pace);
             self.touch(who);
         }
+    }
+
+    /// The least pause before what nobody asked for is read.
+    fn pace(&self) -> Duration {
+        EACH_WAITING * u32::try_from(self.timers.len()).unwrap_or(u32::MAX)
     }
 
     fn holding(&mut self, who: &Who) -> Option<&mut Holding> {

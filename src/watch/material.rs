@@ -118,14 +118,20 @@ impl<R: Ord + Clone, V> Material<R, V> {
         if self.running { None } else { self.next }
     }
 
+    /// Puts off the read that is due.
+    pub fn not_before(&mut self, at: Instant) {
+        self.next = self.next.map(|next| next.max(at));
+    }
+
     /// A read begins.
     pub fn start(&mut self) {
         self.running = true;
         self.next = None;
     }
 
-    /// A read ended. Values of references that are no longer wanted are dropped by the next [`Material::observe`].
-    pub fn finish(&mut self, reads: Vec<Read<R, V>>, now: Instant) {
+    /// A read ended; a failed one is tried again after `pace` at the earliest, unless it is asked for. Values of references
+    /// that are no longer wanted are dropped by the next [`Material::observe`].
+    pub fn finish(&mut self, reads: Vec<Read<R, V>>, now: Instant, pace: Duration) {
         self.running = false;
         for (reference, result) in reads {
             match result {
@@ -142,7 +148,7 @@ impl<R: Ord + Clone, V> Material<R, V> {
             Some(now)
         } else {
             self.unread = false;
-            self.retry(now)
+            self.retry(now).map(|at| at.max(now + pace))
         };
         self.tries = self.tries.saturating_add(1);
     }
@@ -226,7 +232,7 @@ mod tests {
 
     fn read(material: &mut Tested, reads: Vec<Read<&'static str, u8>>, now: Instant) {
         material.start();
-        material.finish(reads, now);
+        material.finish(reads, now, Duration::ZERO);
     }
 
     #[test]
@@ -311,7 +317,7 @@ mod tests {
         material.start();
         material.observe(&wanted(Some("6")), false, now);
         assert_eq!(material.due(), None);
-        material.finish(ok("5", 1), now);
+        material.finish(ok("5", 1), now, Duration::ZERO);
         assert_eq!(material.due(), Some(now));
     }
 
@@ -323,7 +329,7 @@ mod tests {
         assert!(material.is_read());
         material.start();
         material.observe(&wanted(None), true, now);
-        material.finish(ok("5", 1), now);
+        material.finish(ok("5", 1), now, Duration::ZERO);
         assert!(!material.is_read(), "that read began before");
         read(&mut material, vec![(KEY, Err(Trouble::Denied))], now);
         assert!(
@@ -340,7 +346,7 @@ mod tests {
         material.start();
         material.observe(&wanted(Some("6")), false, now);
         assert!(!material.is_read(), "told, and not read");
-        material.finish(ok("5", 1), now);
+        material.finish(ok("5", 1), now, Duration::ZERO);
         assert!(!material.is_read(), "that read began before");
         read(&mut material, ok("6", 2), now);
         assert!(material.is_read());
@@ -354,6 +360,24 @@ mod tests {
                 "{trouble:?} is an answer: Ready does not hang on it"
             );
         }
+    }
+
+    #[test]
+    fn where_many_wait_guesses_are_spread_and_what_status_tells_is_read_at_once() {
+        let (now, pace) = (Instant::now(), Duration::from_secs(20));
+        let mut material = Tested::new(now);
+        material.observe(&wanted(None), true, now);
+        material.not_before(now + pace);
+        assert_eq!(material.due(), Some(now + pace), "the controller has not looked at it");
+        material.observe(&wanted(Some("5")), false, now);
+        assert_eq!(material.due(), Some(now));
+        material.start();
+        material.finish(vec![(KEY, Err(Trouble::Denied))], now, pace);
+        assert_eq!(material.due(), Some(now + pace), "asked for by nobody");
+        material.observe(&wanted(Some("6")), false, now);
+        assert_eq!(material.due(), Some(now));
+        read(&mut material, ok("6", 1), now);
+        assert_eq!(material.due(), None);
     }
 
     #[test]

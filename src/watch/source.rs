@@ -12,6 +12,8 @@ use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Event};
 use prometheus_client::metrics::counter::Counter;
 
+use crate::kubernetes::slim;
+
 /// The pause after the first failed list or watch.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause: what was applied during an outage of the API server is loaded this soon after it.
@@ -58,7 +60,7 @@ where
 {
     let backoff = ResetTimerBackoff::new(Pauses::default(), CALM);
     let mut listing = Vec::new();
-    events.backoff(backoff).filter_map(move |event| {
+    events.backoff(backoff).modify(slim).filter_map(move |event| {
         let step = match event {
             Ok(event) => collect(&mut listing, event),
             Err(error) => {
@@ -78,19 +80,13 @@ fn collect<K: Resource>(listing: &mut Vec<K>, event: Event<K>) -> Option<Step<K>
             None
         }
         Event::InitApply(object) => {
-            listing.push(slim(object));
+            listing.push(object);
             None
         }
         Event::InitDone => Some(Step::Listed(std::mem::take(listing))),
-        Event::Apply(object) => Some(Step::Put(Box::new(slim(object)))),
+        Event::Apply(object) => Some(Step::Put(Box::new(object))),
         Event::Delete(object) => Some(Step::Gone(Box::new(object))),
     }
-}
-
-/// Nobody here reads who owns which field, and it is often half of an object.
-fn slim<K: Resource>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    object
 }
 
 #[cfg(test)]

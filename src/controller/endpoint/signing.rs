@@ -1,6 +1,5 @@
 //! Brings the generated signing Secret about: carries out what [`super::rotation`] decides, one write at a time.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -265,7 +264,7 @@ impl Desk<'_> {
     async fn take_in(&self, written: Result<Secret, RequestError>) -> Result<Found, Error> {
         match written {
             Ok(secret) => {
-                let found = Found::Secret(Arc::new(secret));
+                let found = Found::from(secret);
                 self.context
                     .references
                     .put(self.reference.clone(), found.clone(), Instant::now());

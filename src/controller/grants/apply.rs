@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Resource;
 use kube::api::{Api, DeleteParams, GetParams, Patch, PatchParams};
@@ -13,6 +14,9 @@ use super::{Grantee, SHARDS, Shard, Wanted, binding, binds, role, rules, shard_n
 use crate::controller::FIELD_MANAGER;
 use crate::controller::context::Context;
 use crate::kubernetes::{RequestError, within};
+
+/// Shards of a namespace written at a time: one after the other a namespace of many endpoints would take seconds.
+const SHARDS_AT_ONCE: usize = 4;
 
 /// What is known to be there: `None` until it was read once.
 pub type Known = Option<Wanted>;
@@ -32,28 +36,27 @@ impl Scope<'_> {
             Some(before) => before,
             None => self.read(wanted).await?,
         };
-        let mut writes = 0;
-        for number in 0..SHARDS {
-            let (old, new) = (before.shards.get(&number), wanted.shards.get(&number));
-            if old == new {
-                continue;
-            }
-            writes += 1;
-            match new {
-                Some(shard) => {
-                    self.apply(number, &role(self.namespace, number, shard)).await?;
-                    // A shard that was there with names had its RoleBinding; an empty one is unknown.
-                    let had = old.is_some_and(|old| *old != Shard::default());
-                    if !had || !self.is_bound(number).await? {
-                        self.apply(number, &binding(self.namespace, number, self.grantee))
-                            .await?;
-                    }
-                }
-                None => self.delete(number).await?,
-            }
-        }
+        let numbers = (0..SHARDS).filter(|number| before.shards.get(number) != wanted.shards.get(number));
+        let writes = stream::iter(numbers)
+            .map(|number| self.bring_shard(number, before.shards.get(&number), wanted.shards.get(&number)))
+            .buffer_unordered(SHARDS_AT_ONCE)
+            .try_fold(0, async |writes, ()| Ok(writes + 1))
+            .await?;
         *known = Some(wanted.clone());
         Ok(writes)
+    }
+
+    async fn bring_shard(&self, number: u8, old: Option<&Shard>, new: Option<&Shard>) -> Result<(), RequestError> {
+        let Some(shard) = new else {
+            return self.delete(number).await;
+        };
+        self.apply(number, &role(self.namespace, number, shard)).await?;
+        // A shard that was there with names had its RoleBinding; an empty one is unknown.
+        let had = old.is_some_and(|old| *old != Shard::default());
+        if had && self.is_bound(number).await? {
+            return Ok(());
+        }
+        self.apply(number, &binding(self.namespace, number, self.grantee)).await
     }
 
     async fn apply<K>(&self, number: u8, object: &K) -> Result<(), RequestError>

@@ -1,6 +1,7 @@
 //! The grants of one namespace, brought about at most once a second, and checked now and then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -32,8 +33,8 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
             .remove(namespace);
         return Ok(None);
     }
-    let granted = context.granted(namespace);
-    let mut granted = granted.lock().await;
+    let of_namespace = context.granted(namespace);
+    let mut granted = of_namespace.work.lock().await;
     let endpoints = context.endpoints_of(namespace);
     let subscriptions = context.naming_subscriptions_of(namespace);
     let wanted = wanted(
@@ -61,6 +62,7 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
         grantee: &context.grantee,
     };
     let result = scope.bring_about(&wanted, &mut granted.known).await;
+    of_namespace.covered.store(granted.known.clone().map(Arc::new));
     let writes = result.map_err(Error::when("grant the dispatcher access to Secrets"))?;
     if writes > 0 || is_check {
         granted.written = Some(Instant::now());
@@ -119,11 +121,12 @@ pub fn wanted<'a>(
 }
 
 /// Whether all of this is granted now.
-pub async fn covers(context: &Context, namespace: &str, references: &[Reference]) -> bool {
+pub fn covers(context: &Context, namespace: &str, references: &[Reference]) -> bool {
     let granted = context.granted(namespace);
-    let granted = granted.lock().await;
-    let known = granted.known.as_ref();
-    known.is_some_and(|known| references.iter().all(|r| known.covers(r)))
+    let covered = granted.covered.load();
+    covered
+        .as_ref()
+        .is_some_and(|covered| references.iter().all(|r| covered.covers(r)))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{
     EgressRules, Fifo, References, Unresolved, references_of, resolve_endpoint, resolve_ordering,
 };
+use crate::api::status::is_unseen;
 use crate::ids::{EndpointId, UnixMillis};
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointEntry, EndpointState};
@@ -70,6 +71,15 @@ impl Endpoint {
             };
         }
         self.object = object;
+    }
+
+    fn is_unseen(&self) -> bool {
+        is_unseen(
+            self.object
+                .status
+                .as_ref()
+                .and_then(|status| status.observed_generation),
+        )
     }
 
     /// When something is to be done without being told: a read, or publishing as it is.
@@ -171,10 +181,15 @@ impl Loader {
         let Some(object) = self.world.endpoints.objects.get(key).cloned() else {
             return;
         };
-        let now = Instant::now();
+        let (now, pace) = (Instant::now(), self.pace());
         match self.endpoints.get_mut(key) {
             None => {
-                self.endpoints.insert(key.clone(), Endpoint::new(object, now));
+                let mut endpoint = Endpoint::new(object, now);
+                if endpoint.is_unseen() {
+                    // Its Secret and its grant are most likely on their way: the controller's status tells.
+                    endpoint.holding.material.not_before(now + pace);
+                }
+                self.endpoints.insert(key.clone(), endpoint);
             }
             Some(endpoint) if Arc::ptr_eq(&endpoint.object, &object) => {}
             Some(endpoint) => {
@@ -199,6 +214,11 @@ impl Loader {
         self.tools.registry.order(id).store(endpoint.fifo.clone());
         self.tools.objects.put_endpoint(id, endpoint.object.clone());
         if !endpoint.holding.material.is_read() {
+            // Its read, when it ends, has it loaded anew. One that the controller has not looked at holds back no others.
+            match endpoint.told.is_none() && endpoint.is_unseen() {
+                true => self.world.endpoints.loaded(key),
+                false => self.world.endpoints.known(key),
+            }
             return;
         }
         let Holding {
@@ -278,7 +298,10 @@ mod tests {
         let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), found)));
         endpoint.holding.material.start();
         let reads = vec![read("token", token), read("header", header)];
-        endpoint.holding.material.finish(reads, Instant::now());
+        endpoint
+            .holding
+            .material
+            .finish(reads, Instant::now(), std::time::Duration::ZERO);
         endpoint.resolve(&NamespaceRules::default(), None)
     }
 
