@@ -31,6 +31,8 @@ use crate::watch::versions::number;
 
 /// How often an object that the controller has not looked at yet is looked at: what it is said of it then is said once.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// Objects that writes gave back, until they are looked through for those that the watch has, too.
+const WRITTEN: usize = 64;
 /// The pause between two plans, for each object that is dirty: planning looks at all of them.
 const REST: Duration = Duration::from_micros(10);
 /// The pause after a write that failed or met a newer object.
@@ -55,6 +57,8 @@ pub struct Writer {
     last_write: HashMap<Id, Instant>,
     /// What a write gave back, until the watch has caught up with it.
     written: HashMap<Id, Object>,
+    /// So many of them are looked through.
+    written_bound: usize,
     running: BTreeSet<Id>,
     /// Objects that the controller has not looked at yet, and when they are looked at again.
     unseen: BTreeSet<Id>,
@@ -120,6 +124,7 @@ impl Writer {
             dirty: BTreeMap::new(),
             last_write: HashMap::new(),
             written: HashMap::new(),
+            written_bound: WRITTEN,
             running: BTreeSet::new(),
             unseen: BTreeSet::new(),
             look_again: Instant::now(),
@@ -225,10 +230,7 @@ impl Writer {
 
     /// The newest form known: the watched one, or what our last write gave back.
     fn current(&mut self, id: Id) -> Option<Object> {
-        let watched = match id {
-            Id::Endpoint(id) => Object::Endpoint(self.tools.objects.endpoint(id)?),
-            Id::Subscription(id) => Object::Subscription(self.tools.objects.subscription(id)?),
-        };
+        let watched = watched(&self.tools.objects, id)?;
         match self.written.get(&id) {
             Some(written) if written.is_later_form_of(&watched) => Some(written.clone()),
             _ => {
@@ -242,6 +244,17 @@ impl Writer {
         self.views.remove(&id);
         self.written.remove(&id);
         self.last_write.remove(&id);
+    }
+
+    /// Nobody may ask again for an object that was written: what a write gave back goes when the watch has it too.
+    fn forget_what_is_watched(&mut self) {
+        if self.written.len() < self.written_bound {
+            return;
+        }
+        let objects = &self.tools.objects;
+        self.written
+            .retain(|id, written| watched(objects, *id).is_some_and(|watched| written.is_later_form_of(&watched)));
+        self.written_bound = WRITTEN.max(self.written.len() * 2);
     }
 
     /// Starts what the plan allows; says when to look again.
@@ -289,6 +302,7 @@ impl Writer {
                     self.tools.metrics.lag.observe(now.duration_since(urgent).as_secs_f64());
                 }
                 self.written.insert(done.id, object);
+                self.forget_what_is_watched();
                 if let Some(dirty) = self.dirty.get_mut(&done.id) {
                     dirty.last_write = self.last_write.get(&done.id).copied();
                 }
@@ -302,6 +316,13 @@ impl Writer {
             }
         }
     }
+}
+
+fn watched(objects: &Objects, id: Id) -> Option<Object> {
+    Some(match id {
+        Id::Endpoint(id) => Object::Endpoint(objects.endpoint(id)?),
+        Id::Subscription(id) => Object::Subscription(objects.subscription(id)?),
+    })
 }
 
 fn wanted_endpoint(view: &EndpointView, endpoint: &WebhookEndpoint, now: UnixMillis) -> Option<Change> {
