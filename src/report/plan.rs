@@ -93,8 +93,8 @@ pub struct Plan {
     pub next: Option<Instant>,
 }
 
-/// Plans: spends from `allowance` for every write returned.
-pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance) -> Plan {
+/// Plans at most `most` writes: spends from `allowance` for every one returned.
+pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance, most: usize) -> Plan {
     let interval = INTERVAL.max(Duration::from_secs(dirty.len() as u64 / u64::from(allowance.rate)));
     let mut plan = Plan::default();
     let mut transitions = Vec::new();
@@ -112,6 +112,9 @@ pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance
     transitions.sort();
     routine.sort();
     for (_, _, id) in transitions {
+        if plan.writes.len() == most {
+            return plan;
+        }
         match allowance.all.take(now) {
             Ok(()) => plan.writes.push(id),
             Err(wait) => {
@@ -121,6 +124,9 @@ pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance
         }
     }
     for (_, _, id) in routine {
+        if plan.writes.len() == most {
+            return plan;
+        }
         let taken = allowance.routine.take(now).and_then(|()| allowance.all.take(now));
         match taken {
             Ok(()) => plan.writes.push(id),
@@ -156,6 +162,7 @@ impl Plan {
 mod tests {
     use super::*;
 
+    const MANY: usize = 1_000;
     const STEP: Duration = Duration::from_millis(50);
 
     fn id(n: u32) -> Id {
@@ -186,7 +193,7 @@ mod tests {
                     ..urgent(now)
                 });
             }
-            for id in plan(&dirty, now, &mut allowance).writes {
+            for id in plan(&dirty, now, &mut allowance, MANY).writes {
                 dirty.remove(&id);
                 let entry = written.entry(id).or_default();
                 *entry = (Some(now), entry.1 + 1);
@@ -214,7 +221,7 @@ mod tests {
         let now = Instant::now();
         let mut allowance = Allowance::new(RATE, now);
         let mut dirty = BTreeMap::from([(id(1), urgent(now))]);
-        assert_eq!(plan(&dirty, now, &mut allowance).writes, [id(1)]);
+        assert_eq!(plan(&dirty, now, &mut allowance, MANY).writes, [id(1)]);
         let again = now + STEP;
         dirty.insert(
             id(1),
@@ -223,11 +230,11 @@ mod tests {
                 ..urgent(again)
             },
         );
-        let planned = plan(&dirty, again, &mut allowance);
+        let planned = plan(&dirty, again, &mut allowance, MANY);
         assert_eq!(planned.writes, []);
         let at = planned.next.expect("to be looked at again");
         assert!(at.duration_since(again) < Duration::from_secs(1));
-        assert_eq!(plan(&dirty, at, &mut allowance).writes, [id(1)]);
+        assert_eq!(plan(&dirty, at, &mut allowance, MANY).writes, [id(1)]);
     }
 
     #[test]
@@ -248,14 +255,23 @@ mod tests {
             })
             .collect();
         dirty.insert(id(99), urgent(later));
-        assert_eq!(plan(&dirty, later, &mut allowance).writes.first(), Some(&id(99)));
+        assert_eq!(plan(&dirty, later, &mut allowance, MANY).writes.first(), Some(&id(99)));
+    }
+
+    #[test]
+    fn no_more_is_planned_than_may_be_under_way() {
+        let now = Instant::now();
+        let dirty: BTreeMap<Id, Dirty> = (0..100).map(|n| (id(n), urgent(now))).collect();
+        let mut allowance = Allowance::new(1_000, now);
+        assert_eq!(plan(&dirty, now, &mut allowance, 16).writes.len(), 16);
+        assert_eq!(plan(&dirty, now, &mut allowance, 0), Plan::default());
     }
 
     #[test]
     fn nothing_dirty_writes_nothing_and_asks_for_no_second_look() {
         let now = Instant::now();
         assert_eq!(
-            plan(&BTreeMap::new(), now, &mut Allowance::new(RATE, now)),
+            plan(&BTreeMap::new(), now, &mut Allowance::new(RATE, now), MANY),
             Plan::default()
         );
     }
@@ -273,11 +289,11 @@ mod tests {
         };
         let mut dirty: BTreeMap<Id, Dirty> = (0..100).map(|n| (id(n), routine(None))).collect();
         dirty.insert(id(200), routine(Some(now - Duration::from_secs(29))));
-        let planned = plan(&dirty, now, &mut allowance);
+        let planned = plan(&dirty, now, &mut allowance, MANY);
         assert_eq!(planned.writes.len(), (RATE * BURST / 2) as usize);
         assert!(!planned.writes.contains(&id(200)));
         let transition = BTreeMap::from([(id(300), urgent(now))]);
-        assert_eq!(plan(&transition, now, &mut allowance).writes, [id(300)]);
+        assert_eq!(plan(&transition, now, &mut allowance, MANY).writes, [id(300)]);
     }
 
     #[test]
@@ -298,9 +314,9 @@ mod tests {
             written(id(2), OVERTAKEN_GAP / 2, true),
             written(id(3), OVERTAKEN_GAP, false),
         ]);
-        assert_eq!(plan(&dirty, now, &mut Allowance::new(RATE, now)).writes, [id(1)]);
+        assert_eq!(plan(&dirty, now, &mut Allowance::new(RATE, now), MANY).writes, [id(1)]);
         let many: BTreeMap<Id, Dirty> = (0..100).map(|n| written(id(n), OVERTAKEN_GAP, true)).collect();
-        let planned = plan(&many, now, &mut Allowance::new(RATE, now));
+        let planned = plan(&many, now, &mut Allowance::new(RATE, now), MANY);
         assert_eq!(planned.writes.len(), (RATE * BURST / 2) as usize);
     }
 
@@ -316,7 +332,7 @@ mod tests {
         };
         let dirty: BTreeMap<Id, Dirty> = (0..1000).map(|n| (id(n), written(99))).collect();
         assert_eq!(
-            plan(&dirty, now, &mut Allowance::new(RATE, now)).writes,
+            plan(&dirty, now, &mut Allowance::new(RATE, now), MANY).writes,
             [],
             "1,000 objects at 10 a second: 100 s each"
         );

@@ -31,6 +31,8 @@ use crate::watch::versions::number;
 
 /// How often an object that the controller has not looked at yet is looked at: what it is said of it then is said once.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// Writes under way: an API server that is slow must not make more of them than it takes.
+const WRITES_AT_ONCE: usize = 32;
 /// Objects that writes gave back, until they are looked through for those that the watch has, too.
 const WRITTEN: usize = 64;
 /// The pause between two plans, for each object that is dirty: planning looks at all of them.
@@ -270,7 +272,8 @@ impl Writer {
             .filter(|(id, _)| !self.running.contains(*id))
             .map(|(id, dirty)| (*id, *dirty))
             .collect();
-        let planned = plan(&free, now, &mut self.allowance);
+        let room = WRITES_AT_ONCE.saturating_sub(self.running.len());
+        let planned = plan(&free, now, &mut self.allowance, room);
         for id in planned.writes {
             let Some(dirty) = self.dirty.remove(&id) else { continue };
             let Some(mut wanted) = self.wanted(id) else { continue };

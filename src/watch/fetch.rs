@@ -3,6 +3,7 @@
 //! Invariant: values never show in Debug, logs or errors; why a read failed is one of three words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -16,7 +17,7 @@ use crate::api::status::{ReferenceKind, ReferenceStatus};
 use crate::kubernetes::{RequestError, within};
 
 /// The reads of one endpoint.
-pub type Reads = Vec<Read<Reference, Found>>;
+pub type Reads = Vec<Read<Reference, Arc<Found>>>;
 
 /// Reads every reference of an endpoint, one after the other: few, and many endpoints are read at once.
 pub async fn read(client: &Client, namespace: &str, references: Vec<Reference>) -> Reads {
@@ -31,7 +32,7 @@ pub async fn read(client: &Client, namespace: &str, references: Vec<Reference>) 
     reads
 }
 
-async fn get<K>(client: &Client, namespace: &str, reference: &Reference) -> Result<(String, Found), Trouble>
+async fn get<K>(client: &Client, namespace: &str, reference: &Reference) -> Result<(String, Arc<Found>), Trouble>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -43,7 +44,7 @@ where
     match within(api.get(&reference.name)).await {
         Ok(object) => {
             let found: Found = object.into();
-            Ok((found.resource_version.clone(), found))
+            Ok((found.resource_version.clone(), Arc::new(found)))
         }
         Err(error) => {
             let trouble = trouble(&error);
@@ -77,7 +78,7 @@ pub fn version_in(references: &[ReferenceStatus], wanted: &Reference) -> Option<
 /// server is away) counts as unreadable, not as missing.
 pub fn references(
     label: SecretLabel,
-    held: &BTreeMap<Reference, Found>,
+    held: &BTreeMap<Reference, Arc<Found>>,
     troubles: &BTreeMap<Reference, Trouble>,
 ) -> References {
     let mut references = References::under(label);
@@ -89,7 +90,7 @@ pub fn references(
         references.insert(reference.clone(), lookup);
     }
     for (reference, found) in held {
-        references.insert(reference.clone(), Lookup::Found(found.clone()));
+        references.insert(reference.clone(), Lookup::Found(Found::clone(found)));
     }
     references
 }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn a_value_that_is_held_counts_more_than_a_read_that_failed() {
         let (kept, lost) = (Reference::secret("kept"), Reference::secret("lost"));
-        let held = BTreeMap::from([(kept.clone(), Found::default())]);
+        let held = BTreeMap::from([(kept.clone(), Arc::default())]);
         let troubles = BTreeMap::from([(kept.clone(), Trouble::Missing), (lost.clone(), Trouble::Away)]);
         let references = references(SecretLabel::Required, &held, &troubles);
         assert_eq!(references.get(&kept), Some(&Lookup::Found(Found::default())));

@@ -295,7 +295,7 @@ mod tests {
 
     /// What the registry would be told after these Secrets were read.
     fn state(endpoint: &mut Endpoint, version: &str, token: Found, header: Found) -> EndpointState {
-        let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), found)));
+        let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), Arc::new(found))));
         endpoint.holding.material.start();
         let reads = vec![read("token", token), read("header", header)];
         endpoint

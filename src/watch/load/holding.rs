@@ -4,6 +4,7 @@
 //! say now.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -18,9 +19,9 @@ use crate::watch::material::Material;
 #[derive(Debug)]
 pub struct Holding {
     pub references: Vec<Reference>,
-    pub material: Material<Reference, Found>,
+    pub material: Material<Reference, Arc<Found>>,
     /// The values with which the object was last usable.
-    good: BTreeMap<Reference, Found>,
+    good: BTreeMap<Reference, Arc<Found>>,
     /// Where it stands in the loader's timers.
     pub timer: Option<Instant>,
 }
@@ -60,7 +61,7 @@ impl Holding {
         label: SecretLabel,
         resolve: impl Fn(&References) -> Result<T, Unresolved>,
     ) -> Result<T, Unresolved> {
-        let mut held: BTreeMap<Reference, Found> = self
+        let mut held: BTreeMap<Reference, Arc<Found>> = self
             .references
             .iter()
             .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
@@ -82,6 +83,7 @@ impl Holding {
         }
         for (reference, good) in &self.good {
             if let Some(found) = held.get_mut(reference) {
+                let found = Arc::make_mut(found);
                 found.data = good.data.clone();
                 found.annotations = good.annotations.clone();
             }
