@@ -31,6 +31,8 @@ use crate::watch::versions::number;
 
 /// How often an object that the controller has not looked at yet is looked at: what it is said of it then is said once.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// How long this may compute in one go. Less would make it wait for its turn too often while much is delivered.
+const SLICE: Duration = Duration::from_millis(2);
 /// Writes under way: an API server that is slow must not make more of them than it takes.
 const WRITES_AT_ONCE: usize = 32;
 /// Objects that writes gave back, until they are looked through for those that the watch has, too.
@@ -167,24 +169,26 @@ impl Writer {
     /// Those that the controller may have looked at meanwhile.
     async fn look_at_unseen(&mut self) {
         if !self.unseen.is_empty() && Instant::now() >= self.look_again {
+            let mut slice = Slice::new();
             for id in std::mem::take(&mut self.unseen) {
                 self.mark(id, false);
-                tokio::task::yield_now().await;
+                slice.pause().await;
             }
         }
     }
 
     /// Each costs a tenth of a millisecond: of a thousand endpoints that fail together deliveries go on in between.
     async fn note(&mut self, posted: Posted) {
+        let mut slice = Slice::new();
         for (id, (view, urgent)) in posted.endpoints {
             self.views.insert(Id::Endpoint(id), View::Endpoint(Box::new(view)));
             self.mark(Id::Endpoint(id), urgent);
-            tokio::task::yield_now().await;
+            slice.pause().await;
         }
         for (id, (view, urgent)) in posted.subscriptions {
             self.views.insert(Id::Subscription(id), View::Subscription(view));
             self.mark(Id::Subscription(id), urgent);
-            tokio::task::yield_now().await;
+            slice.pause().await;
         }
     }
 
@@ -475,6 +479,23 @@ async fn tell(tools: &Tools, endpoint: &WebhookEndpoint, happening: &Happening) 
         Err(error) => {
             tools.metrics.wrote("Event", "Failed");
             tracing::warn!(name = endpoint.name_any(), %error, "failed to create an Event");
+        }
+    }
+}
+
+/// Time without a pause.
+struct Slice(Instant);
+
+impl Slice {
+    fn new() -> Slice {
+        Slice(Instant::now())
+    }
+
+    /// Lets others go first, once it has been used up.
+    async fn pause(&mut self) {
+        if self.0.elapsed() >= SLICE {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
         }
     }
 }
