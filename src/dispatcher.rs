@@ -33,6 +33,7 @@ use crate::telemetry::health::Gate;
 
 use crate::engine::{BURY_AFTER, Clock, Engine, EngineConfig};
 use crate::registry::Registry;
+use crate::tls::{Certificate, TlsFiles};
 use crate::watch::{self, WatchConfig};
 use metrics::{Metrics, StoreMetrics};
 
@@ -52,8 +53,10 @@ pub struct Config {
     pub namespace: String,
     /// This replica: the pod's name.
     pub identity: String,
-    /// Where producers post, plain HTTP.
+    /// Where producers post.
     pub ingest: SocketAddr,
+    /// With it they post by HTTPS, else by plain HTTP.
+    pub ingest_tls: Option<TlsFiles>,
     /// Audiences of producers' tokens; at least one.
     pub audiences: Vec<String>,
     /// The largest body of one event, in bytes.
@@ -81,6 +84,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(config.ingest)
         .await
         .with_context(|| format!("failed to listen on {}", config.ingest))?;
+    let certificate = match config.ingest_tls.clone() {
+        None => None,
+        Some(files) => Some(Arc::new(
+            Certificate::new(files, metrics.certificate_invalid.clone()).await?,
+        )),
+    };
     let queue = open(&config.data_dir, config.store_limit).await?;
     let fence = queue.claim().await.context("failed to claim the store")?;
     let (registry, changes) = Registry::new(CHANGES);
@@ -95,6 +104,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let tasks = TaskTracker::new();
     tasks.spawn(show_usage(queue.clone(), metrics.store.clone(), background.clone()));
 
+    if let Some(certificate) = &certificate {
+        tasks.spawn(certificate.clone().follow(background.clone()));
+    }
     let policy = follow_policy(&config, &tasks, &background).await;
     let mut watches = watch::start(
         WatchConfig {
@@ -162,7 +174,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         config.max_event,
         metrics.ingest.clone(),
     );
-    let mut serving = tokio::spawn(ingest::serve(listener, Arc::new(ingest), accepting.clone()));
+    let mut serving = tokio::spawn(ingest::serve(
+        listener,
+        certificate,
+        Arc::new(ingest),
+        accepting.clone(),
+    ));
     tasks.spawn(open_when_loaded(registry.clone(), gate.clone(), background.clone()));
 
     let ended = tokio::select! {

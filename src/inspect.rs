@@ -13,9 +13,6 @@ use anyhow::Context as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -33,6 +30,7 @@ use keys::{Form, Keys};
 use service::Service;
 
 use crate::signing::VerifyingKey;
+use crate::tls::TlsFiles;
 
 /// Open connections; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 1_024;
@@ -55,13 +53,6 @@ pub struct Config {
     pub secrets: Vec<VerifyingKey>,
 }
 
-/// Certificate chain and private key, both PEM.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
-
 /// Listens and serves until `shutdown`.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     Inspector::bind(config).await?.serve(shutdown).await;
@@ -79,7 +70,10 @@ impl Inspector {
     /// Binds the address and reads certificate and keys. A key file may be missing (a Secret that is yet to come); one
     /// that holds something else than keys is an error.
     pub async fn bind(config: Config) -> anyhow::Result<Inspector> {
-        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let tls = match &config.tls {
+            None => None,
+            Some(files) => Some(files.acceptor().await?),
+        };
         let keys = Keys::new(config.secrets, config.secret_files)?;
         let listener = TcpListener::bind(config.listen)
             .await
@@ -171,19 +165,4 @@ where
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
-}
-
-fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
-    let name = files.certificate.display();
-    let chain = CertificateDer::pem_file_iter(&files.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("failed to read certificates from {name}"))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .with_context(|| format!("failed to read a private key from {}", files.key.display()))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .with_context(|| format!("failed to use the certificate in {name} with its key"))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }

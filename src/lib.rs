@@ -32,4 +32,5 @@ pub mod schema;
 pub mod shaping;
 pub mod signing;
 pub mod telemetry;
+pub mod tls;
 pub mod watch;

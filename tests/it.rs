@@ -17,6 +17,7 @@ mod it {
     mod ground;
     mod guard;
     mod ingest;
+    mod ingest_tls;
     mod inspect;
     mod isolation;
     mod jwks;

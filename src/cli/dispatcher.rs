@@ -13,6 +13,7 @@ use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
 use crate::report::plan::RATE;
 use crate::telemetry::Health;
+use crate::tls::TlsFiles;
 
 /// How long attempts may go on after SIGTERM: with what ingest has in hand (5 s), the last outcomes (5 s) and the last
 /// status (2 s) within a pod's usual 30 s.
@@ -22,9 +23,15 @@ const DRAIN_SECONDS: u64 = 15;
 pub(super) struct Args {
     #[command(flatten)]
     common: Common,
-    /// Where producers post events, plain HTTP
+    /// Where producers post events
     #[arg(long, default_value = "0.0.0.0:8080")]
     ingest_listen: SocketAddr,
+    /// The certificate chain of the ingest address, PEM, read again when it changes; without it plain HTTP
+    #[arg(long, value_name = "FILE", requires = "ingest_tls_key")]
+    ingest_tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM
+    #[arg(long, value_name = "FILE", requires = "ingest_tls_cert")]
+    ingest_tls_key: Option<PathBuf>,
     /// The directory of the store: a local or block volume of this process alone
     #[arg(long, default_value = "/var/lib/tidings")]
     data_dir: PathBuf,
@@ -58,6 +65,10 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         namespace: common.namespace,
         identity: common.identity,
         ingest: args.ingest_listen,
+        ingest_tls: args
+            .ingest_tls_cert
+            .zip(args.ingest_tls_key)
+            .map(|(certificate, key)| TlsFiles { certificate, key }),
         audiences: args.audience,
         max_event: usize::try_from(args.max_event_bytes).unwrap_or(LARGEST_MAX_EVENT),
         data_dir: args.data_dir,

@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::inspect::keys::Form;
-use crate::inspect::{self, Config, TlsFiles};
+use crate::inspect::{self, Config};
+use crate::tls::TlsFiles;
 
 /// The other way to give keys, for containers.
 const VARIABLES: [(Form, &str); 2] = [

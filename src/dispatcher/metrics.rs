@@ -32,6 +32,8 @@ pub struct Metrics {
     pub store: StoreMetrics,
     /// 1 while the policy file cannot be used and the one before it counts.
     pub policy_invalid: Gauge,
+    /// 1 while the certificate of ingest cannot be used and the one before it is shown.
+    pub certificate_invalid: Gauge,
 }
 
 /// How the store stands, as of a few seconds ago.
@@ -61,6 +63,12 @@ impl Metrics {
         );
         let engine = EngineMetrics::register(registry);
         let untold = engine.untold.get_or_create_owned(&Reason { reason: STORE_FULL });
+        let certificate_invalid = Gauge::default();
+        registry.register(
+            "tidings_ingest_certificate_invalid",
+            "1 while the certificate of ingest cannot be used and the one before it is shown",
+            certificate_invalid.clone(),
+        );
         Metrics {
             ingest,
             engine,
@@ -73,6 +81,7 @@ impl Metrics {
                 ..StoreMetrics::register(registry)
             },
             policy_invalid,
+            certificate_invalid,
         }
     }
 }

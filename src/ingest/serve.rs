@@ -12,12 +12,15 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Ingest;
+use crate::tls::Certificate;
 
 /// Connections at a time; further ones wait in the listen queue. Each holds a buffer of at most [`HEAD`].
 const CONNECTIONS: usize = 4096;
@@ -31,18 +34,27 @@ const IDLE: Duration = Duration::from_secs(120);
 /// cut off sends again. Part of the 30 s that a pod has.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serves until `shutdown`, then finishes the requests in flight.
-pub async fn serve(listener: TcpListener, ingest: Arc<Ingest>, shutdown: CancellationToken) {
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves until `shutdown`, then finishes the requests in flight: HTTPS with a certificate, else plain HTTP.
+pub async fn serve(
+    listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
+    ingest: Arc<Ingest>,
+    shutdown: CancellationToken,
+) {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let aborted = CancellationToken::new();
     while let Some(stream) = next(&listener, &places, &shutdown).await {
         let (stream, place) = stream;
+        let tls = certificate.as_ref().map(|certificate| certificate.acceptor());
         let (ingest, shutdown, aborted) = (ingest.clone(), shutdown.clone(), aborted.clone());
         connections.spawn(async move {
             let _place = place;
             tokio::select! {
-                () = connection(stream, ingest, shutdown) => {}
+                () = connection(stream, tls, ingest, shutdown) => {}
                 () = aborted.cancelled() => {}
             }
         });
@@ -87,11 +99,29 @@ async fn next(
     }
 }
 
-async fn connection(stream: TcpStream, ingest: Arc<Ingest>, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, ingest: Arc<Ingest>, shutdown: CancellationToken) {
     // Without it a small answer waits for the acknowledgement of the one before.
     if let Err(err) = stream.set_nodelay(true) {
         tracing::debug!(error = %err, "failed to set TCP_NODELAY");
     }
+    let Some(tls) = tls else {
+        return requests(stream, ingest, shutdown).await;
+    };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+        () = shutdown.cancelled() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => requests(stream, ingest, shutdown).await,
+        Ok(Err(err)) => tracing::debug!(error = %err, "a producer's TLS handshake failed"),
+        Err(_) => tracing::debug!("a producer's TLS handshake took too long"),
+    }
+}
+
+async fn requests<S>(stream: S, ingest: Arc<Ingest>, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| {
         let ingest = ingest.clone();
         async move { Ok::<_, Infallible>(ingest.answer(request).await) }

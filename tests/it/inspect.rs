@@ -10,8 +10,9 @@ use tidings::api::resolve::{Host, ResolvedEndpoint};
 use tidings::delivery::{Fault, Outcome, Sender};
 use tidings::ids::MessageId;
 use tidings::inspect::keys::Form;
-use tidings::inspect::{Config, Inspector, TlsFiles};
+use tidings::inspect::{Config, Inspector};
 use tidings::signing::{Scheme, SigningKeys, public_key};
+use tidings::tls::TlsFiles;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

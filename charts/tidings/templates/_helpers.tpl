@@ -60,6 +60,19 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{- define "tidings.ingestPort" -}}
+{{- default (ternary 443 80 (ne .Values.dispatcher.tls.secretName "")) .Values.dispatcher.service.port }}
+{{- end }}
+
+{{/* Where producers post, without the usual port. */}}
+{{- define "tidings.ingestURL" -}}
+{{- $tls := ne .Values.dispatcher.tls.secretName "" }}
+{{- $host := printf "%s.%s" (include "tidings.componentName" (dict "root" . "component" "dispatcher")) .Release.Namespace }}
+{{- $port := include "tidings.ingestPort" . | int }}
+{{- printf "%s://%s" (ternary "https" "http" $tls) $host }}
+{{- if ne $port (ternary 443 80 $tls) }}:{{ $port }}{{ end }}
+{{- end }}
+
 {{- define "tidings.policyConfigMap" -}}
 {{- default (printf "%s-policy" (include "tidings.fullname" .)) .Values.policyConfigMap }}
 {{- end }}

@@ -67,6 +67,27 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
         .unwrap();
     assert!(!refused.status.success(), "the namespace refuses what it must");
 
+    // What Argo CD is taught goes into its ConfigMap, as docs/install.md says.
+    cluster.create_namespace("argocd", &[]).unwrap();
+    cluster
+        .kubectl_ok(&[
+            "create",
+            "configmap",
+            "argocd-cm",
+            "-n",
+            "argocd",
+            "--from-literal=url=kept",
+        ])
+        .unwrap();
+    let patch = super::path("deploy/argocd/argocd-cm.yaml");
+    let args = ["patch", "configmap", "argocd-cm", "-n", "argocd", "--patch-file"];
+    cluster
+        .kubectl_ok(&[&args[..], &[patch.to_str().unwrap()]].concat())
+        .unwrap();
+    let taught = cluster.get("argocd", "configmap", "argocd-cm").unwrap().unwrap();
+    assert_eq!(taught["data"]["url"], "kept");
+    assert!(taught["data"]["resource.customizations.health.tidings.dev_Replay"].is_string());
+
     // And for real, with install.yaml over it: who starts with one can go on with the other.
     applied(&cluster, &[], &render_set("defaults"));
     let install = super::path("deploy/install.yaml");
