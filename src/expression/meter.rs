@@ -8,7 +8,7 @@
 use std::cell::Cell;
 
 use cel::common::ast::operators;
-use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue};
+use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SelectExpr};
 use cel::common::types::{CelBytes, CelList, CelMap, CelMapKey, CelOptional, CelString};
 use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, IdedExpr};
@@ -126,13 +126,13 @@ pub(super) fn charged<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b
 }
 
 /// The expression with its charges, or why it is refused.
-pub(super) fn metered(mut expr: IdedExpr, variables: &[&str]) -> Result<IdedExpr, CompileError> {
+pub(super) fn metered(mut expr: IdedExpr, variables: &'static [&str]) -> Result<IdedExpr, CompileError> {
     let mut walk = Walk {
         bound: variables.iter().map(|name| (*name).to_owned()).collect(),
         loops: 0,
         depth: 0,
         patterns: 0,
-        variables: variables.join(" and "),
+        variables,
     };
     walk.visit(&mut expr)?;
     // The result is copied.
@@ -146,7 +146,7 @@ struct Walk {
     loops: usize,
     depth: usize,
     patterns: usize,
-    variables: String,
+    variables: &'static [&'static str],
 }
 
 impl Walk {
@@ -162,7 +162,12 @@ impl Walk {
             Expr::Literal(_) => {}
             Expr::Unspecified => return refuse("it has a part that cannot be compiled".to_owned()),
             Expr::Ident(name) => self.name(name)?,
-            Expr::Select(select) => self.visit(&mut select.operand)?,
+            Expr::Select(select) => {
+                self.visit(&mut select.operand)?;
+                if let Some(index) = self.index(select) {
+                    expr.expr = index;
+                }
+            }
             Expr::Call(call) => self.call(call)?,
             Expr::List(list) => {
                 for element in &mut list.elements {
@@ -198,7 +203,27 @@ impl Walk {
         if bound(name) || TYPES.contains(&name) || name.starts_with('@') {
             return Ok(());
         }
-        refuse(format!("there is no {name}: this expression sees {}", self.variables))
+        let variables = self.variables.join(" and ");
+        refuse(format!("there is no {name}: this expression sees {variables}"))
+    }
+
+    /// `event.data` as `event["data"]`. Of `event.data.lead` the interpreter would make a text at every evaluation, and look
+    /// for a variable of that name, and of the name of each of its beginnings.
+    fn index(&self, select: &mut SelectExpr) -> Option<Expr> {
+        let is_variable = matches!(&select.operand.expr, Expr::Ident(name) if self.variables.contains(&name.as_str()));
+        (is_variable && !select.test).then(|| {
+            let field = std::mem::take(&mut select.field);
+            let operand = std::mem::take(&mut *select.operand);
+            let field = IdedExpr {
+                id: operand.id,
+                expr: Expr::Literal(LiteralValue::String(field.into())),
+            };
+            Expr::Call(CallExpr {
+                func_name: operators::INDEX.to_owned(),
+                target: None,
+                args: vec![operand, field],
+            })
+        })
     }
 
     fn call(&mut self, call: &mut CallExpr) -> Result<(), CompileError> {
@@ -293,7 +318,7 @@ impl Walk {
             Some((guard, list)) => {
                 if let Some(guard) = guard {
                     self.visit(guard)?;
-                    charge_for(guard);
+                    charge_for_any(guard);
                 }
                 for element in list {
                     self.visit(element)?;
@@ -347,12 +372,31 @@ fn is_literal(expr: &IdedExpr) -> bool {
     matches!(expr.expr, Expr::Literal(_))
 }
 
-/// Literals are as long as the source, and cost nothing.
+/// Literals are as long as the source, and what is true or false is one byte: they cost nothing.
 fn charge_for(expr: &mut IdedExpr) {
-    if !is_literal(expr) {
+    let is_boolean = match &expr.expr {
+        Expr::Select(select) => select.test,
+        Expr::Call(call) => BOOLEAN.contains(&call.func_name.as_str()),
+        _ => false,
+    };
+    if !is_boolean && !is_literal(expr) {
         charge_for_any(expr);
     }
 }
+
+/// Operators whose results are true or false.
+const BOOLEAN: [&str; 10] = [
+    operators::LOGICAL_AND,
+    operators::LOGICAL_OR,
+    operators::LOGICAL_NOT,
+    operators::EQUALS,
+    operators::NOT_EQUALS,
+    operators::LESS,
+    operators::LESS_EQUALS,
+    operators::GREATER,
+    operators::GREATER_EQUALS,
+    operators::IN,
+];
 
 fn charge_for_any(expr: &mut IdedExpr) {
     let inner = std::mem::take(expr);
