@@ -288,7 +288,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AuthError> {
     Ok(token)
 }
 
-fn identity(user: UserInfo, token: &str) -> Option<Identity> {
+pub(super) fn identity(user: UserInfo, token: &str) -> Option<Identity> {
     let username = user.username.filter(|name| !name.is_empty())?;
     let groups = user.groups.unwrap_or_default();
     let extra = user.extra.unwrap_or_default();

@@ -193,7 +193,38 @@ pub(super) async fn drain(body: &mut Incoming) {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::authentication::v1::UserInfo;
+
     use super::*;
+    use crate::ingest::auth::identity;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_producer_holds_no_more_than_his_share_and_all_of_his_namespace_no_more_than_theirs() {
+        let bodies = Bodies::default();
+        let mut held = Vec::new();
+        let mut takes = async |name: &str, bytes: usize| {
+            let user = UserInfo {
+                username: Some(name.to_owned()),
+                ..UserInfo::default()
+            };
+            let who = identity(user, "token").expect("a name");
+            let mut room = Room::default();
+            for share in bodies.shares(&who) {
+                if room.take(&share, bytes).await.is_none() {
+                    return false;
+                }
+            }
+            held.push(room);
+            true
+        };
+        let [a, b, c] = ["a", "b", "c"].map(|name| format!("system:serviceaccount:team:{name}"));
+        assert!(takes(&a, PRODUCER).await);
+        assert!(!takes(&a, 1).await, "his share is used up");
+        assert!(takes(&b, HOME - PRODUCER).await);
+        assert!(!takes(&c, 1).await, "his namespace's share is used up");
+        assert!(takes("system:serviceaccount:other:a", PRODUCER).await);
+        assert!(takes("a person", PRODUCER).await);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_share_that_is_used_up_is_waited_for_and_one_that_nobody_holds_is_whole_again() {
