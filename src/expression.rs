@@ -17,6 +17,7 @@ use crate::blocking::beside_the_worker;
 mod functions;
 mod meter;
 mod scope;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -78,6 +79,7 @@ pub struct Expression {
     role: Role,
     source: Arc<str>,
     program: Arc<IdedExpr>,
+    constants: shared::Constants,
 }
 
 /// Why a source is no expression. Its text says what to write instead, and may repeat parts of the source.
@@ -151,12 +153,12 @@ impl Expression {
             let compiled = thread.map_err(|_| broken())?.join();
             compiled.unwrap_or_else(|_| Err(broken()))
         })?;
+        let (program, constants) = shared::split(program);
         Ok(Expression {
             role,
             source: source.into(),
-            // Copied here, where its parts come to lie side by side. As they were made, among what the parser threw away, they
-            // are all over the memory: of a hundred thousand filters each is met cold, and one is as slow as the pages it is on.
-            program: Arc::new(IdedExpr::clone(&program)),
+            program,
+            constants,
         })
     }
 
@@ -199,6 +201,7 @@ impl Expression {
             false => self.role.budget(),
         };
         let _metered = meter::start(budget);
+        let _reading = shared::read(&self.constants);
         // The interpreter is not ours and its input is nobody's friend: a defect in it ends one evaluation.
         let evaluate = || catch_unwind(AssertUnwindSafe(|| scope.context().resolve(&self.program)));
         let result = match budget > HEAVY || scope.spent() > HEAVY {

@@ -18,6 +18,7 @@ use cel::{Context, Value};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 
+use super::shared::Found;
 use super::{ENVIRONMENT, EvaluationError};
 use crate::event::{Data, Event};
 
@@ -34,8 +35,10 @@ pub struct Scope<'v> {
 
 impl<'v> Scope<'v> {
     fn empty() -> Scope<'v> {
+        let mut context = Context::with_env(ENVIRONMENT.clone());
+        context.set_variable_resolver(&Found);
         Scope {
-            context: Context::with_env(ENVIRONMENT.clone()),
+            context,
             remaining: Cell::new(TOGETHER),
             spent: Cell::new(0),
             unreadable: false,
