@@ -216,36 +216,36 @@ impl Stage {
     }
 
     /// What the receiver was sent so far, each request as `tidings inspect` prints it.
-    pub fn received(&self) -> Vec<Value> {
-        let log = self.logs("deployment/receiver").unwrap();
-        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    pub fn received(&self) -> anyhow::Result<Vec<Value>> {
+        let log = self.logs("deployment/receiver")?;
+        Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
     /// Waits until everything accepted has been received and nothing waits any more, and every signature was right.
     pub fn until_delivered(&self, accepted: &BTreeSet<String>) {
         let settled = eventually("all that was accepted being delivered", PATIENCE, || {
             let endpoint = self.cluster().get(TEAM, "whe", "crm")?.unwrap_or_default();
-            Ok(endpoint["status"]["delivery"]["pending"] == 0 && self.leads().is_superset(accepted))
+            Ok(endpoint["status"]["delivery"]["pending"] == 0 && self.leads()?.is_superset(accepted))
         });
         if let Err(error) = settled {
-            let leads = self.leads();
+            let leads = self.leads().unwrap_or_default();
             let lost: Vec<&String> = accepted.difference(&leads).take(10).collect();
             self.tell();
             panic!("{error:#}; not received, for example: {lost:?}");
         }
-        for request in self.received() {
+        for request in self.received().unwrap() {
             assert_eq!(request["verdict"], "Verified", "{request:#}");
         }
     }
 
     /// The leads that the receiver was told of.
-    pub fn leads(&self) -> BTreeSet<String> {
-        let bodies = self.received();
+    pub fn leads(&self) -> anyhow::Result<BTreeSet<String>> {
+        let requests = self.received()?;
         let lead = |request: &Value| -> Option<String> {
             let body: Value = serde_json::from_str(request["body"].as_str()?).ok()?;
             Some(body["data"]["lead"].as_str()?.to_owned())
         };
-        bodies.iter().filter_map(lead).collect()
+        Ok(requests.iter().filter_map(lead).collect())
     }
 
     /// Holds messages back, or lets them go.
