@@ -171,6 +171,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         queue.clone(),
         auth,
         Declarations::new(config.client.clone()),
+        engine.consumed(),
         config.max_event,
         metrics.ingest.clone(),
     );

@@ -30,6 +30,7 @@ pub mod metrics;
 mod order;
 mod outcome;
 mod page;
+mod pull;
 mod settle;
 mod state;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod work;
 
 pub use self::clock::Clock;
 pub use self::metrics::EngineMetrics;
+pub use self::pull::{Consumed, Pair};
 
 /// Rows of fresh messages read at a time after a restart.
 const FRESH_PAGE: usize = 4_096;
@@ -212,6 +214,13 @@ impl Engine {
     /// For whoever makes settled messages pending again in the store.
     pub fn again(&self) -> Again {
         Again {
+            core: Arc::clone(&self.core),
+        }
+    }
+
+    /// For whoever hears what consumers that pull have got.
+    pub fn consumed(&self) -> Consumed {
+        Consumed {
             core: Arc::clone(&self.core),
         }
     }
@@ -398,6 +407,7 @@ async fn tick(core: Arc<Core>) {
         });
         if count.is_multiple_of(COUNT_EVERY) {
             core.recount().await;
+            core.step(|state| state.look_at_consumers(core.clock.now()));
         }
     }
 }

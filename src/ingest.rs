@@ -1,6 +1,7 @@
 //! Ingest: authenticate, authorise, parse, accept; from a producer to its 202.
 //!
-//! Events come by `POST /v1/namespaces/{namespace}/events`; what became of them is read beside it ([`messages`]). Cheap
+//! Events come by `POST /v1/namespaces/{namespace}/events`; what became of them is read beside it ([`messages`]), and so is
+//! what waits for consumers ([`pull`]). Cheap
 //! refusals come first: what does not depend on the body is decided before it is read, also who may publish where the head
 //! tells the type. Invariant: 202 is written only after [`Queue::accept`] returned, which means durable.
 //!
@@ -21,10 +22,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use rand::RngExt;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::policy::UndeclaredTypes;
 use crate::blocking::beside_the_worker;
+use crate::engine::Consumed;
 use crate::event::Event;
 use crate::ids::UnixMillis;
 use crate::queue::{Accepted, Queue, QueueError};
@@ -41,6 +44,7 @@ pub mod metrics;
 pub mod pace;
 pub mod parse;
 pub mod problem;
+mod pull;
 mod route;
 mod serve;
 mod whole;
@@ -73,6 +77,10 @@ pub struct Ingest {
     bodies: Bodies,
     /// Looks at messages under way.
     looks: Semaphore,
+    polls: pull::Polls,
+    consumed: Consumed,
+    /// Who waits for messages waits no longer.
+    closing: CancellationToken,
     public_keys: jwks::PublicKeys,
     /// Accepts that must not be torn when a producer hangs up.
     accepts: TaskTracker,
@@ -87,6 +95,7 @@ impl Ingest {
         queue: Arc<dyn Queue>,
         auth: Auth,
         declarations: Declarations,
+        consumed: Consumed,
         max_event: usize,
         metrics: Arc<Metrics>,
     ) -> Ingest {
@@ -100,6 +109,9 @@ impl Ingest {
             pace: Pace::default(),
             bodies: Bodies::default(),
             looks: Semaphore::new(messages::LOOKS),
+            polls: pull::Polls::default(),
+            consumed,
+            closing: CancellationToken::new(),
             public_keys: jwks::PublicKeys::default(),
             accepts: TaskTracker::new(),
         }
@@ -128,9 +140,12 @@ impl Ingest {
                 problem.response()
             }
         };
+        let (status, path) = (response.status(), head.uri.path());
         match head.method {
-            Method::GET => self.metrics.looked(response.status()),
-            _ => self.metrics.answered(response.status(), start.elapsed()),
+            Method::GET if path.ends_with("/pull") => self.metrics.pulled(status),
+            Method::GET => self.metrics.looked(status),
+            _ if path.ends_with("/ack") => self.metrics.acknowledged(status),
+            _ => self.metrics.answered(status, start.elapsed()),
         }
         response
     }
@@ -152,9 +167,15 @@ impl Ingest {
         };
         counter.inc();
         let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
-        if route != Route::Events {
-            // Boxed: what a look holds must not make every event's future larger.
-            return Box::pin(self.look(&identity, namespace, &view, route, head.uri.query())).await;
+        // Boxed: what these hold must not make every event's future larger.
+        let query = head.uri.query();
+        match route {
+            Route::Events => {}
+            Route::Pull(name) => return Box::pin(self.pull(&identity, (namespace, name), &view, query)).await,
+            Route::Acknowledge(name) => {
+                return Box::pin(self.acknowledge(&identity, (namespace, name), &view, head, body)).await;
+            }
+            _ => return Box::pin(self.look(&identity, namespace, &view, route, query)).await,
         }
         let mode = Mode::of(&head.headers)?;
         let request = Head {

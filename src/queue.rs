@@ -15,10 +15,12 @@ use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixM
 #[cfg(test)]
 mod conformance;
 mod history;
+mod pull;
 mod replay;
 pub mod sqlite;
 
 pub use self::history::{Kept, KeptAttempt, MessageState, Page, Search, Standing};
+pub use self::pull::{Given, Place, Pull};
 pub use self::replay::{Phase, Progress, ReplayStep, Selection, SentAgain};
 
 /// An endpoint's or subscription's identity in the store.
@@ -112,6 +114,8 @@ pub enum Placement {
     Fresh,
     /// Behind others or behind a pause: indexed by due time (now).
     Waiting,
+    /// For a consumer that pulls it: in the order in which such messages become pending, never due.
+    Pulled,
     /// Over the endpoint's pending limit: a dead letter `QueueFull` at once.
     QueueFull,
 }
@@ -144,6 +148,14 @@ impl Gauge {
         }) {
             Ok(_) => Placement::Fresh,
             Err(_) => Placement::Waiting,
+        }
+    }
+
+    /// The placement of one more message that a consumer pulls: it takes no place.
+    pub fn place_to_be_pulled(&self, max_pending: i64) -> Placement {
+        match self.pending() >= max_pending {
+            true => Placement::QueueFull,
+            false => Placement::Pulled,
         }
     }
 
@@ -462,6 +474,10 @@ pub trait Queue: Send + Sync + 'static {
     /// Waiting messages in due order; never one that is held behind another of its key.
     async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError>;
 
+    /// Messages that are pulled, with their events, in their order: one bounded look, which holds up nobody who writes. What
+    /// becomes pending after it comes after all that it saw.
+    async fn pull(&self, pull: Pull) -> Result<Given, QueueError>;
+
     /// An event's attributes and data.
     async fn event(&self, event: EventId) -> Result<Option<Arc<StoredEvent>>, QueueError>;
 
@@ -495,7 +511,7 @@ pub trait Queue: Send + Sync + 'static {
     /// What the one message of a copied event tells of.
     async fn notice(&self, event: EventId) -> Result<Option<Notice>, QueueError>;
 
-    /// Records outcomes; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
+    /// Records outcomes, each of a message of its endpoint and subscription; durable on return (within 20 ms, riding along with accepts). While the disk refuses it does not
     /// return: outcomes wait in memory, 10,000 at most (beyond that `Write`), and are tried again each second.
     async fn settle(&self, fence: Fence, settlements: Vec<Settlement>) -> Result<Vec<Settled>, QueueError>;
 

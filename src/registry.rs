@@ -4,15 +4,16 @@
 //! endpoint wants it now). Invariant: a snapshot is consistent in itself; what a reader took stays valid while it uses it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::mpsc;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, mpsc};
 
 use crate::api::policy::NamespaceRules;
-use crate::api::resolve::{Fifo, RequestSecrets, ResolvedEndpoint, ResolvedSubscription};
-use crate::ids::{EndpointId, SubscriptionId};
+use crate::api::resolve::{Fifo, PullPolicy, RequestSecrets, ResolvedEndpoint, ResolvedSubscription};
+use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::matching::Index;
 use crate::matching::filter::FilterHealth;
 use crate::queue::{Gauge, ResourceKey};
@@ -49,8 +50,10 @@ pub enum EndpointState {
     },
     /// Subscriptions name it, but it does not exist (yet): messages wait.
     Missing,
+    /// There is none: a subscription's messages wait here for the consumer that pulls them.
+    Pulled(PullPolicy),
     /// Deleted at this instant: its messages are buried five minutes later unless it comes back.
-    Deleted { at: crate::ids::UnixMillis },
+    Deleted { at: UnixMillis },
 }
 
 /// A subscription as matching and rendering find it by id.
@@ -70,8 +73,40 @@ pub struct SubscriptionEntry {
     pub material: Material,
     /// Who is told of its dead letters.
     pub dead_letter: Option<EndpointId>,
+    /// Where its consumers wait; none where its messages are pushed.
+    pub mailbox: Option<Arc<Mailbox>>,
     /// Set when deleted: its messages are buried five minutes later unless it comes back.
-    pub deleted: Option<crate::ids::UnixMillis>,
+    pub deleted: Option<UnixMillis>,
+}
+
+/// Where the consumers of a subscription that is pulled wait, and how it is known that there are any.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    news: Notify,
+    /// Milliseconds since 1970; zero: not since the process began.
+    pulled: AtomicI64,
+}
+
+impl Mailbox {
+    /// There may be something new to pull: everybody who waits looks again.
+    pub fn ring(&self) {
+        self.news.notify_waiters();
+    }
+
+    /// Ends when it rings; it hears what rings after this call, also before it is waited for.
+    pub fn news(&self) -> Notified<'_> {
+        self.news.notified()
+    }
+
+    /// Somebody asks for messages.
+    pub fn pull(&self, now: UnixMillis) {
+        self.pulled.store(now.0, Ordering::Relaxed);
+    }
+
+    /// When somebody asked last.
+    pub fn last_pull(&self) -> UnixMillis {
+        UnixMillis(self.pulled.load(Ordering::Relaxed))
+    }
 }
 
 /// The values that a subscription's expressions read.
@@ -100,7 +135,7 @@ pub enum Change {
     /// id. Told once, after the first complete list; buried like any deleted one.
     SubscriptionGone {
         id: SubscriptionId,
-        at: crate::ids::UnixMillis,
+        at: UnixMillis,
     },
     /// Every watch has synced for the first time and what was due has been resolved.
     Synced,
@@ -111,6 +146,8 @@ pub enum Change {
 pub struct NamespaceView {
     pub uid: Arc<str>,
     pub subscriptions: Arc<Index<Arc<SubscriptionEntry>>>,
+    /// Those whose messages are pulled, by name.
+    pub pulled: Arc<HashMap<String, SubscriptionId>>,
     /// Declared types that count (the oldest object of a type); without a rule where no schema of it compiled.
     pub types: Arc<HashMap<String, Option<Arc<TypeRule>>>>,
     /// What the administrator's policy says of it.
@@ -201,6 +238,7 @@ pub struct Registry {
     subscriptions: Table<SubscriptionEntry>,
     gauges: Table<Gauge>,
     orders: Table<OrderCell>,
+    mailboxes: Table<Mailbox>,
     synced: AtomicBool,
     changes: mpsc::Sender<Change>,
 }
@@ -215,6 +253,7 @@ impl Registry {
             subscriptions: Table::default(),
             gauges: Table::default(),
             orders: Table::default(),
+            mailboxes: Table::default(),
             synced: AtomicBool::new(false),
             changes,
         };
@@ -261,6 +300,11 @@ impl Registry {
         self.orders.get_or_make(id.0)
     }
 
+    /// The subscription's mailbox, the same one for as long as the process lives.
+    pub fn mailbox(&self, id: SubscriptionId) -> Arc<Mailbox> {
+        self.mailboxes.get_or_make(id.0)
+    }
+
     /// For the watches: replaces an endpoint and tells the engine.
     pub async fn put_endpoint(&self, entry: EndpointEntry) {
         let entry = Arc::new(entry);
@@ -272,11 +316,15 @@ impl Registry {
     /// [`Registry::put_namespaces`].
     pub async fn put_subscription(&self, entry: Arc<SubscriptionEntry>) {
         self.subscriptions.put(entry.id.0, entry.clone());
+        // Whoever waits looks at how it is now.
+        if let Some(mailbox) = &entry.mailbox {
+            mailbox.ring();
+        }
         self.tell(Change::Subscription(entry)).await;
     }
 
     /// For the watches: a subscription of the store that no longer exists.
-    pub async fn subscription_gone(&self, id: SubscriptionId, at: crate::ids::UnixMillis) {
+    pub async fn subscription_gone(&self, id: SubscriptionId, at: UnixMillis) {
         self.tell(Change::SubscriptionGone { id, at }).await;
     }
 
@@ -367,6 +415,7 @@ mod tests {
         let view = || NamespaceView {
             uid: "u1".into(),
             subscriptions: Arc::new(Index::new([])),
+            pulled: Arc::default(),
             types: Arc::new(HashMap::new()),
             rules: Arc::default(),
         };

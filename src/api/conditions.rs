@@ -9,13 +9,14 @@ pub const KEY_ROTATING: &str = "KeyRotating";
 pub const DELIVERING: &str = "Delivering";
 pub const KEYS_BLOCKED: &str = "KeysBlocked";
 pub const FILTER_FAILING: &str = "FilterFailing";
+pub const UNCONSUMED: &str = "Unconsumed";
 // Of a Replay.
 pub const COMPLETE: &str = "Complete";
 pub const FAILED: &str = "Failed";
 
 /// Conditions of endpoints and subscriptions that the dispatcher writes; the controller writes all others. A Replay's are
 /// all the dispatcher's.
-pub const OF_DISPATCHER: [&str; 3] = [DELIVERING, KEYS_BLOCKED, FILTER_FAILING];
+pub const OF_DISPATCHER: [&str; 4] = [DELIVERING, KEYS_BLOCKED, FILTER_FAILING, UNCONSUMED];
 
 pub const TRUE: &str = "True";
 pub const FALSE: &str = "False";
@@ -61,6 +62,10 @@ pub mod reasons {
 
     // FilterFailing.
     pub const EVALUATION_ERROR: &str = "EvaluationError";
+
+    // Unconsumed.
+    pub const NOT_PULLED: &str = "NotPulled";
+    pub const NOT_ACKNOWLEDGED: &str = "NotAcknowledged";
 
     // Delivering, in order: the first that holds.
     pub const DISABLED: &str = "Disabled";

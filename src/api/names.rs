@@ -49,6 +49,18 @@ pub const HANDLED_REVOKE: &str = "tidings.dev/handled-revoke";
 /// The longest name of an endpoint or subscription: names derived from it stay within 63 characters.
 pub const MAX_NAME: usize = 52;
 
+/// What stands in the store for the endpoint of a subscription whose messages are pulled. No object has such a name.
+pub fn pulled(subscription: &str) -> String {
+    format!("{subscription}{PULLED}")
+}
+
+/// Whether it stands for the endpoint of a subscription whose messages are pulled.
+pub fn is_pulled(endpoint: &str) -> bool {
+    endpoint.ends_with(PULLED)
+}
+
+const PULLED: &str = "/pull";
+
 /// The Secret that Tidings generates for an endpoint.
 pub fn signing_secret(endpoint: &str) -> String {
     format!("{endpoint}-signing")

@@ -302,8 +302,7 @@ pub struct ResolvedSubscription {
     pub namespace: String,
     pub name: String,
     pub generation: i64,
-    /// The endpoint's name, in the same namespace.
-    pub endpoint: String,
+    pub delivery: Delivery,
     pub event_types: Vec<TypePattern>,
     /// Exact sources; empty means every source.
     pub sources: Vec<String>,
@@ -315,6 +314,24 @@ pub struct ResolvedSubscription {
     /// In place of the endpoint's.
     pub retry: Option<RetryPolicy>,
     pub suspend: bool,
+}
+
+/// How messages get to whoever wants them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// They are sent to the endpoint of this name, in the same namespace.
+    Push { endpoint: String },
+    /// They wait for a consumer.
+    Pull(PullPolicy),
+}
+
+/// How long messages that are pulled wait, and are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PullPolicy {
+    /// An older one that nobody has acknowledged is given up.
+    pub max_age: Duration,
+    /// How long acknowledged messages and dead letters are kept.
+    pub retention: Duration,
 }
 
 /// One entry of `eventTypes`.

@@ -1,5 +1,5 @@
 //! Status of the resources. Two writers with disjoint fields: the dispatcher owns `delivery` and the conditions
-//! `Delivering` and `KeysBlocked`, the controller everything else.
+//! `Delivering`, `KeysBlocked`, `FilterFailing` and `Unconsumed`, the controller everything else.
 //!
 //! Invariant: an absent field is not serialised, since a null in server-side apply would be owned.
 
@@ -271,6 +271,9 @@ pub struct SubscriptionDelivery {
     /// Messages not yet settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<i64>,
+    /// With delivery: Pull, when the oldest of them was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_pending_time: Option<Time>,
     /// Dead letters kept now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_lettered: Option<i64>,

@@ -14,12 +14,13 @@ use super::standing::Standing;
 use super::work::{Again, Error};
 use crate::api::EventSubscription;
 use crate::api::census::MAX_SUBSCRIPTIONS;
-use crate::api::conditions::{FILTER_FAILING, reasons};
+use crate::api::conditions::{OF_DISPATCHER, reasons};
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::resolve::{
     References, RequestForm, Unresolved, resolve_secrets, resolve_subscription, subscription_references,
 };
 use crate::api::status::{LastValid, ReferenceStatus, SubscriptionStatus};
+use crate::api::subscription::DeliveryMode;
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
 
 const PLURAL: &str = "eventsubscriptions";
@@ -93,7 +94,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
 /// The endpoints that it names.
 pub fn endpoints_of(subscription: &EventSubscription) -> impl Iterator<Item = &str> {
     let told = subscription.spec.dead_letter.iter().map(|told| &told.endpoint_ref);
-    let all = std::iter::once(&subscription.spec.endpoint_ref).chain(told);
+    let all = subscription.spec.endpoint_ref.iter().chain(told);
     all.map(|endpoint| endpoint.name.as_str())
 }
 
@@ -152,7 +153,14 @@ fn readiness(
         Some(message) => Readiness::Waiting { message },
         None => Readiness::Ready {
             reason: reasons::RESOLVED,
-            message: format!("generation {generation} is loaded: events that match make messages"),
+            message: match subscription.spec.delivery {
+                DeliveryMode::Push => format!("generation {generation} is loaded: events that match make messages"),
+                DeliveryMode::Pull => {
+                    format!(
+                        "generation {generation} is loaded: events that match make messages, which wait to be pulled"
+                    )
+                }
+            },
         },
     }
 }
@@ -183,7 +191,7 @@ async fn apply(
         conditions: conditions.of(readiness),
         ..status
     };
-    let is_own = |type_: &str| type_ != FILTER_FAILING;
+    let is_own = |type_: &str| !OF_DISPATCHER.contains(&type_);
     let wanted = own_part(&status, FIELDS, is_own);
     if is_unchanged(&own_part(&subscription.status, FIELDS, is_own), &wanted) {
         return Ok(None);

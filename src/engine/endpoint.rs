@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::resolve::ResolvedEndpoint;
+use crate::api::resolve::{PullPolicy, ResolvedEndpoint};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
 use crate::registry::{EndpointEntry, EndpointState, Material, OrderCell, SubscriptionEntry};
-use crate::report::board::Delivering;
+use crate::report::board::{Delivering, Unconsumed};
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::{Gate, Health};
 
@@ -58,6 +58,8 @@ pub(super) struct Subscription {
     pub dead_posted: bool,
     /// What was posted last says that its filter fails.
     pub filter_posted: bool,
+    /// What was posted last of its consumer.
+    pub unconsumed_posted: Option<Unconsumed>,
 }
 
 impl Subscription {
@@ -75,6 +77,14 @@ impl Subscription {
     fn is_elsewhere(&self) -> bool {
         let own = self.entry.as_ref().map(|entry| entry.endpoint);
         self.home.is_some() && own.is_some() && self.home != own
+    }
+
+    /// There is something new to pull.
+    pub fn ring(&self) {
+        let mailbox = self.entry.as_ref().and_then(|entry| entry.mailbox.as_ref());
+        if let Some(mailbox) = mailbox {
+            mailbox.ring();
+        }
     }
 
     /// A message of the store will be due.
@@ -136,7 +146,8 @@ pub(super) struct Endpoint {
     pub slow: usize,
     /// In the queues of endpoints that want a slot, by class.
     pub queued: [bool; 3],
-    /// When an attempt ended, or one began while none was under way.
+    /// When an attempt ended, or one began while none was under way; of what is pulled, when something was acknowledged, or
+    /// it was loaded.
     pub heard: UnixMillis,
     /// Counted among those that wait for their rate limit.
     pub paced: bool,
@@ -205,6 +216,7 @@ impl Endpoint {
         match self.entry.as_ref().map(|entry| &entry.state) {
             Some(EndpointState::Usable(resolved)) => Some(resolved.retry.max_age),
             Some(EndpointState::Unusable { max_age, .. }) => Some(*max_age),
+            Some(EndpointState::Pulled(policy)) => Some(policy.max_age),
             Some(EndpointState::Missing | EndpointState::Deleted { .. }) => Some(MAX_AGE),
             None => synced.then_some(MAX_AGE),
         }
@@ -214,7 +226,18 @@ impl Endpoint {
     pub fn usable(&self) -> Option<&Arc<ResolvedEndpoint>> {
         match &self.entry.as_ref()?.state {
             EndpointState::Usable(resolved) => Some(resolved),
-            EndpointState::Unusable { .. } | EndpointState::Missing | EndpointState::Deleted { .. } => None,
+            EndpointState::Unusable { .. }
+            | EndpointState::Missing
+            | EndpointState::Pulled(_)
+            | EndpointState::Deleted { .. } => None,
+        }
+    }
+
+    /// How long what is pulled waits and is kept, where this stands for a subscription whose messages are.
+    pub fn pulled(&self) -> Option<PullPolicy> {
+        match self.entry.as_ref()?.state {
+            EndpointState::Pulled(policy) => Some(policy),
+            _ => None,
         }
     }
 
@@ -298,9 +321,9 @@ impl Endpoint {
         sending.filter_map(|sub| sub.next_due).min()
     }
 
-    /// Whether the store has something to be started now.
+    /// Whether the store has something to be started now. What is pulled never is.
     pub fn has_due(&self, now: UnixMillis) -> bool {
-        self.next_due().is_some_and(|due| self.overridden || due <= now)
+        self.pulled().is_none() && self.next_due().is_some_and(|due| self.overridden || due <= now)
     }
 
     /// From this age on an attempt is slow.

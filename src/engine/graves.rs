@@ -36,9 +36,10 @@ impl Graves {
                 match entry.state {
                     EndpointState::Deleted { at } => self.deleted.insert(grave, at),
                     // A subscription that names it keeps its messages waiting.
-                    EndpointState::Usable(_) | EndpointState::Unusable { .. } | EndpointState::Missing => {
-                        self.deleted.remove(&grave)
-                    }
+                    EndpointState::Usable(_)
+                    | EndpointState::Unusable { .. }
+                    | EndpointState::Missing
+                    | EndpointState::Pulled(_) => self.deleted.remove(&grave),
                 };
             }
             Change::Subscription(entry) => {

@@ -64,7 +64,7 @@ impl EngineMetrics {
         let metrics = EngineMetrics::default();
         registry.register(
             "tidings_deliveries",
-            "Messages answered with a 2xx",
+            "Messages answered with a 2xx, or acknowledged by the consumer that pulled them",
             metrics.delivered.clone(),
         );
         registry.register(

@@ -212,6 +212,16 @@ impl State {
         let endpoint = self.endpoint(id);
         let egress = endpoint.usable().map(|resolved| Arc::clone(&resolved.egress));
         endpoint.entry = Some(entry);
+        if let Some(policy) = endpoint.pulled() {
+            if endpoint.heard == UnixMillis::default() {
+                endpoint.heard = now;
+            }
+            if endpoint.retention.replace(policy.retention) != Some(policy.retention) {
+                self.retentions.push((id, policy.retention));
+            }
+            self.take_places_back(id);
+        }
+        let endpoint = self.endpoint(id);
         if let Some(resolved) = endpoint.usable().cloned() {
             if egress.as_ref() != Some(&resolved.egress) && endpoint.health.look_at_block_anew() {
                 endpoint.override_due_times();

@@ -154,7 +154,9 @@ impl State {
         endpoints.entry(id).or_insert_with(|| {
             let mut endpoint = Endpoint::new(registry.gauge(id), registry.order(id), Health::default());
             endpoint.entry = registry.endpoint(id);
-            give_places(&mut endpoint, places);
+            if endpoint.pulled().is_none() {
+                give_places(&mut endpoint, places);
+            }
             endpoint
         })
     }
@@ -213,6 +215,11 @@ impl State {
                     subscription.note_due(now, paging);
                     self.pends(id, arrival.message);
                 }
+                Placement::Pulled => {
+                    subscription.pending += 1;
+                    subscription.ring();
+                    self.pends(id, arrival.message);
+                }
                 Placement::Fresh => {
                     subscription.pending += 1;
                     self.pends(id, arrival.message);
@@ -246,9 +253,10 @@ impl State {
             subscription.dead -= i64::from(one.was_dead);
             subscription.blocking -= i64::from(one.unblocks);
             subscription.view_dirty = true;
-            match one.held {
-                true => subscription.held += 1,
-                false => subscription.note_due(now, paging),
+            match (one.pulled, one.held) {
+                (true, _) => subscription.ring(),
+                (false, true) => subscription.held += 1,
+                (false, false) => subscription.note_due(now, paging),
             }
             self.pends(one.endpoint, one.message);
             // Its endpoint may want no order any more.
@@ -624,6 +632,15 @@ impl State {
         match job.lane {
             Lane::Fast => self.leave_fast(job.pending.endpoint),
             Lane::Slow => self.slow -= 1,
+        }
+    }
+
+    /// What is pulled is never held in memory: the places it was given before it was loaded are for others.
+    pub fn take_places_back(&mut self, id: EndpointId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            let given = std::mem::take(&mut endpoint.capacity);
+            endpoint.gauge.give(-given);
+            self.places -= given;
         }
     }
 

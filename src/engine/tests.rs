@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::api::resolve::{
-    BreakerPolicy, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy, Target,
+    BreakerPolicy, Delivery, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy,
+    Target,
 };
 use crate::delivery::{AttemptResult, Fault, Judged, Outcome, Request};
 use crate::event::{Data, Event, format};
@@ -417,7 +418,9 @@ fn subscription_entry(
         namespace: "team".into(),
         name: key.name.clone(),
         generation: 1,
-        endpoint: key.name.clone(),
+        delivery: Delivery::Push {
+            endpoint: key.name.clone(),
+        },
         event_types: vec![],
         sources: vec![],
         filter: None,
@@ -437,6 +440,7 @@ fn subscription_entry(
         filter_health: Arc::default(),
         material: Default::default(),
         dead_letter: None,
+        mailbox: None,
         deleted: None,
     }
 }

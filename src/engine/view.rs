@@ -209,7 +209,10 @@ impl State {
         let standing = standing(endpoint);
         let urgent = endpoint.posted.map(|(before, _)| before) != Some(standing);
         endpoint.posted = Some((standing, now));
-        board.post_endpoint(id, view(endpoint, standing.delivering, now), urgent);
+        // What stands for an endpoint where messages are pulled is no object: its subscription's status says all.
+        if endpoint.pulled().is_none() {
+            board.post_endpoint(id, view(endpoint, standing.delivering, now), urgent);
+        }
         let mut dirty: Vec<SubscriptionId> = Vec::new();
         for (subscription, known) in &mut endpoint.subscriptions {
             if std::mem::take(&mut known.view_dirty) {
@@ -217,19 +220,26 @@ impl State {
             }
         }
         for subscription in dirty {
-            self.post_subscription(board, subscription);
+            self.post_subscription(board, subscription, now);
         }
     }
 
-    fn post_subscription(&mut self, board: &Board, id: SubscriptionId) {
+    fn post_subscription(&mut self, board: &Board, id: SubscriptionId, now: UnixMillis) {
         let entry = self.registry.subscription(id);
         let home = entry.as_ref().map(|entry| entry.endpoint);
         // A subscription's messages lie at its endpoint, and only after a recreation for another one also elsewhere.
-        let Some(known) = home.and_then(|home| self.endpoints.get_mut(&home)?.subscriptions.get_mut(&id)) else {
+        let Some(endpoint) = home.and_then(|home| self.endpoints.get_mut(&home)) else {
+            return;
+        };
+        let unconsumed = endpoint.unconsumed(now);
+        let oldest = endpoint.oldest.filter(|_| endpoint.pulled().is_some());
+        let Some(known) = endpoint.subscriptions.get_mut(&id) else {
             return;
         };
         let view = SubscriptionView {
             pending: known.pending.max(0).unsigned_abs(),
+            oldest_pending: oldest.filter(|_| known.pending > 0).map(accepted_at),
+            unconsumed,
             dead_lettered: known.dead.max(0).unsigned_abs(),
             last_dead_letter: known.last_dead,
             filter_failing: entry.and_then(|entry| entry.filter_health.failing()),
@@ -238,6 +248,7 @@ impl State {
         known.dead_posted |= first_dead;
         let turned = known.filter_posted != view.filter_failing.is_some();
         known.filter_posted = view.filter_failing.is_some();
+        let turned = turned || std::mem::replace(&mut known.unconsumed_posted, unconsumed) != unconsumed;
         let urgent = first_dead || turned;
         board.post_subscription(id, view, urgent);
     }

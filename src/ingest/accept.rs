@@ -79,7 +79,11 @@ pub fn place(
             if !passes(&mut candidate, subscription) {
                 continue;
             }
-            let placement = subscription.endpoint_gauge.place(MAX_PENDING);
+            let gauge = &subscription.endpoint_gauge;
+            let placement = match subscription.mailbox {
+                None => gauge.place(MAX_PENDING),
+                Some(_) => gauge.place_to_be_pulled(MAX_PENDING),
+            };
             targets.push(Target {
                 subscription: subscription.id,
                 endpoint: subscription.endpoint,
@@ -154,7 +158,7 @@ mod tests {
 
     use super::super::problem::Problem;
     use super::*;
-    use crate::api::resolve::{Format, ResolvedSubscription, TypePattern};
+    use crate::api::resolve::{Delivery, Format, ResolvedSubscription, TypePattern};
     use crate::event::Data;
     use crate::ids::{EndpointId, SubscriptionId};
     use crate::matching::Index;
@@ -169,7 +173,7 @@ mod tests {
             namespace: "sales".into(),
             name: "crm".into(),
             generation: 1,
-            endpoint: "crm".into(),
+            delivery: Delivery::Push { endpoint: "crm".into() },
             event_types: vec![TypePattern::Any],
             sources: Vec::new(),
             filter: None,
@@ -192,11 +196,13 @@ mod tests {
             filter_health: Arc::default(),
             material: Default::default(),
             dead_letter: None,
+            mailbox: None,
             deleted: None,
         });
         let view = NamespaceView {
             uid: "u1".into(),
             subscriptions: Arc::new(Index::new(vec![(spec, entry); subscriptions])),
+            pulled: Arc::default(),
             types: Arc::new(HashMap::new()),
             rules: Arc::default(),
         };

@@ -61,7 +61,11 @@ pub(super) fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>>
     response
 }
 
-/// Strings and numbers into memory: nothing that can fail.
 pub(super) fn json(value: &impl Serialize) -> Bytes {
-    Bytes::from(serde_json::to_vec(value).unwrap_or_default())
+    Bytes::from(bytes(value))
+}
+
+/// Strings and numbers into memory: nothing that can fail.
+pub(super) fn bytes(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
 }

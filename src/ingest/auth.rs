@@ -77,6 +77,25 @@ impl<'a> Rule<'a> {
         }
     }
 
+    /// To get the messages of a subscription that are pulled.
+    pub fn pull(subscription: &'a str) -> Rule<'a> {
+        Rule::pulled("get", subscription)
+    }
+
+    /// To acknowledge them.
+    pub fn acknowledge(subscription: &'a str) -> Rule<'a> {
+        Rule::pulled("update", subscription)
+    }
+
+    fn pulled(verb: &'static str, subscription: &'a str) -> Rule<'a> {
+        Rule {
+            verb,
+            resource: "eventsubscriptions",
+            subresource: Some("pull"),
+            name: Some(subscription),
+        }
+    }
+
     const fn messages(verb: &'static str) -> Rule<'static> {
         Rule {
             verb,
@@ -179,7 +198,8 @@ impl Auth {
         part(&mut hash, namespace.as_bytes());
         part(&mut hash, rule.name.unwrap_or_default().as_bytes());
         // Publishing, asked with every event, is what is meant when nothing follows.
-        if rule.subresource.is_some() {
+        if let Some(subresource) = rule.subresource {
+            part(&mut hash, subresource.as_bytes());
             part(&mut hash, rule.verb.as_bytes());
         }
         let key: cache::Key = hash.finalize().into();

@@ -114,6 +114,17 @@ impl Bodies {
         Ok((first.unwrap_or_else(|| rest.freeze()), room))
     }
 
+    /// Room for an answer, from the same shares.
+    pub async fn hold(&self, identity: &Identity, bytes: usize) -> Result<Room, Problem> {
+        let mut room = Room::default();
+        let bytes = bytes.min(PRODUCER);
+        for share in self.shares(identity) {
+            room.take(&share, bytes).await.ok_or_else(Problem::share_used_up)?;
+        }
+        room.take(&self.all, bytes).await.ok_or_else(Problem::busy)?;
+        Ok(room)
+    }
+
     /// The producer's own, and that of all who are at home where he is.
     fn shares(&self, identity: &Identity) -> [Arc<Semaphore>; 2] {
         let producer = identity.username.as_str();
@@ -146,7 +157,7 @@ impl Room {
 }
 
 /// Shares by name. One that nobody holds anything of is forgotten.
-struct Shares {
+pub(super) struct Shares {
     size: usize,
     used: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
@@ -155,14 +166,14 @@ impl Shares {
     /// Looked through for forgotten ones when there are more.
     const KEPT: usize = 1_024;
 
-    fn of(size: usize) -> Shares {
+    pub(super) fn of(size: usize) -> Shares {
         Shares {
             size,
             used: Mutex::default(),
         }
     }
 
-    fn get(&self, name: &str) -> Arc<Semaphore> {
+    pub(super) fn get(&self, name: &str) -> Arc<Semaphore> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = used.get(name).and_then(Weak::upgrade) {
             return share;

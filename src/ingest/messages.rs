@@ -22,7 +22,7 @@ use crate::queue::{Kept, QueueError};
 use crate::registry::NamespaceView;
 
 mod query;
-mod shown;
+pub(super) mod shown;
 
 /// Looks at a time: the store makes them one after another, and a further one would wait for all of these.
 pub(super) const LOOKS: usize = 16;
@@ -36,7 +36,7 @@ impl Ingest {
         identity: &Identity,
         namespace: &str,
         view: &NamespaceView,
-        route: Route,
+        route: Route<'_>,
         query: Option<&str>,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let rule = match route {
@@ -68,7 +68,7 @@ impl Ingest {
                 let attempts = in_time(self.queue.attempts(id)).await?;
                 Ok(json(&shown::Attempts::new(&attempts)))
             }
-            Route::Messages | Route::Events | Route::PublicKeys => {
+            Route::Messages | Route::Events | Route::Pull(_) | Route::Acknowledge(_) | Route::PublicKeys => {
                 let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
                 let _place = self.place_to_look().await?;
                 let page = in_time(self.queue.list(search, before, limit)).await?;
@@ -92,7 +92,7 @@ impl Ingest {
 }
 
 /// A look's answer, or why there is none.
-async fn in_time<T>(look: impl Future<Output = Result<T, QueueError>>) -> Result<T, Problem> {
+pub(super) async fn in_time<T>(look: impl Future<Output = Result<T, QueueError>>) -> Result<T, Problem> {
     match tokio::time::timeout(LOOK_WITHIN, look).await {
         Ok(looked) => looked.map_err(|error| unread(&error)),
         Err(_) => Err(Problem::looks_too_slow()),
@@ -109,7 +109,7 @@ fn unreadable(error: crate::event::format::RenderError) -> Problem {
     Problem::internal("the stored event cannot be read")
 }
 
-fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+pub(super) fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     answer::response(StatusCode::OK, answer::json(value))
 }
 

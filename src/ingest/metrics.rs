@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -35,6 +36,11 @@ pub struct Metrics {
     pub(super) auth_misses: Counter,
     ack: Histogram,
     looks: Family<Vec<(&'static str, String)>, Counter<u64, AtomicU64>>,
+    pulls: Family<Vec<(&'static str, String)>, Counter<u64, AtomicU64>>,
+    pub(super) polls_waiting: Gauge,
+    pub(super) given: Counter,
+    acknowledgements: Family<Vec<(&'static str, String)>, Counter<u64, AtomicU64>>,
+    pub(super) messages_acknowledged: Counter,
 }
 
 impl Default for Metrics {
@@ -56,6 +62,11 @@ impl Default for Metrics {
             auth_misses: Counter::default(),
             ack: Histogram::new(ACK_SECONDS),
             looks: Family::default(),
+            pulls: Family::default(),
+            polls_waiting: Gauge::default(),
+            given: Counter::default(),
+            acknowledgements: Family::default(),
+            messages_acknowledged: Counter::default(),
         }
     }
 }
@@ -109,10 +120,49 @@ impl Metrics {
             self.looks.clone(),
         );
         registry.register(
+            "pulls",
+            "Requests for messages that are pulled, by status code",
+            self.pulls.clone(),
+        );
+        registry.register(
+            "polls_waiting",
+            "Requests that wait for messages to pull",
+            self.polls_waiting.clone(),
+        );
+        registry.register(
+            "messages_pulled",
+            "Messages given to consumers that pull, again ones included",
+            self.given.clone(),
+        );
+        registry.register(
+            "acknowledgements",
+            "Acknowledgements of consumers that pull, by status code",
+            self.acknowledgements.clone(),
+        );
+        registry.register(
+            "messages_acknowledged",
+            "Messages that consumers acknowledged, each once",
+            self.messages_acknowledged.clone(),
+        );
+        registry.register(
             "ack_seconds",
             "From a request's head to its 200 or 202",
             self.ack.clone(),
         );
+    }
+
+    /// One answered request for messages that are pulled.
+    pub(super) fn pulled(&self, code: StatusCode) {
+        self.pulls
+            .get_or_create(&vec![("code", code.as_str().to_owned())])
+            .inc();
+    }
+
+    /// One answered acknowledgement.
+    pub(super) fn acknowledged(&self, code: StatusCode) {
+        self.acknowledgements
+            .get_or_create(&vec![("code", code.as_str().to_owned())])
+            .inc();
     }
 
     /// One answered GET.

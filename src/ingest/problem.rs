@@ -223,6 +223,59 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, "MissingRule", detail)
     }
 
+    /// 403, with the commands that grant what is missing.
+    pub fn may_not_pull(identity: &Identity, namespace: &str, subscription: &str, rule: Rule<'_>) -> Problem {
+        let role = format!("pull-{subscription}");
+        let binding = role_binding(&role, identity, namespace);
+        let detail = format!(
+            "{} may not {} messages of EventSubscription {subscription} in namespace {namespace}. Missing rule: verb {} on \
+             eventsubscriptions.tidings.dev/pull, resource name {subscription}; the roles edit and admin have it. To grant \
+             pulling (get) and acknowledging (update) alone:\n\
+             kubectl create role {role} --namespace={namespace} --verb=get,update \
+             --resource=eventsubscriptions.tidings.dev/pull --resource-name={subscription}\n{binding}",
+            identity.username,
+            match rule.verb {
+                "get" => "pull",
+                _ => "acknowledge",
+            },
+            rule.verb,
+        );
+        Problem::new(StatusCode::FORBIDDEN, "MissingRule", detail)
+    }
+
+    /// 404 of a subscription.
+    pub fn no_subscription(name: &str) -> Problem {
+        let detail = format!("the namespace has no EventSubscription {name}, or none that is valid");
+        Problem::new(StatusCode::NOT_FOUND, "SubscriptionNotFound", detail)
+    }
+
+    /// 409 of a subscription whose messages are sent to an endpoint.
+    pub fn is_pushed(name: &str) -> Problem {
+        let detail = format!(
+            "the messages of EventSubscription {name} are sent to its endpoint: only with delivery: Pull they can be pulled"
+        );
+        Problem::new(StatusCode::CONFLICT, "NotPull", detail)
+    }
+
+    /// 429 where the namespace's consumers wait as often as they may.
+    pub fn too_many_polls(limit: usize) -> Problem {
+        let detail = format!(
+            "{limit} requests wait for messages of this namespace, which is as many as may: let one consumer wait once, or \
+             ask without wait"
+        );
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyPolls", detail).retry(SOON)
+    }
+
+    /// 503 of a store that could not record an acknowledgement.
+    pub fn not_acknowledged(err: &QueueError) -> Problem {
+        let (reason, detail) = match err {
+            QueueError::Fenced | QueueError::Closed => ("ShuttingDown", "this dispatcher is ending"),
+            _ => ("StoreFailed", "the store cannot be written"),
+        };
+        let detail = format!("{detail}: acknowledge again, what is not acknowledged is given again");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).retry(SOON)
+    }
+
     /// The document with its headers.
     pub fn response(&self) -> Response<Full<Bytes>> {
         #[derive(Serialize)]

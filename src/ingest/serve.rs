@@ -1,6 +1,6 @@
 //! Connections: accepts, bounds and ends them; the requests on them are [`Ingest`]'s.
 //!
-//! hyper directly, without a router: there are four paths, and a request costs a few microseconds. Invariant: when
+//! hyper directly, without a router: there are few paths, and a request costs a few microseconds. Invariant: when
 //! [`serve`] returns, no connection and no accept of its own is left, and every 202 that was due has been written (or its
 //! producer is gone, or [`GRACE`] is over).
 
@@ -60,6 +60,7 @@ pub async fn serve(
         });
     }
     drop(listener);
+    ingest.closing.cancel();
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::warn!(

@@ -1,14 +1,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::resolve::Format;
+use crate::api::resolve::{Delivery, Format};
 
 fn subscription(event_types: Vec<TypePattern>, sources: Vec<String>) -> Arc<ResolvedSubscription> {
     Arc::new(ResolvedSubscription {
         namespace: "shop".into(),
         name: "s".into(),
         generation: 1,
-        endpoint: "e".into(),
+        delivery: Delivery::Push { endpoint: "e".into() },
         event_types,
         sources,
         filter: None,

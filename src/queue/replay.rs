@@ -15,6 +15,8 @@ pub struct Selection {
     pub endpoints: Arc<HashSet<EndpointId>>,
     /// Only of these subscriptions: those that exist.
     pub subscriptions: Arc<HashSet<SubscriptionId>>,
+    /// Of the endpoints, those whose messages are pulled.
+    pub pulled: Arc<HashSet<EndpointId>>,
     pub dead: bool,
     pub delivered: bool,
     /// Accepted in this second or later.
@@ -78,4 +80,6 @@ pub struct SentAgain {
     pub unblocks: bool,
     /// It is behind another message of its key.
     pub held: bool,
+    /// It waits for a consumer.
+    pub pulled: bool,
 }

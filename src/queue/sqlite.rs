@@ -19,9 +19,9 @@ use self::reader::{Readers, Rest};
 use self::tally::Tally;
 use self::transaction::{Refusal, Transaction};
 use super::{
-    ACCEPT_AT_ONCE, Accepted, Arrival, Backlog, DeadReason, Fence, HeldPage, HeldPosition, Kept, KeptAttempt, NewEvent,
-    Notice, Page, Pending, Progress, Queue, QueueError, Release, ReplayStep, ResourceKey, Search, Selection, Settled,
-    Settlement, StoredEvent, Usage, Window,
+    ACCEPT_AT_ONCE, Accepted, Arrival, Backlog, DeadReason, Fence, Given, HeldPage, HeldPosition, Kept, KeptAttempt,
+    NewEvent, Notice, Page, Pending, Progress, Pull, Queue, QueueError, Release, ReplayStep, ResourceKey, Search,
+    Selection, Settled, Settlement, StoredEvent, Usage, Window,
 };
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
@@ -141,6 +141,8 @@ pub struct SqliteQueue {
     readers: Mutex<Option<Readers>>,
     /// For whoever looks at history: a thread of its own, so that deliveries never wait for him.
     history: Mutex<Option<Readers>>,
+    /// For consumers that pull: they wait neither for those who look at history, nor do deliveries for them.
+    pulls: Mutex<Option<Readers>>,
     arrivals: Mutex<Option<mpsc::Receiver<Vec<Arrival>>>>,
     arrivals_taken: Arc<AtomicBool>,
     burial: Mutex<Option<Burial>>,
@@ -200,10 +202,12 @@ impl SqliteQueue {
         };
         let (readers, questions) = Readers::new();
         let (history, looks) = Readers::new();
+        let (pulls, pulled) = Readers::new();
         let queue = SqliteQueue {
             shared: Arc::clone(&shared),
             readers: Mutex::new(Some(readers)),
             history: Mutex::new(Some(history)),
+            pulls: Mutex::new(Some(pulls)),
             arrivals: Mutex::new(Some(receiver)),
             arrivals_taken,
             burial: Mutex::new(None),
@@ -217,11 +221,11 @@ impl SqliteQueue {
             let questions = Arc::clone(&questions);
             queue.spawn("queue-reader", move || reader::thread(&conn, &questions, Rest::Never))?;
         }
-        let looker = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
-        schema::prepare_reader(&looker).map_err(OpenError::sqlite("open"))?;
-        queue.spawn("queue-history", move || {
-            reader::thread(&looker, &looks, Rest::AsLongAsItRead)
-        })?;
+        for (name, questions) in [("queue-history", looks), ("queue-pull", pulled)] {
+            let looker = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
+            schema::prepare_reader(&looker).map_err(OpenError::sqlite("open"))?;
+            queue.spawn(name, move || reader::thread(&looker, &questions, Rest::AsLongAsItRead))?;
+        }
         let second = open::connect(dir, &shared.options).map_err(OpenError::sqlite("open"))?;
         let with = Arc::clone(&shared);
         queue.spawn(CHECKPOINT_THREAD, move || checkpoint::thread(&second, &with))?;
@@ -321,6 +325,7 @@ impl SqliteQueue {
         self.shared.inbox.close();
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.history.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Ends the threads, after what was handed in is done; may block for as long as a commit takes.
@@ -459,6 +464,12 @@ impl Queue for SqliteQueue {
 
     async fn window(&self, fence: Fence, window: Window) -> Result<Vec<Pending>, QueueError> {
         self.read_fenced(fence, move |conn| reader::window(conn, &window)).await
+    }
+
+    async fn pull(&self, pull: Pull) -> Result<Given, QueueError> {
+        let pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = pulls.ok_or(QueueError::Closed)?;
+        asked.ask(move |conn| reader::pull(conn, &pull)).await
     }
 
     async fn event(&self, event: EventId) -> Result<Option<Arc<StoredEvent>>, QueueError> {

@@ -3,7 +3,7 @@
 //! Only what exists can be sent again: a message goes where its endpoint is, in the form its subscription says. Invariant:
 //! nothing of another namespace, nor of a namesake before this one, is ever selected.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::api::conditions::reasons;
@@ -26,14 +26,19 @@ pub(super) fn select(registry: &Registry, namespace: &str, selector: &ReplaySele
     let wanted = |name: Option<&String>, of: &str| name.is_none_or(|name| name == of);
     let endpoint = selector.endpoint_ref.as_ref().map(|reference| &reference.name);
     let subscription = selector.subscription_ref.as_ref().map(|reference| &reference.name);
-    let endpoints: std::collections::HashSet<_> = registry
-        .endpoints()
-        .iter()
-        .filter(|entry| in_namespace(&entry.key.namespace_uid) && wanted(endpoint, &entry.key.name))
-        .filter(|entry| matches!(entry.state, EndpointState::Usable(_) | EndpointState::Unusable { .. }))
-        .map(|entry| entry.id)
-        .collect();
-    let subscriptions: std::collections::HashSet<_> = registry
+    let (mut endpoints, mut pulled) = (HashSet::new(), HashSet::new());
+    for entry in registry.endpoints() {
+        if !in_namespace(&entry.key.namespace_uid) || !wanted(endpoint, &entry.key.name) {
+            continue;
+        }
+        match entry.state {
+            EndpointState::Usable(_) | EndpointState::Unusable { .. } => {}
+            EndpointState::Pulled(_) => drop(pulled.insert(entry.id)),
+            EndpointState::Missing | EndpointState::Deleted { .. } => continue,
+        }
+        endpoints.insert(entry.id);
+    }
+    let subscriptions: HashSet<_> = registry
         .subscriptions()
         .iter()
         .filter(|entry| in_namespace(&entry.key.namespace_uid) && wanted(subscription, &entry.key.name))
@@ -60,6 +65,7 @@ pub(super) fn select(registry: &Registry, namespace: &str, selector: &ReplaySele
     Ok(Selection {
         endpoints: Arc::new(endpoints),
         subscriptions: Arc::new(subscriptions),
+        pulled: Arc::new(pulled),
         dead: selector.state != ReplayState::Delivered,
         delivered: selector.state != ReplayState::DeadLetter,
         from: selector.from.as_ref().map(time),

@@ -92,10 +92,23 @@ impl Delivering {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionView {
     pub pending: u64,
+    /// Where messages are pulled.
+    pub oldest_pending: Option<UnixMillis>,
     pub dead_lettered: u64,
     pub last_dead_letter: Option<(UnixMillis, &'static str)>,
     /// Why the filter fails, while it does.
     pub filter_failing: Option<String>,
+    /// Where messages are pulled: nobody does.
+    pub unconsumed: Option<Unconsumed>,
+}
+
+/// The `Unconsumed` condition's reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unconsumed {
+    /// Nobody asks for messages.
+    NotPulled,
+    /// Somebody asks, and acknowledges none.
+    NotAcknowledged,
 }
 
 /// What was posted and not yet taken.

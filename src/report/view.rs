@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::board::{Delivering, EndpointView, Failure, SubscriptionView};
-use crate::api::conditions::{DELIVERING, FILTER_FAILING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, reasons};
+use super::board::{Delivering, EndpointView, Failure, SubscriptionView, Unconsumed};
+use crate::api::conditions::{DELIVERING, FILTER_FAILING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, UNCONSUMED, reasons};
 use crate::api::status::{EndpointDelivery, RECENT_FAILURES};
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Kind};
@@ -21,6 +21,11 @@ const MESSAGE_LIMIT: usize = 1024;
 /// What to do about keys that are blocked. Their number is in `delivery`: a message that counts would be written often.
 const BLOCKED_MESSAGE: &str = "A message was given up, and those of the same key wait behind it: replay the dead letter, or \
                                set ordering.onExhausted to Skip. delivery.blockedKeys says how many keys it is.";
+
+const NOT_PULLED_MESSAGE: &str = "Messages wait, and for five minutes nobody has asked for them: is the consumer running, and \
+                                  may it pull? Those older than pull.maxAge are given up.";
+const NOT_ACKNOWLEDGED_MESSAGE: &str = "Messages wait, and for five minutes a consumer has asked for them and acknowledged \
+                                        none: it gets the same ones again. Those older than pull.maxAge are given up.";
 
 /// Whether what is shown misleads: a next attempt that is over, or messages that wait where none does.
 pub fn is_overtaken(shown: &EndpointDelivery, view: &EndpointView, now: UnixMillis) -> bool {
@@ -102,10 +107,25 @@ pub fn subscription(view: &SubscriptionView, previous: &[Condition], generation:
         };
         condition(previous, timestamp(now), new)
     });
+    let unconsumed = view.unconsumed.map(|why| {
+        let (reason, message) = match why {
+            Unconsumed::NotPulled => (reasons::NOT_PULLED, NOT_PULLED_MESSAGE),
+            Unconsumed::NotAcknowledged => (reasons::NOT_ACKNOWLEDGED, NOT_ACKNOWLEDGED_MESSAGE),
+        };
+        let new = NewCondition {
+            type_: UNCONSUMED,
+            status: TRUE,
+            reason,
+            message: message.to_owned(),
+            generation,
+        };
+        condition(previous, timestamp(now), new)
+    });
     json!({
-        "conditions": failing.into_iter().collect::<Vec<_>>(),
+        "conditions": failing.into_iter().chain(unconsumed).collect::<Vec<_>>(),
         "delivery": {
             "pending": view.pending,
+            "oldestPendingTime": view.oldest_pending.map(time),
             "deadLettered": view.dead_lettered,
             "lastDeadLetter": view.last_dead_letter.map(|(at, reason)| json!({"time": time(at), "reason": reason})),
         },
@@ -335,9 +355,11 @@ mod tests {
     fn a_subscription_shows_its_dead_letters_and_a_filter_that_fails() {
         let view = SubscriptionView {
             pending: 0,
+            oldest_pending: None,
             dead_lettered: 1,
             last_dead_letter: Some((UnixMillis(1_000), "Exhausted")),
             filter_failing: None,
+            unconsumed: None,
         };
         let shown = |view: &SubscriptionView| subscription(view, &[], 3, UnixMillis(2_000));
         assert_eq!(
@@ -347,7 +369,7 @@ mod tests {
         assert_eq!(shown(&view)["conditions"], json!([]));
         let failing = SubscriptionView {
             filter_failing: Some("there is no score".into()),
-            ..view
+            ..view.clone()
         };
         let condition = &shown(&failing)["conditions"][0];
         assert_eq!(
@@ -355,5 +377,24 @@ mod tests {
             (&json!("FilterFailing"), &json!("EvaluationError"))
         );
         assert!(condition["message"].as_str().unwrap().contains("there is no score"));
+    }
+
+    #[test]
+    fn a_subscription_that_is_pulled_shows_its_oldest_message_and_that_nobody_consumes() {
+        let view = SubscriptionView {
+            pending: 7,
+            oldest_pending: Some(UnixMillis(1_500)),
+            dead_lettered: 0,
+            last_dead_letter: None,
+            filter_failing: None,
+            unconsumed: Some(Unconsumed::NotAcknowledged),
+        };
+        let shown = subscription(&view, &[], 3, UnixMillis(400_000));
+        assert_eq!(shown["delivery"]["oldestPendingTime"], "1970-01-01T00:00:01Z");
+        let condition = &shown["conditions"][0];
+        assert_eq!(
+            (&condition["type"], &condition["status"], &condition["reason"]),
+            (&json!("Unconsumed"), &json!("True"), &json!("NotAcknowledged"))
+        );
     }
 }

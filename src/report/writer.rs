@@ -18,7 +18,7 @@ use super::board::{Board, Delivering, EndpointView, Posted, SubscriptionView};
 use super::metrics::Metrics;
 use super::plan::{Allowance, Dirty, Id, plan};
 use super::view;
-use crate::api::conditions::{DELIVERING, FILTER_FAILING, READY, UNKNOWN};
+use crate::api::conditions::{DELIVERING, FILTER_FAILING, READY, UNCONSUMED, UNKNOWN};
 use crate::api::names::DISPATCHER;
 use crate::api::status::{EndpointDelivery, is_unseen};
 use crate::api::{EventSubscription, WebhookEndpoint};
@@ -367,9 +367,10 @@ fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription
     if is_unchanged(&current, &own) {
         return None;
     }
-    let fails = conditions.iter().any(|c| c.type_ == FILTER_FAILING);
+    let is_shown = |type_: &str| conditions.iter().any(|c| c.type_ == type_);
     Some(Change {
-        is_transition: fails != view.filter_failing.is_some(),
+        is_transition: is_shown(FILTER_FAILING) != view.filter_failing.is_some()
+            || is_shown(UNCONSUMED) != view.unconsumed.is_some(),
         is_overtaken: view::shows_settled(shown_pending(subscription), view.pending),
         ..Change::routine(own)
     })

@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::{ShapeError, body, json_type};
+use crate::api::names::is_pulled;
 use crate::api::resolve::{DeadLetterTarget, Format};
 use crate::event::format::{self, Rendered, accepted_event, rfc3339};
 use crate::expression::Scope;
@@ -50,10 +51,12 @@ fn message(notice: &Notice) -> Json {
     let mut message = json!({
         "id": notice.message.to_string(),
         "subscription": notice.subscription,
-        "endpoint": notice.endpoint,
         "attempts": notice.attempts,
         "reason": notice.reason,
     });
+    if !is_pulled(&notice.endpoint) {
+        message["endpoint"] = json!(notice.endpoint);
+    }
     if let Some(status) = notice.status {
         message["lastStatusCode"] = json!(status);
     }

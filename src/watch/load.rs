@@ -244,8 +244,7 @@ impl Loader {
             let Some(subscription) = self.world.subscriptions.objects.get(key) else {
                 continue;
             };
-            let target = (key.0.clone(), subscription.spec.endpoint_ref.name.clone());
-            endpoints.extend(self.resource_key(&target));
+            endpoints.extend(self.resource_key(&others::target(key, &subscription.spec)));
             if let Some(told) = &subscription.spec.dead_letter {
                 endpoints.extend(self.resource_key(&(key.0.clone(), told.endpoint_ref.name.clone())));
             }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
+use super::limits::duration;
 use super::request::{dead_letter, request};
-use super::{Format, RequestForm, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
+use super::{Delivery, Format, PullPolicy, RequestForm, ResolvedSubscription, TypePattern, Unresolved, resolve_retry};
 use crate::api::conditions::reasons;
-use crate::api::subscription::PayloadFormat;
+use crate::api::subscription::{DeliveryMode, PayloadFormat};
 use crate::api::{EventSubscription, EventSubscriptionSpec};
 use crate::expression::{Expression, Role};
 
@@ -21,7 +22,7 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
         namespace: subscription.namespace().unwrap_or_default(),
         name: subscription.name_any(),
         generation: subscription.metadata.generation.unwrap_or_default(),
-        endpoint: spec.endpoint_ref.name.clone(),
+        delivery: delivery(spec)?,
         event_types: spec
             .event_types
             .iter()
@@ -40,6 +41,22 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
         retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
+}
+
+fn delivery(spec: &EventSubscriptionSpec) -> Result<Delivery, Unresolved> {
+    match (spec.delivery, &spec.endpoint_ref) {
+        (DeliveryMode::Push, Some(endpoint)) => Ok(Delivery::Push {
+            endpoint: endpoint.name.clone(),
+        }),
+        (DeliveryMode::Push, None) => Err(Unresolved::invalid("endpointRef must name a WebhookEndpoint")),
+        (DeliveryMode::Pull, _) => {
+            let options = spec.pull.clone().unwrap_or_default();
+            Ok(Delivery::Pull(PullPolicy {
+                max_age: duration("pull.maxAge", &options.max_age)?,
+                retention: duration("pull.retention", &options.retention)?,
+            }))
+        }
+    }
 }
 
 fn filter(source: &str) -> Result<Expression, Unresolved> {

@@ -391,7 +391,9 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
         EventSubscription::new(
             "s",
             EventSubscriptionSpec {
-                endpoint_ref: EndpointReference { name: "crm".to_owned() },
+                delivery: Default::default(),
+                endpoint_ref: Some(EndpointReference { name: "crm".to_owned() }),
+                pull: None,
                 event_types: types.iter().map(|t| (*t).to_owned()).collect(),
                 sources: vec!["/calls".to_owned()],
                 filter: None,
@@ -413,7 +415,10 @@ fn patterns_of_a_subscription_are_any_exact_or_prefix() {
             TypePattern::Prefix("a.b.".to_owned()),
         ]
     );
-    assert_eq!((resolved.endpoint.as_str(), resolved.suspend), ("crm", true));
+    let to_crm = Delivery::Push {
+        endpoint: "crm".to_owned(),
+    };
+    assert_eq!((&resolved.delivery, resolved.suspend), (&to_crm, true));
     assert_eq!(resolved.format, Format::CloudEventsStructured);
     assert_eq!(resolved.retry, None, "the endpoint's");
     let mut own = subscription(&["*"]);

@@ -143,6 +143,7 @@ fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
         was_dead: true,
         unblocks: false,
         held: false,
+        pulled: false,
     };
     state.sent_again(&[told], now);
     let known = state.subscription(ENDPOINT, SUBSCRIPTION);

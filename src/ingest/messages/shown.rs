@@ -13,9 +13,10 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::query;
+use crate::api::names::is_pulled;
 use crate::api::resolve::{Format, RequestForm, ResolvedSubscription};
 use crate::event::format::{self, RenderError, Rendered, rfc3339};
-use crate::ids::UnixMillis;
+use crate::ids::{MessageId, UnixMillis};
 use crate::queue::{Kept, KeptAttempt, Notice, Page, Standing, StoredEvent};
 use crate::shaping::{self, Shaped, shape};
 
@@ -31,12 +32,7 @@ impl Listed {
     pub(super) fn new(page: &Page) -> Result<Listed, RenderError> {
         let messages = page.found.iter().map(|kept| {
             let head = format::head(&kept.attributes)?;
-            let named = Named {
-                id: head.id.into_string(),
-                source: head.source.into_string(),
-                r#type: head.r#type.into_string(),
-            };
-            Ok(One::new(kept, UnixMillis(head.accepted), named))
+            Ok(One::new(kept, UnixMillis(head.accepted), head.into()))
         });
         Ok(Listed {
             messages: messages.collect::<Result<_, RenderError>>()?,
@@ -51,7 +47,9 @@ impl Listed {
 struct One<E> {
     id: String,
     state: &'static str,
-    endpoint: String,
+    /// None of one that is pulled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
     subscription: String,
     event: E,
     accepted_time: String,
@@ -74,7 +72,7 @@ impl<E> One<E> {
         let mut one = One {
             id: kept.message.to_string(),
             state: kept.standing.state().word(),
-            endpoint: kept.endpoint.clone(),
+            endpoint: (!is_pulled(&kept.endpoint)).then(|| kept.endpoint.clone()),
             subscription: kept.subscription.clone(),
             event,
             accepted_time: rfc3339(accepted).into_owned(),
@@ -103,10 +101,20 @@ impl<E> One<E> {
 
 /// An event in a listing.
 #[derive(Debug, Serialize)]
-struct Named {
+pub(in crate::ingest) struct Named {
     id: String,
     source: String,
     r#type: String,
+}
+
+impl From<format::Shown<'_>> for Named {
+    fn from(head: format::Shown<'_>) -> Named {
+        Named {
+            id: head.id.into_string(),
+            source: head.source.into_string(),
+            r#type: head.r#type.into_string(),
+        }
+    }
 }
 
 /// A message with its event, and with what its receiver gets.
@@ -124,7 +132,9 @@ pub(super) struct Whole {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {
-    method: String,
+    /// None of one that is pulled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
     /// What the subscription puts behind the endpoint's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
@@ -136,13 +146,13 @@ struct Request {
 /// Bytes: as text where they are.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-enum Body {
+pub(in crate::ingest) enum Body {
     Body(String),
     BodyBase64(String),
 }
 
 impl Body {
-    fn new(bytes: &Bytes) -> Body {
+    pub(in crate::ingest) fn new(bytes: &Bytes) -> Body {
         match std::str::from_utf8(bytes) {
             Ok(text) => Body::Body(text.to_owned()),
             Err(_) => Body::BodyBase64(BASE64.encode(bytes)),
@@ -186,22 +196,32 @@ impl Whole {
 }
 
 fn request(kept: &Kept, rendered: &Rendered, shaped: Option<&Shaped>) -> Request {
+    let method = shaped.map_or("POST".to_owned(), |shaped| shaped.method.to_string());
+    Request {
+        method: (!is_pulled(&kept.endpoint)).then_some(method),
+        path: shaped.and_then(|shaped| shaped.path.clone()),
+        headers: headers(kept.message, rendered, shaped),
+        body: Body::new(&rendered.body),
+    }
+}
+
+/// The headers that come with a message, but for what belongs to an endpoint.
+pub(in crate::ingest) fn headers(
+    message: MessageId,
+    rendered: &Rendered,
+    shaped: Option<&Shaped>,
+) -> BTreeMap<String, String> {
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let shaped_headers = shaped.iter().flat_map(|shaped| &shaped.headers);
     let own = shaped_headers
         .chain(&rendered.headers)
         .map(|(name, value)| (name.to_string(), text(value)));
     let mut headers: BTreeMap<String, String> = own.collect();
-    headers.insert("webhook-id".to_owned(), kept.message.to_string());
+    headers.insert("webhook-id".to_owned(), message.to_string());
     if let Some(content_type) = &rendered.content_type {
         headers.insert("content-type".to_owned(), text(content_type));
     }
-    Request {
-        method: shaped.map_or("POST".to_owned(), |shaped| shaped.method.to_string()),
-        path: shaped.and_then(|shaped| shaped.path.clone()),
-        headers,
-        body: Body::new(&rendered.body),
-    }
+    headers
 }
 
 /// The failures of a message.

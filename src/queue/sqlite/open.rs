@@ -17,7 +17,7 @@ use super::schema;
 use super::spaces::Spaces;
 use super::tally::Tally;
 use super::transaction::{pending, unpack};
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId};
+use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +169,7 @@ pub(super) struct Memory {
     pub(super) last_event: EventId,
     pub(super) next_seen: i64,
     pub(super) fence: u64,
+    pub(super) place: UnixMillis,
     pub(super) dedupe: Dedupe,
     pub(super) tally: Tally,
     pub(super) spaces: Spaces,
@@ -193,6 +194,7 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
     let last_event = last_seen.max(number("SELECT max(id) FROM event")?);
     let next_seen = newest + 1;
     let fence = number("SELECT value FROM meta WHERE key = 'fence'")? as u64;
+    let place = UnixMillis(number("SELECT value FROM meta WHERE key = 'place'")?);
 
     let mut dedupe = Dedupe::default();
     let from = next_seen - (MAX_SEGMENTS as u64 * rows_per_segment()) as i64;
@@ -243,6 +245,7 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
         last_event: EventId(last_event),
         next_seen,
         fence,
+        place,
         dedupe,
         tally,
         spaces,

@@ -12,7 +12,9 @@ use tokio::sync::oneshot;
 use super::order::{FRESH, HELD};
 use super::tally::{Counts, Pair};
 use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
-use crate::queue::{Backlog, HeldPage, HeldPosition, Pending, QueueError, ResourceKey, StoredEvent, Window};
+use crate::queue::{
+    Backlog, Given, HeldPage, HeldPosition, Pending, Pull, QueueError, ResourceKey, StoredEvent, Window,
+};
 
 /// Threads that read: one may scan while the other loads bodies.
 pub(super) const READERS: usize = 2;
@@ -133,6 +135,51 @@ pub(super) fn window(conn: &Connection, window: &Window) -> rusqlite::Result<Vec
             })
         })?
         .collect()
+}
+
+pub(super) fn pull(conn: &Connection, pull: &Pull) -> rusqlite::Result<Given> {
+    // In this order: the index has the messages in theirs.
+    let mut statement = conn.prepare_cached(
+        "SELECT m.id, m.attempt, m.due, m.again, e.attrs, e.body
+         FROM message m CROSS JOIN event e ON e.id = m.id >> ?6
+         WHERE m.state = 1 AND m.ep = ?1 AND m.sub = ?2 AND m.due >= ?3 AND (m.due > ?3 OR m.id > ?4)
+         ORDER BY m.due, m.id LIMIT ?5",
+    )?;
+    let limit = i64::try_from(pull.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let mut rows = statement.query(params![
+        pull.endpoint.0,
+        pull.subscription.0,
+        pull.after.due.0,
+        pull.after.message.0,
+        limit,
+        MessageId::ORDINAL_BITS
+    ])?;
+    let mut given = Given {
+        messages: Vec::new(),
+        more: false,
+    };
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        let event = StoredEvent {
+            attributes: row.get::<_, Vec<u8>>(4)?.into(),
+            body: row.get::<_, Vec<u8>>(5)?.into(),
+        };
+        bytes += event.size();
+        if given.messages.len() == pull.limit || (bytes > pull.bytes && !given.messages.is_empty()) {
+            given.more = true;
+            break;
+        }
+        let pending = Pending {
+            message: MessageId(row.get(0)?),
+            endpoint: pull.endpoint,
+            subscription: pull.subscription,
+            attempts: row.get(1)?,
+            due: UnixMillis(row.get(2)?),
+            again: row.get::<_, Option<i64>>(3)?.map(UnixMillis),
+        };
+        given.messages.push((pending, Arc::new(event)));
+    }
+    Ok(given)
 }
 
 /// What a bounded walk over the messages found, and where to go on.

@@ -158,6 +158,7 @@ fn walk(
                 was_dead: row.get(4)?,
                 unblocks: false,
                 held: false,
+                pulled: false,
             };
             looked.cursor = one.message;
             let is_meant = match one.was_dead {
@@ -170,7 +171,10 @@ fn walk(
                 && selection.subscriptions.contains(&one.subscription)
                 && selection.ids.as_ref().is_none_or(|ids| ids.contains(&one.message))
             {
-                looked.found.push(one);
+                looked.found.push(SentAgain {
+                    pulled: selection.pulled.contains(&one.endpoint),
+                    ..one
+                });
             }
             if looked.found.len() >= limit || rows >= budget.rows || started.elapsed() >= budget.time {
                 return Ok(());
@@ -253,19 +257,24 @@ impl Transaction<'_, '_> {
             .conn()
             .prepare_cached("SELECT length(attrs) + length(body) FROM event WHERE id = ?")?;
         let bytes: u32 = size.query_row([one.message.event().0], |row| row.get(0))?;
+        let due = match one.pulled {
+            true => self.place()?,
+            false => self.now,
+        };
         let mut insert = self.conn().prepare_cached(
             "INSERT INTO message(id, sub, ep, state, attempt, due, bytes, okey, replay, again)
-             VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?5)",
+             VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
         )?;
         insert.execute(params![
             one.message.0,
             one.subscription.0,
             one.endpoint.0,
             if order.is_some() { HELD } else { WAITING },
-            self.now.0,
+            due.0,
             bytes,
             order,
-            replay
+            replay,
+            self.now.0
         ])?;
         self.effects.stored.push((pair, one.message, bytes));
         if one.was_dead {

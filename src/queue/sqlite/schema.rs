@@ -3,14 +3,15 @@
 //! Invariant: on the happy path a message touches no secondary index. Only waiting messages are indexed (by due time);
 //! fresh ones are found by walking the primary key, once after a restart. A message's attempts are at most one row for each
 //! number of its schedule, however often a probe fails that consumes none. Of the messages of one endpoint with the same
-//! `okey` at most one is not held (`state` 2), and none while a dead letter with `blocks` is kept.
+//! `okey` at most one is not held (`state` 2), and none while a dead letter with `blocks` is kept. `due` of a message that is
+//! pulled is its place: greater than that of every such message committed before it.
 
 use rusqlite::Connection;
 
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 8;
+const VERSION: i64 = 9;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -44,8 +45,9 @@ CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT
 CREATE TABLE retention(ep INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);
 -- Events of which something must stay, by when to look at them again.
 CREATE TABLE revisit(at INTEGER NOT NULL, event INTEGER NOT NULL, PRIMARY KEY(at, event)) WITHOUT ROWID;
--- `swept`: every event up to it was looked at when its shortest time was over.
-INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0);
+-- `swept`: every event up to it was looked at when its shortest time was over. `place`: that of the messages that are pulled
+-- and were made pending last.
+INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0), ('place', 0);
 ";
 
 /// The writer's page cache: enough for the right edge of every table and the due index's hot pages.

@@ -55,7 +55,7 @@ impl<'c> Statements<'c> {
             insert_message: conn
                 .prepare("INSERT INTO message(id, sub, ep, state, attempt, due, bytes, okey) VALUES (?, ?, ?, ?, 0, ?, ?, ?)")?,
             take_message: conn
-                .prepare("DELETE FROM message WHERE id = ? AND attempt = ? RETURNING bytes, okey, state, replay")?,
+                .prepare("DELETE FROM message WHERE id = ? AND attempt = ? AND ep = ? AND sub = ? RETURNING bytes, okey, state, replay")?,
             of_key: conn.prepare(
                 "SELECT id, sub, attempt, state, again FROM message WHERE ep = ? AND okey = ? ORDER BY state, id LIMIT 1",
             )?,
@@ -110,6 +110,8 @@ pub(super) struct Effects {
     pub(super) last_event: EventId,
     pub(super) next_seen: i64,
     pub(super) fence: u64,
+    /// That of the messages it makes that are pulled, if it makes any.
+    pub(super) place: Option<UnixMillis>,
     pub(super) unrouted: i64,
     pub(super) keys: Vec<(Key, i64, EventId)>,
     fresh_keys: HashMap<Key, (EventId, u32)>,
@@ -137,6 +139,7 @@ impl Effects {
             last_event: EventId(0),
             next_seen: 0,
             fence: 0,
+            place: None,
             unrouted: 0,
             keys: Vec::new(),
             fresh_keys: HashMap::new(),
@@ -158,6 +161,7 @@ impl Effects {
         self.last_event = memory.last_event;
         self.next_seen = memory.next_seen;
         self.fence = memory.fence;
+        self.place = None;
         self.unrouted = 0;
         self.keys.clear();
         self.fresh_keys.clear();
@@ -364,10 +368,11 @@ impl<'c> Transaction<'_, 'c> {
             placement,
             order,
         } = *target;
-        let state = match placement {
-            Placement::Fresh => Some(FRESH),
-            Placement::Waiting => Some(WAITING),
-            Placement::QueueFull => None,
+        let (state, due) = match placement {
+            Placement::Fresh => (Some(FRESH), self.now),
+            Placement::Waiting => (Some(WAITING), self.now),
+            Placement::Pulled => (Some(WAITING), self.place()?),
+            Placement::QueueFull => (None, self.now),
         };
         let pair = (endpoint, subscription);
         let mut held = false;
@@ -383,7 +388,7 @@ impl<'c> Transaction<'_, 'c> {
                 subscription.0,
                 endpoint.0,
                 state,
-                self.now.0,
+                due.0,
                 size(event),
                 order.map(|key| key.0)
             ])?;
@@ -407,6 +412,21 @@ impl<'c> Transaction<'_, 'c> {
             event: Arc::clone(event),
         });
         Ok(())
+    }
+
+    /// The place of messages that are pulled and become pending with this transaction. It rises whatever the clock does, also
+    /// over restarts; those of one transaction share it, since they are seen together.
+    pub(super) fn place(&mut self) -> rusqlite::Result<UnixMillis> {
+        if let Some(place) = self.effects.place {
+            return Ok(place);
+        }
+        let place = UnixMillis(self.now.0.max(self.memory.place.0 + 1));
+        let mut keep = self
+            .conn()
+            .prepare_cached("UPDATE meta SET value = ? WHERE key = 'place'")?;
+        keep.execute([place.0])?;
+        self.effects.place = Some(place);
+        Ok(place)
     }
 
     fn dead(&mut self, message: MessageId, pair: Pair, letter: Letter) -> rusqlite::Result<()> {
@@ -437,7 +457,9 @@ impl<'c> Transaction<'_, 'c> {
         attempts: u16,
         delivered: bool,
     ) -> rusqlite::Result<Option<Taken>> {
-        let mut rows = self.statements.take_message.query(params![message.0, attempts])?;
+        let (EndpointId(ep), SubscriptionId(sub)) = pair;
+        let of_pair = params![message.0, attempts, ep, sub];
+        let mut rows = self.statements.take_message.query(of_pair)?;
         let Some(row) = rows.next()? else { return Ok(None) };
         let taken = Taken {
             order: row.get::<_, Option<i64>>(1)?.map(OrderKey),
@@ -676,6 +698,7 @@ fn pack(targets: &[Target]) -> Vec<u8> {
             Placement::Fresh => 0,
             Placement::Waiting => 1,
             Placement::QueueFull => 2,
+            Placement::Pulled => 3,
         });
     }
     packed
@@ -698,6 +721,7 @@ pub(super) fn unpack(packed: &[u8]) -> Vec<Target> {
             placement: match b[8] {
                 0 => Placement::Fresh,
                 1 => Placement::Waiting,
+                3 => Placement::Pulled,
                 _ => Placement::QueueFull,
             },
             order: None,

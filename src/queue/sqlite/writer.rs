@@ -211,6 +211,7 @@ impl Writer {
         self.memory.last_event = effects.last_event;
         self.memory.next_seen = effects.next_seen;
         self.memory.fence = effects.fence;
+        self.memory.place = effects.place.unwrap_or(self.memory.place);
         self.memory.unrouted = self.memory.unrouted.saturating_add_signed(effects.unrouted);
         for (key, seq, event) in effects.keys.drain(..) {
             self.memory.dedupe.insert(&key, seq, event.unix_seconds());

@@ -10,8 +10,9 @@ use kube::ResourceExt;
 
 use super::Loader;
 use crate::api::census::{Age, MAX_SUBSCRIPTIONS, age};
-use crate::api::resolve::{ResolvedSubscription, resolve_subscription, resolve_with_last};
-use crate::api::{EventSubscription, EventType};
+use crate::api::names::{is_pulled, pulled};
+use crate::api::resolve::{Delivery, PullPolicy, ResolvedSubscription, resolve_subscription, resolve_with_last};
+use crate::api::{EventSubscription, EventSubscriptionSpec, EventType};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::matching::Index;
 use crate::queue::ResourceKey;
@@ -89,7 +90,7 @@ impl Loader {
         let Some(object) = self.world.subscriptions.objects.get(key).cloned() else {
             return;
         };
-        let target = (key.0.clone(), object.spec.endpoint_ref.name.clone());
+        let target = target(key, &object.spec);
         let Some((resource, endpoint_resource)) = self.resource_key(key).zip(self.resource_key(&target)) else {
             return;
         };
@@ -101,8 +102,12 @@ impl Loader {
             return;
         };
         self.tools.objects.put_subscription(id, object.clone());
-        self.put_missing(endpoint, &target, endpoint_resource).await;
-        if let Some(spec) = self.resolved(key, &object) {
+        let spec = self.resolved(key, &object);
+        match spec.as_ref().map(|spec| &spec.delivery) {
+            Some(Delivery::Pull(policy)) => self.put_pulled(endpoint, endpoint_resource, &key.0, *policy).await,
+            Some(Delivery::Push { .. }) | None => self.put_missing(endpoint, &target, endpoint_resource).await,
+        }
+        if let Some(spec) = spec {
             let material = self.material(key, &object, &spec);
             let dead_letter = self.dead_letter(key, &spec).await;
             let before = self.subscriptions.get(key);
@@ -116,6 +121,7 @@ impl Loader {
                     .filter(|before| before.spec.filter == spec.filter)
                     .map(|before| before.filter_health.clone())
                     .unwrap_or_default(),
+                mailbox: matches!(spec.delivery, Delivery::Pull(_)).then(|| self.tools.registry.mailbox(id)),
                 spec,
                 material,
                 dead_letter,
@@ -164,8 +170,20 @@ impl Loader {
         Some(id)
     }
 
+    /// In place of an endpoint: here messages wait for their consumer.
+    async fn put_pulled(&self, id: EndpointId, resource: ResourceKey, namespace: &str, policy: PullPolicy) {
+        let known = self.tools.registry.endpoint(id);
+        if !known.is_some_and(|known| matches!(known.state, EndpointState::Pulled(before) if before == policy)) {
+            self.put_endpoint(id, resource, namespace, EndpointState::Pulled(policy))
+                .await;
+        }
+    }
+
     /// A subscription may name an endpoint that does not exist: the engine lets its messages wait.
     async fn put_missing(&self, id: EndpointId, key: &Key, resource: ResourceKey) {
+        if is_pulled(&key.1) {
+            return;
+        }
         let exists = self.world.endpoints.objects.contains_key(key);
         if self.world.endpoints.versions.is_listed() && !exists && self.tools.registry.endpoint(id).is_none() {
             self.put_endpoint(id, resource, &key.0, EndpointState::Missing).await;
@@ -226,6 +244,12 @@ impl Loader {
             .subscriptions
             .range(from.clone()..)
             .take_while(|((n, _), _)| n == name);
+        let waiting = self
+            .subscriptions
+            .range(from.clone()..)
+            .take_while(|((n, _), _)| n == name)
+            .filter(|(_, entry)| entry.mailbox.is_some())
+            .map(|((_, name), entry)| (name.clone(), entry.id));
         let types = self
             .types
             .range(from..)
@@ -237,6 +261,7 @@ impl Loader {
                 counted(&self.world.subscriptions, name, MAX_SUBSCRIPTIONS, subscriptions)
                     .map(|entry| (entry.spec.clone(), entry.clone())),
             )),
+            pulled: Arc::new(waiting.collect()),
             types: Arc::new(that_count(types)),
             rules: self.tools.policy.borrow().rules_for(&space.labels),
         })
@@ -258,6 +283,10 @@ impl Loader {
             .collect();
         let mut gone = Vec::new();
         for (resource, id) in &self.endpoint_ids {
+            // What is pulled is its subscription's.
+            if is_pulled(&resource.name) {
+                continue;
+            }
             if self.tools.registry.endpoint(*id).is_some() || self.by_id.contains_key(id) {
                 continue;
             }
@@ -284,6 +313,15 @@ impl Loader {
             }
         }
     }
+}
+
+/// Where a subscription's messages go: an endpoint, or what stands for one in the store.
+pub(super) fn target(key: &Key, spec: &EventSubscriptionSpec) -> Key {
+    let name = match &spec.endpoint_ref {
+        Some(endpoint) => endpoint.name.clone(),
+        None => pulled(&key.1),
+    };
+    (key.0.clone(), name)
 }
 
 /// The subscriptions of a namespace that events are matched against: the oldest `limit`.
