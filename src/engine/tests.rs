@@ -25,6 +25,7 @@ use crate::signing::{SigningKey, SigningKeys};
 mod fairness;
 mod limits;
 mod order;
+mod pull;
 mod refusals;
 mod scenarios;
 mod windows;

@@ -13,6 +13,7 @@ use super::*;
 
 mod notices;
 mod order;
+mod pull;
 mod replay;
 
 /// A store under test: opened, closed and opened again over the same data.
@@ -113,6 +114,7 @@ pub(crate) async fn run<B: Bench>(make: impl Fn() -> B) {
     messages_are_listed_newest_first_in_every_state(&make()).await;
     a_listing_pages_whole_and_filters(&make()).await;
     replay::run(&make).await;
+    pull::run(&make).await;
     states_are_replaced(&make()).await;
     a_closed_store_takes_nothing(&make()).await;
 }

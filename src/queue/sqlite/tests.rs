@@ -13,8 +13,8 @@ use super::{Options, SqliteQueue};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{
-    Accepted, DeadReason, Fence, NewEvent, Pending, Placement, Queue, QueueError, Quota, ResourceKey, Settled,
-    Settlement, StoredEvent, Verdict, Window,
+    Accepted, DeadReason, Fence, NewEvent, Pending, Place, Placement, Pull, Queue, QueueError, Quota, ResourceKey,
+    Settled, Settlement, StoredEvent, Verdict, Window,
 };
 
 mod disk;
@@ -280,6 +280,39 @@ async fn a_store_far_over_its_limit_has_room_again_once_history_gave_way_though_
         assert!(matches!(error, QueueError::Full(_)), "{error}");
         assert!(Instant::now() < deadline, "full for ever: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn places_rise_though_the_clock_falls_and_nothing_is_left_over_a_restart() {
+    static BEHIND: AtomicI64 = AtomicI64::new(0);
+    let dir = Directory::new();
+    let options = || Options {
+        clock: || UnixMillis(UnixMillis::now().0 - BEHIND.load(Ordering::SeqCst)),
+        ..options()
+    };
+    let pull = Pull {
+        endpoint: EndpointId(1),
+        subscription: SubscriptionId(1),
+        after: Place::START,
+        limit: 10,
+        bytes: usize::MAX,
+    };
+    let mut last = Place::START;
+    for name in ["a", "b", "c"] {
+        let queue = open(dir.path(), options());
+        let fence = queue.claim().await.expect("claim");
+        let event = new_event(name, vec![target(1, 1, Placement::Pulled)]);
+        queue.accept(vec![event]).await.expect("accept");
+        let given = queue.pull(Pull { after: last, ..pull }).await.expect("pull");
+        let [(pending, _)] = &given.messages[..] else {
+            panic!("{name} is not behind what was seen: {given:?}")
+        };
+        last = Place::of(pending);
+        let outcome = vec![settlement(*pending, Verdict::Delivered)];
+        queue.settle(fence, outcome).await.expect("settle");
+        queue.close().await;
+        BEHIND.fetch_add(3_600_000, Ordering::SeqCst);
     }
 }
 
