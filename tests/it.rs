@@ -35,6 +35,7 @@ mod it {
     mod ordering;
     mod outage;
     mod policy;
+    mod pulling;
     mod quotas;
     mod ready;
     mod receiver;

@@ -156,6 +156,21 @@ fn what_may_not_change_is_refused_with_its_sentence() {
             "endpointRef cannot be changed: create another EventSubscription for the other endpoint",
         ),
         (
+            "evsub/minimal",
+            r#"{"spec":{"delivery":"Pull","endpointRef":null}}"#,
+            "delivery cannot be changed: create another EventSubscription with the other delivery",
+        ),
+        (
+            "evsub/minimal",
+            r#"{"spec":{"endpointRef":null}}"#,
+            "endpointRef must name the WebhookEndpoint that events go to",
+        ),
+        (
+            "evsub/pulled",
+            r#"{"spec":{"delivery":"Push","endpointRef":{"name":"minimal"}}}"#,
+            "delivery cannot be changed: create another EventSubscription with the other delivery",
+        ),
+        (
             "whe/minimal",
             r#"{"spec":{"signing":{"scheme":"GitHub"}}}"#,
             "signing.scheme cannot be changed: create another WebhookEndpoint with the new scheme",

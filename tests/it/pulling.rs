@@ -1,0 +1,540 @@
+//! Messages for consumers that ask for them: in order, once they are acknowledged never again, and for nobody else.
+
+use std::collections::{HashMap, HashSet};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Client;
+use serde_json::{Value, json};
+use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+
+use super::load::Load;
+use super::messages::Reader;
+use super::team::{Answer, PATIENCE, Shared, TYPES, Team, metric};
+
+/// Somebody with a ServiceAccount of his own.
+#[derive(Clone)]
+struct Consumer {
+    http: Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl Consumer {
+    fn new(team: &Team<'_>, dispatcher: &Dispatcher, account: &str, subscription: &str) -> Consumer {
+        let namespace = &team.namespace;
+        let args = ["create", "serviceaccount", account, "-n", namespace];
+        team.cluster.kubectl_ok(&args).unwrap();
+        Consumer {
+            http: Client::new(),
+            url: format!(
+                "{}/v1/namespaces/{namespace}/subscriptions/{subscription}",
+                dispatcher.ingest_url()
+            ),
+            token: Some(team.cluster.token(namespace, account, Some("tidings")).unwrap()),
+        }
+    }
+
+    /// The same at another subscription.
+    fn at(&self, subscription: &str) -> Consumer {
+        let (before, _) = self.url.rsplit_once('/').unwrap();
+        Consumer {
+            url: format!("{before}/{subscription}"),
+            ..self.clone()
+        }
+    }
+
+    async fn try_pull(&self, query: &str) -> reqwest::Result<Answer> {
+        let mut request = self.http.get(format!("{}/pull?{query}", self.url));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        Answer::of(request.send().await?).await
+    }
+
+    async fn pull(&self, query: &str) -> Answer {
+        self.try_pull(query).await.unwrap()
+    }
+
+    async fn try_acknowledge(&self, what: &Value) -> reqwest::Result<Answer> {
+        let mut request = self.http.post(format!("{}/ack", self.url)).body(what.to_string());
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        Answer::of(request.send().await?).await
+    }
+
+    async fn acknowledge(&self, what: &Value) -> u64 {
+        let answer = self.try_acknowledge(what).await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body["acknowledged"].as_u64().unwrap()
+    }
+
+    /// Asks until it may.
+    async fn until_allowed(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.pull("").await;
+            if answer.status == 200 {
+                return;
+            }
+            assert!(answer.status == 403 && Instant::now() < deadline, "{answer:?}");
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+}
+
+fn subscribe(team: &Team<'_>, name: &str, more: Value) {
+    let mut spec = json!({"delivery": "Pull", "eventTypes": ["lead.*"]});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+        "metadata": {"name": name}, "spec": spec}),
+    );
+}
+
+/// The ids of the events of an answer's messages.
+fn events(answer: &Answer) -> Vec<&str> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let messages = answer.body["messages"].as_array().unwrap();
+    messages
+        .iter()
+        .map(|one| one["event"]["id"].as_str().unwrap())
+        .collect()
+}
+
+/// Waits until so many requests wait for messages.
+async fn until_waiting(dispatcher: &Dispatcher, holds: impl Fn(f64) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds(metric(dispatcher, "tidings_ingest_polls_waiting")) {
+        assert!(Instant::now() < deadline, "nobody waits");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_gets_what_matches_in_order_and_what_it_acknowledges_never_comes_again() {
+    let shared = Shared::get();
+    let (team, dispatcher) = (Team::open(shared.cluster, "pulling"), &shared.dispatcher);
+    subscribe(&team, "leads", json!({"filter": "event.data.lead != 'ignored'"}));
+    subscribe(&team, "others", json!({}));
+    team.ready("evsub/leads");
+    let consumer = Consumer::new(&team, dispatcher, "consumer", "leads");
+
+    // Who may: the refusal has the commands, which open this subscription and no other.
+    let refused = consumer.pull("").await;
+    assert_eq!((refused.status, &refused.body["reason"]), (403, &json!("MissingRule")));
+    let refused_too = consumer.try_acknowledge(&json!({"ids": []})).await.unwrap();
+    assert_eq!(refused_too.status, 403, "{refused_too:?}");
+    let commands = refused.body["detail"].as_str().unwrap().lines();
+    let commands: Vec<&str> = commands.filter_map(|line| line.strip_prefix("kubectl ")).collect();
+    assert_eq!(commands.len(), 2, "{refused:?}");
+    for command in commands {
+        let args: Vec<&str> = command.split(' ').collect();
+        team.cluster.kubectl_ok(&args).unwrap();
+    }
+    consumer.until_allowed().await;
+    assert_eq!(consumer.at("others").pull("").await.status, 403);
+    let nobody = |token: Option<&str>| Consumer {
+        token: token.map(str::to_owned),
+        ..consumer.clone()
+    };
+    assert_eq!(nobody(None).pull("").await.status, 401);
+    assert_eq!(nobody(Some("made.up.token")).pull("").await.status, 401);
+    assert_eq!(
+        nobody(Some(team.token())).pull("").await.status,
+        403,
+        "a producer is no consumer"
+    );
+    let neighbour = Team::open(shared.cluster, "pulling-beside");
+    let stranger = Reader::new(&neighbour, dispatcher, "stranger", Some("admin"));
+    stranger.until_allowed().await;
+    let foreign = shared
+        .cluster
+        .token("pulling-beside", "stranger", Some("tidings"))
+        .unwrap();
+    assert_eq!(nobody(Some(&foreign)).pull("").await.status, 403);
+
+    // In order, in pages, as it would be posted; giving changes nothing.
+    for id in ["a", "b", "ignored", "c"] {
+        let answer = team.post(dispatcher, id, TYPES[0]).await;
+        let matched = if id == "ignored" { 1 } else { 2 };
+        assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(matched)));
+    }
+    let first = consumer.pull("limit=2").await;
+    assert_eq!((events(&first), &first.body["more"]), (vec!["a", "b"], &json!(true)));
+    let cursor = first.body["cursor"].as_str().unwrap();
+    let rest = consumer.pull(&format!("cursor={cursor}")).await;
+    assert_eq!((events(&rest), &rest.body["more"]), (vec!["c"], &json!(false)));
+    assert_eq!(events(&consumer.pull("cursor=").await), ["a", "b", "c"]);
+    let message = &first.body["messages"][0];
+    let body: Value = serde_json::from_str(message["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&body["type"], &body["data"]),
+        (&json!(TYPES[0]), &json!({"lead": "a"}))
+    );
+    assert_eq!(message["headers"]["content-type"], "application/json");
+    assert_eq!(message["headers"]["webhook-id"], message["id"]);
+    assert_eq!(message["event"]["source"], "/agents/voice");
+    assert!(message["acceptedTime"].is_string());
+
+    // What waits shows in status; where there is no consumer nothing is wrong yet.
+    let shown = team.until("counted", "evsub", "leads", |evsub| {
+        evsub["status"]["delivery"]["pending"] == 3
+    });
+    assert!(
+        shown["status"]["delivery"]["oldestPendingTime"].is_string(),
+        "{shown:#}"
+    );
+    assert_eq!(team.condition("evsub", "leads", "Unconsumed"), None);
+
+    // By ids, and by a cursor for all until there; each counts once.
+    let before = metric(dispatcher, "tidings_deliveries_total");
+    let b = first.body["messages"][1]["id"].clone();
+    assert_eq!(consumer.acknowledge(&json!({"ids": [b, b]})).await, 1);
+    assert_eq!(events(&consumer.pull("").await), ["a", "c"]);
+    assert_eq!(consumer.acknowledge(&json!({"cursor": cursor})).await, 1);
+    assert_eq!(consumer.acknowledge(&json!({"cursor": cursor})).await, 0);
+    assert_eq!(
+        events(&consumer.pull("").await),
+        ["c"],
+        "what is behind the cursor stays"
+    );
+    assert_eq!(events(&consumer.pull(&format!("cursor={cursor}")).await), ["c"]);
+    assert!(metric(dispatcher, "tidings_deliveries_total") >= before + 2.0);
+    let reader = Reader::new(&team, dispatcher, "reader", Some("edit"));
+    reader.until_allowed().await;
+    let delivered = reader.until("state=delivered&subscription=leads", 2).await;
+    let ids: Vec<_> = delivered.iter().map(|one| &one["event"]["id"]).collect();
+    assert_eq!(ids, ["b", "a"]);
+    assert!(delivered[0].get("endpoint").is_none(), "{}", delivered[0]);
+    let whole = reader.get(&format!("/{}", delivered[0]["id"].as_str().unwrap())).await;
+    assert_eq!(whole.body["request"]["body"], first.body["messages"][1]["body"]);
+
+    // Ids of another subscription are not this one's to acknowledge.
+    let editor = Consumer::new(&team, dispatcher, "editor", "others");
+    let account = format!("--serviceaccount={}:editor", team.namespace);
+    let bind = [
+        "create",
+        "rolebinding",
+        "editor",
+        "-n",
+        &team.namespace,
+        "--clusterrole=edit",
+        &account,
+    ];
+    team.cluster.kubectl_ok(&bind).unwrap();
+    editor.until_allowed().await;
+    let others = editor.pull("").await;
+    assert_eq!(events(&others), ["a", "b", "ignored", "c"]);
+    let theirs: Vec<_> = others.body["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["id"])
+        .collect();
+    assert_eq!(consumer.acknowledge(&json!({"ids": theirs})).await, 0);
+    assert_eq!(events(&editor.pull("").await).len(), 4);
+    let mixed_up = consumer
+        .pull(&format!("cursor={}", others.body["cursor"].as_str().unwrap()))
+        .await;
+    assert_eq!(
+        (mixed_up.status, &mixed_up.body["reason"]),
+        (400, &json!("InvalidCursor"))
+    );
+
+    // Suspended: events match, nothing is given; what was given can be acknowledged.
+    subscribe(
+        &team,
+        "leads",
+        json!({"filter": "event.data.lead != 'ignored'", "suspend": true}),
+    );
+    let deadline = Instant::now() + PATIENCE;
+    while consumer.pull("").await.body["suspended"] != true {
+        assert!(Instant::now() < deadline, "it is never suspended");
+    }
+    team.post(dispatcher, "d", TYPES[0]).await;
+    let c = &rest.body["messages"][0]["id"];
+    assert_eq!(consumer.acknowledge(&json!({"ids": [c]})).await, 1);
+    let waits = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.pull("wait=60s").await }
+    });
+    until_waiting(dispatcher, |waiting| waiting >= 1.0).await;
+    subscribe(&team, "leads", json!({}));
+    let woken = waits.await.unwrap();
+    assert_eq!(events(&woken), ["d"], "who waits is told that it goes on");
+
+    // What was acknowledged can be replayed, behind what waits.
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "Replay", "metadata": {"name": "again"},
+        "spec": {"selector": {"subscriptionRef": {"name": "leads"}, "state": "Delivered"}}}),
+    );
+    let deadline = Instant::now() + PATIENCE;
+    let again = loop {
+        let again = consumer.pull("wait=1s").await;
+        if events(&again).len() == 4 {
+            break again;
+        }
+        assert!(Instant::now() < deadline, "{again:?}");
+    };
+    assert_eq!(events(&again), ["d", "a", "b", "c"]);
+    assert_eq!(consumer.acknowledge(&json!({"cursor": again.body["cursor"]})).await, 4);
+    let waited = team
+        .cluster
+        .wait_for(&team.namespace, "replay/again", "condition=Complete", PATIENCE);
+    waited.unwrap();
+    assert_eq!(team.get("replay", "again")["status"]["succeeded"], 3);
+    team.until("all settled", "evsub", "leads", |evsub| {
+        let delivery = &evsub["status"]["delivery"];
+        delivery["pending"] == 0 && delivery["oldestPendingTime"].is_null()
+    });
+
+    // What cannot be pulled says why.
+    team.subscription("pushed", "nowhere");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let pushed = editor.at("pushed").pull("").await;
+        if pushed.status == 409 {
+            assert_eq!(pushed.body["reason"], "NotPull");
+            break;
+        }
+        assert!(pushed.status == 404 && Instant::now() < deadline, "{pushed:?}");
+    }
+    let unknown = editor.at("nobody").try_acknowledge(&json!({"ids": []})).await.unwrap();
+    assert_eq!(
+        (unknown.status, &unknown.body["reason"]),
+        (404, &json!("SubscriptionNotFound"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_places_only() {
+    const PLACES: usize = 128;
+    let shared = Shared::get();
+    let (team, dispatcher) = (Team::open(shared.cluster, "polling"), &shared.dispatcher);
+    subscribe(&team, "leads", json!({}));
+    team.ready("evsub/leads");
+    let consumer = Consumer::new(&team, dispatcher, "consumer", "leads");
+    let account = format!("--serviceaccount={}:consumer", team.namespace);
+    let bind = [
+        "create",
+        "rolebinding",
+        "consumer",
+        "-n",
+        &team.namespace,
+        "--clusterrole=edit",
+        &account,
+    ];
+    team.cluster.kubectl_ok(&bind).unwrap();
+    consumer.until_allowed().await;
+    let empty = consumer.pull("wait=100ms").await;
+    assert!(
+        events(&empty).is_empty() && empty.body["cursor"].is_string(),
+        "{empty:?}"
+    );
+
+    let waiting: Vec<_> = (0..PLACES)
+        .map(|_| {
+            let consumer = consumer.clone();
+            tokio::spawn(async move { consumer.pull("wait=60s").await })
+        })
+        .collect();
+    until_waiting(dispatcher, |waiting| waiting >= PLACES as f64).await;
+    let refused = consumer.pull("wait=1s").await;
+    assert_eq!(
+        (refused.status, &refused.body["reason"]),
+        (429, &json!("TooManyPolls")),
+        "{refused:?}"
+    );
+    assert!(refused.retry_after.is_some());
+    assert_eq!(consumer.pull("").await.status, 200, "who does not wait takes no place");
+    let posted = Instant::now();
+    team.send(dispatcher, "lead-1").await;
+    for answer in waiting {
+        assert_eq!(
+            events(&answer.await.unwrap()),
+            ["lead-1"],
+            "acknowledged by nobody, given to everybody"
+        );
+    }
+    // Not when their time is over.
+    assert!(posted.elapsed() < Duration::from_secs(45), "{:?}", posted.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_kills_and_ends_everything_is_given_until_it_is_acknowledged_and_nothing_afterwards() {
+    const LIVES: usize = 8;
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
+    let team = Team::open(&cluster, "consuming");
+    subscribe(&team, "leads", json!({}));
+    team.ready("evsub/leads");
+    let consumer = Consumer::new(&team, &dispatcher, "consumer", "leads");
+    let account = format!("--serviceaccount={}:consumer", team.namespace);
+    let bind = [
+        "create",
+        "rolebinding",
+        "consumer",
+        "-n",
+        &team.namespace,
+        "--clusterrole=edit",
+        &account,
+    ];
+    cluster.kubectl_ok(&bind).unwrap();
+    consumer.until_allowed().await;
+
+    let mut load = Load::default();
+    let mut taken = Taken::default();
+    for life in 0..LIVES {
+        load.start(&team, &dispatcher, 3, move |producer, n| {
+            format!("lead-{life}-{producer}-{n}")
+        });
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(400) {
+            taken.step(&consumer).await;
+        }
+        let kill = async {
+            match life % 2 {
+                0 => dispatcher.kill9(),
+                _ => assert!(dispatcher.terminate(Duration::from_secs(30)).unwrap().success()),
+            }
+        };
+        // It consumes until it gets no answer any more.
+        let (broken, ()) = tokio::join!(taken.until_refused(&consumer), kill);
+        assert!(broken, "it was never cut off");
+        load.stop().await;
+        dispatcher.restart().unwrap();
+    }
+    load.send_what_is_left(&team, &dispatcher).await;
+    let acknowledged = load.acknowledged();
+    let deadline = Instant::now() + PATIENCE;
+    while taken.step(&consumer).await != Some(0) {
+        assert!(Instant::now() < deadline, "there is no end of it");
+    }
+    for event in &acknowledged {
+        assert!(taken.events.contains(event), "{event} was accepted and never given");
+    }
+    assert!(
+        acknowledged.len() > LIVES * 10,
+        "that was no load: {}",
+        acknowledged.len()
+    );
+    team.until("all settled", "evsub", "leads", |evsub| {
+        evsub["status"]["delivery"]["pending"] == 0
+    });
+
+    // Who waits while it ends gets an answer before it does.
+    let waits = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.pull("wait=60s").await }
+    });
+    until_waiting(&dispatcher, |waiting| waiting >= 1.0).await;
+    assert!(dispatcher.terminate(Duration::from_secs(30)).unwrap().success());
+    assert!(events(&waits.await.unwrap()).is_empty());
+}
+
+/// What a consumer has.
+#[derive(Default)]
+struct Taken {
+    events: HashSet<String>,
+    /// Ids of messages whose acknowledgement was answered.
+    acknowledged: HashSet<String>,
+    steps: usize,
+}
+
+impl Taken {
+    /// Pulls and acknowledges once: how many messages, if both were answered.
+    async fn step(&mut self, consumer: &Consumer) -> Option<usize> {
+        self.steps += 1;
+        let answer = consumer.try_pull("limit=20").await.ok()?;
+        if answer.status != 200 {
+            assert_eq!(answer.status, 503, "{answer:?}");
+            return None;
+        }
+        let messages = answer.body["messages"].as_array().unwrap();
+        let id = |one: &Value| one["id"].as_str().unwrap().to_owned();
+        for one in messages {
+            assert!(!self.acknowledged.contains(&id(one)), "{one} was acknowledged");
+            self.events.insert(one["event"]["id"].as_str().unwrap().to_owned());
+        }
+        if messages.is_empty() {
+            return Some(0);
+        }
+        // Every third time only some of them, one by one.
+        let (what, ids): (Value, Vec<String>) = match self.steps % 3 {
+            0 => {
+                let ids: Vec<String> = messages.iter().step_by(2).map(id).collect();
+                (json!({"ids": ids}), ids)
+            }
+            _ => (
+                json!({"cursor": answer.body["cursor"]}),
+                messages.iter().map(id).collect(),
+            ),
+        };
+        let answer = consumer.try_acknowledge(&what).await.ok()?;
+        if answer.status != 200 {
+            assert_eq!(answer.status, 503, "{answer:?}");
+            return None;
+        }
+        self.acknowledged.extend(ids);
+        Some(messages.len())
+    }
+
+    async fn until_refused(&mut self, consumer: &Consumer) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.step(consumer).await.is_none() {
+                return true;
+            }
+            tokio::task::yield_now().await;
+        }
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
+    let shared = Shared::get();
+    let (team, dispatcher) = (Team::open(shared.cluster, "warehouse"), &shared.dispatcher);
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/leads-pulled-by-warehouse");
+    let args = ["apply", "-n", &team.namespace, "-k", example];
+    team.cluster.kubectl_ok(&args).unwrap();
+    team.ready("evsub/leads-for-warehouse");
+    let dir = tempfile::tempdir().unwrap();
+    let (token, leads) = (dir.path().join("token"), dir.path().join("leads.jsonl"));
+    std::fs::write(
+        &token,
+        team.cluster
+            .token(&team.namespace, "warehouse", Some("tidings"))
+            .unwrap(),
+    )
+    .unwrap();
+    let mut consumer = Command::new(format!("{example}/consume.sh"))
+        .args(["sh", "-c", "cat >> \"$LEADS\""])
+        .env("TIDINGS_URL", dispatcher.ingest_url())
+        .env("NAMESPACE", &team.namespace)
+        .env("SUBSCRIPTION", "leads-for-warehouse")
+        .env("TOKEN_FILE", &token)
+        .env("LEADS", &leads)
+        .spawn()
+        .unwrap();
+    for id in ["a", "b", "c"] {
+        team.send(dispatcher, id).await;
+    }
+    team.until("taken", "evsub", "leads-for-warehouse", |evsub| {
+        evsub["status"]["delivery"]["pending"] == 0
+    });
+    let taken = std::fs::read_to_string(&leads).unwrap_or_default();
+    consumer.kill().unwrap();
+    consumer.wait().unwrap();
+    let mut times: HashMap<String, usize> = HashMap::new();
+    for line in taken.lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(event["specversion"], "1.0");
+        *times.entry(event["id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    assert_eq!(times, HashMap::from(["a", "b", "c"].map(|id| (id.to_owned(), 1))));
+}
