@@ -123,11 +123,11 @@ impl Ingest {
         self.accepts.wait().await;
     }
 
-    /// Answers one request.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// Answers one request. Its connection is closed by cancelling `connection`.
+    async fn answer(&self, request: Request<Incoming>, connection: &CancellationToken) -> Response<Full<Bytes>> {
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
-        let response = match self.handle(&head, &mut body).await {
+        let response = match self.handle(&head, &mut body, connection).await {
             Ok(response) => response,
             Err(problem) => {
                 if let Some(quota) = &problem.quota {
@@ -150,7 +150,12 @@ impl Ingest {
         response
     }
 
-    async fn handle(&self, head: &http::request::Parts, body: &mut Incoming) -> Result<Response<Full<Bytes>>, Problem> {
+    async fn handle(
+        &self,
+        head: &http::request::Parts,
+        body: &mut Incoming,
+        connection: &CancellationToken,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
         let (namespace, route) = route(&head.method, head.uri.path())?;
         if !self.registry.synced() {
             return Err(Problem::not_synced());
@@ -171,7 +176,9 @@ impl Ingest {
         let query = head.uri.query();
         match route {
             Route::Events => {}
-            Route::Pull(name) => return Box::pin(self.pull(&identity, (namespace, name), &view, query)).await,
+            Route::Pull(name) => {
+                return Box::pin(self.pull(&identity, (namespace, name), &view, query, connection)).await;
+            }
             Route::Acknowledge(name) => {
                 return Box::pin(self.acknowledge(&identity, (namespace, name), &view, head, body)).await;
             }

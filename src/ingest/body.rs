@@ -114,7 +114,7 @@ impl Bodies {
         Ok((first.unwrap_or_else(|| rest.freeze()), room))
     }
 
-    /// Room for an answer, from the same shares.
+    /// Room for an answer.
     pub async fn hold(&self, identity: &Identity, bytes: usize) -> Result<Room, Problem> {
         let mut room = Room::default();
         let bytes = bytes.min(PRODUCER);

@@ -18,13 +18,14 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::given::Page;
 use self::query::{Acknowledgement, Query};
 use super::Ingest;
 use super::answer;
 use super::auth::{Identity, Rule};
-use super::body::{ROOM_WAIT, Room, Shares};
+use super::body::{Bodies, ROOM_WAIT, Room, Shares};
 use super::messages::{in_time, json};
 use super::problem::Problem;
 use crate::blocking::beside_the_worker;
@@ -46,6 +47,8 @@ const PAGES: usize = 8;
 const PAGE_BYTES: usize = 1 << 20;
 /// An acknowledgement: 500 ids and a cursor.
 const LARGEST_ACKNOWLEDGEMENT: usize = 64 * 1024;
+/// How long an answer may take to be read: then its connection is closed, for its memory is others' too.
+const READ_WITHIN: Duration = Duration::from_secs(60);
 /// How long an acknowledgement may take; what it had no time for is acknowledged when it is sent again.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -54,6 +57,8 @@ pub(super) struct Polls {
     waiting: Arc<Semaphore>,
     namespaces: Shares,
     pages: Semaphore,
+    /// Memory for answers: none of producers'.
+    answers: Bodies,
 }
 
 impl Default for Polls {
@@ -62,6 +67,7 @@ impl Default for Polls {
             waiting: Arc::new(Semaphore::new(POLLS)),
             namespaces: Shares::of(POLLS_OF_NAMESPACE),
             pages: Semaphore::new(PAGES),
+            answers: Bodies::default(),
         }
     }
 }
@@ -98,6 +104,8 @@ impl Drop for Waiting {
 struct Held {
     body: Vec<u8>,
     _room: Room,
+    /// Dropped when it is sent: its time is no longer watched.
+    _sent: DropGuard,
 }
 
 impl AsRef<[u8]> for Held {
@@ -107,13 +115,15 @@ impl AsRef<[u8]> for Held {
 }
 
 impl Ingest {
-    /// Answers with messages that wait, or waits for some. `subscription`: its namespace, and its name.
+    /// Answers with messages that wait, or waits for some. `subscription`: its namespace, and its name. `connection` is
+    /// closed by cancelling it.
     pub(super) async fn pull(
         &self,
         identity: &Identity,
         subscription: (&str, &str),
         view: &NamespaceView,
         query: Option<&str>,
+        connection: &CancellationToken,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (namespace, name) = subscription;
         let rule = Rule::pull(name);
@@ -136,11 +146,11 @@ impl Ingest {
             };
             if let Some(page) = page {
                 self.metrics.given.inc_by(page.len());
-                return self.send(identity, &page).await;
+                return self.send(identity, &page, connection).await;
             }
             if Instant::now() >= until || self.closing.is_cancelled() {
                 let empty = Page::empty(id, query.after, entry.spec.suspend);
-                return self.send(identity, &empty).await;
+                return self.send(identity, &empty, connection).await;
             }
             if place.is_none() {
                 place = Some(self.polls.wait(&view.uid, &self.metrics.polls_waiting)?);
@@ -184,11 +194,26 @@ impl Ingest {
         }
     }
 
-    async fn send(&self, identity: &Identity, page: &Page) -> Result<Response<Full<Bytes>>, Problem> {
+    async fn send(
+        &self,
+        identity: &Identity,
+        page: &Page,
+        connection: &CancellationToken,
+    ) -> Result<Response<Full<Bytes>>, Problem> {
         let body = beside_the_worker(|| answer::bytes(page));
-        let room = self.bodies.hold(identity, body.len()).await?;
-        let body = Bytes::from_owner(Held { body, _room: room });
-        Ok(answer::response(StatusCode::OK, body))
+        let room = self.polls.answers.hold(identity, body.len()).await?;
+        let (sent, connection) = (CancellationToken::new(), connection.clone());
+        let held = Held {
+            body,
+            _room: room,
+            _sent: sent.clone().drop_guard(),
+        };
+        tokio::spawn(async move {
+            if tokio::time::timeout(READ_WITHIN, sent.cancelled()).await.is_err() {
+                connection.cancel();
+            }
+        });
+        Ok(answer::response(StatusCode::OK, Bytes::from_owner(held)))
     }
 
     /// Settles messages that a consumer has.

@@ -123,9 +123,10 @@ async fn requests<S>(stream: S, ingest: Arc<Ingest>, shutdown: CancellationToken
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let ingest = ingest.clone();
-        async move { Ok::<_, Infallible>(ingest.answer(request).await) }
+    let closed = CancellationToken::new();
+    let service = service_fn(|request| {
+        let (ingest, closed) = (ingest.clone(), &closed);
+        async move { Ok::<_, Infallible>(ingest.answer(request, closed).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,6 +138,7 @@ where
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = closed.cancelled() => return,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
