@@ -134,6 +134,7 @@ impl World {
             let view = NamespaceView {
                 uid: format!("uid-of-{name}").into(),
                 subscriptions: Arc::new(Index::new(entries.into_iter().map(|entry| (entry.spec.clone(), entry)))),
+                pulled: Arc::default(),
                 types: Arc::new(HashMap::new()),
                 rules: Arc::default(),
             };
@@ -225,6 +226,7 @@ fn subscription(
         filter_health: Arc::default(),
         material: Default::default(),
         dead_letter: None,
+        mailbox: None,
         deleted: None,
     }))
 }

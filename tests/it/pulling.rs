@@ -349,6 +349,13 @@ async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_pl
     );
     assert!(refused.retry_after.is_some());
     assert_eq!(consumer.pull("").await.status, 200, "who does not wait takes no place");
+    // Who hangs up makes room.
+    let mut waiting = waiting;
+    waiting.pop().unwrap().abort();
+    let deadline = Instant::now() + PATIENCE;
+    while consumer.pull("wait=100ms").await.status == 429 {
+        assert!(Instant::now() < deadline, "it waits for somebody who is gone");
+    }
     let posted = Instant::now();
     team.send(dispatcher, "lead-1").await;
     for answer in waiting {
