@@ -7,6 +7,7 @@ pub mod client;
 mod connection;
 mod excerpt;
 pub mod guard;
+pub mod handshake;
 pub mod metrics;
 mod outcome;
 mod pool;
@@ -17,6 +18,7 @@ mod tokens;
 mod turns;
 
 pub use client::{Config, HttpsSender};
+pub use handshake::{Grant, Origin, Refusal};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,16 +71,18 @@ pub enum Outcome {
     Ours(OurFault),
 }
 
-/// What the endpoint's `success` makes of an answer.
+/// What an answer is taken for beside its status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Judged {
-    /// There is none: 2xx is success.
+    /// The endpoint has no `success`: 2xx is one.
     #[default]
     ByStatus,
     Success,
     Failure,
-    /// It has no answer for this one, which is then no success.
+    /// `success` has no answer for this one, which is then no success.
     Undecided,
+    /// It answers [`Sender::ask`], not a message.
+    Asked(Result<Grant, Refusal>),
 }
 
 impl Outcome {
@@ -139,4 +143,7 @@ pub trait Sender: Send + Sync + 'static {
     /// One attempt within the endpoint's timeout. Never panics, never longer than timeout plus a second, and than what a token
     /// takes where one is needed.
     async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult;
+
+    /// Asks whether the receiver wants messages at all, within the same times. An answer is judged [`Judged::Asked`].
+    async fn ask(&self, endpoint: &Arc<ResolvedEndpoint>) -> AttemptResult;
 }

@@ -69,6 +69,8 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// The DNS server to ask; none means those of `/etc/resolv.conf`.
     pub dns_server: Option<SocketAddr>,
+    /// Who asks receivers that are asked first.
+    pub origin: delivery::Origin,
     /// Writes of status and Events, together.
     pub status_writes_per_second: u32,
     /// How long attempts under way may go on after the shutdown began.
@@ -120,6 +122,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     );
     let client = delivery::Config {
         dns_server: config.dns_server,
+        origin: config.origin.clone(),
         ..delivery::Config::default()
     };
     let sender = HttpsSender::new(client, metrics.delivery.clone()).context("failed to set up the HTTPS client")?;
@@ -131,6 +134,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         registry: registry.clone(),
         changes,
         sender: Arc::new(sender),
+        origin: config.origin.clone(),
         board: board.clone(),
         clock: Arc::new(Clock::system()),
         metrics: metrics.engine.clone(),

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::state::State;
-use crate::delivery::Sender;
+use crate::delivery::{Origin, Sender};
 use crate::ids::{EndpointId, MessageId};
 use crate::queue::{Arrival, Fence, Queue, QueueError, SentAgain};
 use crate::registry::{Change, Registry};
@@ -64,6 +64,8 @@ pub struct EngineConfig {
     pub registry: Arc<Registry>,
     pub changes: mpsc::Receiver<Change>,
     pub sender: Arc<dyn Sender>,
+    /// Who asks receivers that are asked first, as the sender does.
+    pub origin: Origin,
     pub board: Arc<Board>,
     pub clock: Arc<Clock>,
     pub metrics: EngineMetrics,
@@ -155,6 +157,7 @@ impl Engine {
     pub async fn start(config: EngineConfig) -> Result<Engine, QueueError> {
         let arrivals = config.queue.arrivals();
         let mut state = State::new(Arc::clone(&config.registry), config.metrics.clone());
+        state.origin = config.origin;
         load(&mut state, &*config.queue, config.fence, &config.clock).await?;
         let core = Arc::new(Core {
             queue: config.queue,

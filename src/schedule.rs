@@ -9,6 +9,7 @@ use std::time::Duration;
 pub mod backoff;
 pub mod breaker;
 pub mod decide;
+pub mod handshake;
 pub mod health;
 pub mod limit;
 pub mod rate;

@@ -16,6 +16,7 @@ mod it {
     mod formats;
     mod ground;
     mod guard;
+    mod handshake;
     mod ingest;
     mod ingest_tls;
     mod inspect;

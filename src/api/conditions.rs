@@ -73,6 +73,7 @@ pub mod reasons {
     pub const SECRET_UNAVAILABLE: &str = "SecretUnavailable";
     pub const TOKEN_UNAVAILABLE: &str = "TokenUnavailable";
     pub const BLOCKED: &str = "Blocked";
+    pub const HANDSHAKE_REFUSED: &str = "HandshakeRefused";
     pub const CIRCUIT_OPEN: &str = "CircuitOpen";
     pub const BACKOFF: &str = "Backoff";
     pub const SUCCEEDING: &str = "Succeeding";

@@ -113,6 +113,16 @@ pub struct WebhookEndpointSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
 
+    /// Whether the receiver is asked whether it wants messages before the first one is sent. None: it is not. CloudEvents:
+    /// as HTTP 1.1 Web Hooks for Event Delivery, a specification of CloudEvents, says. The url is sent an OPTIONS request
+    /// with the header WebHook-Request-Origin (tidings.dev, unless the administrator set another name) and, with rateLimit,
+    /// WebHook-Request-Rate. An answer with a status 2xx and WebHook-Allowed-Origin, which is that name or *, agrees. Until
+    /// then messages wait, use up no attempt, and the question is put again as a probe of circuitBreaker is.
+    /// WebHook-Allowed-Rate, a number of requests a minute or *, is obeyed beside rateLimit. It is asked again when the URL
+    /// or rateLimit changes.
+    #[serde(default)]
+    pub handshake: Handshake,
+
     /// In what order messages go out. Without it in any.
     #[serde(default)]
     pub ordering: Ordering,
@@ -145,6 +155,14 @@ pub struct WebhookEndpointSpec {
     /// While true nothing is sent: events still match, and their messages wait without using up attempts.
     #[serde(default, skip_serializing_if = "is_false")]
     pub suspend: bool,
+}
+
+/// Whether the receiver is asked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Handshake {
+    #[default]
+    None,
+    CloudEvents,
 }
 
 /// One header of every request.
@@ -310,6 +328,7 @@ impl WebhookEndpointSpec {
             retry: Retry::default(),
             max_in_flight: default_max_in_flight(),
             rate_limit: None,
+            handshake: Handshake::None,
             ordering: Ordering::default(),
             success: None,
             circuit_breaker: CircuitBreaker::default(),

@@ -126,6 +126,8 @@ pub struct ResolvedEndpoint {
     pub disable_after: Option<Duration>,
     /// Which answers are successes; none: 2xx.
     pub success: Option<Expression>,
+    /// The receiver is asked before anything is sent.
+    pub handshake: bool,
     /// How long delivered messages and dead letters are kept.
     pub retention: Duration,
     pub suspend: bool,
@@ -265,6 +267,15 @@ pub enum FifoKey {
 pub struct Rate {
     pub requests: u32,
     pub per: Duration,
+}
+
+impl Rate {
+    /// Whole requests a minute, at least one.
+    pub fn per_minute(self) -> u64 {
+        let per = self.per.as_millis().max(1);
+        let minute = u128::from(self.requests) * 60_000 / per;
+        u64::try_from(minute).unwrap_or(u64::MAX).max(1)
+    }
 }
 
 /// When the breaker opens, and how the receiver is probed then.

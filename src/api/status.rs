@@ -121,6 +121,9 @@ pub struct EndpointDelivery {
     /// The key that requests are signed with first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<DeliverySigning>,
+    /// What the receiver agreed to, with spec.handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake: Option<HandshakeStatus>,
     /// Messages not yet settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<i64>,
@@ -175,6 +178,17 @@ pub struct DeliverySigning {
     pub key_id: String,
     /// Since when it is in use.
     pub since: Time,
+}
+
+/// What the receiver agreed to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HandshakeStatus {
+    /// When it did.
+    pub granted_time: Time,
+    /// The requests a minute that it allows; absent when it allows any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_rate: Option<i64>,
 }
 
 /// The last success.

@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use super::{Common, beside_telemetry, connect};
+use crate::delivery::Origin;
 use crate::dispatcher::{self, Config, metrics::Metrics};
 use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
@@ -48,6 +49,9 @@ pub(super) struct Args {
     /// The DNS server to ask for receivers' names; by default those of /etc/resolv.conf
     #[arg(long, value_name = "ADDRESS:PORT")]
     dns_server: Option<SocketAddr>,
+    /// The DNS name under which receivers of endpoints with a handshake are asked, one for the whole installation
+    #[arg(long, value_name = "NAME", default_value = Origin::DEFAULT)]
+    origin: Origin,
     /// Writes of status and Events to the API server a second
     #[arg(long, default_value_t = RATE, value_parser = clap::value_parser!(u32).range(1..))]
     status_writes_per_second: u32,
@@ -75,6 +79,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         store_limit: args.store_limit,
         policy: common.policy,
         dns_server: args.dns_server,
+        origin: args.origin,
         status_writes_per_second: args.status_writes_per_second,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,

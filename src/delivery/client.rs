@@ -22,12 +22,12 @@ use super::connection::Connection;
 use super::excerpt::{EXCERPT, Told, conceal};
 use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
-use super::render::{path, render};
+use super::render::{Own, path, question, render};
 use super::resolver::{LookupError, Resolver, SetupError};
 use super::tls::{Identities, identity};
 use super::tokens::{self, TOKEN_TIME, Token, Tokens};
 use super::turns::Turns;
-use super::{AttemptResult, Fault, Judged, OurFault, Outcome, Request, Sender, guard, outcome};
+use super::{AttemptResult, Fault, Judged, Origin, OurFault, Outcome, Request, Sender, guard, handshake, outcome};
 use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
 use crate::expression::{Expression, Scope};
 
@@ -49,6 +49,8 @@ pub struct Config {
     /// The DNS server to ask; none means those of `/etc/resolv.conf`.
     pub dns_server: Option<SocketAddr>,
     pub user_agent: HeaderValue,
+    /// Who asks receivers that are asked first.
+    pub origin: Origin,
     /// Open sockets, idle ones included.
     pub max_sockets: usize,
     /// Idle connections; the one unused for longest is closed first.
@@ -62,6 +64,7 @@ impl Default for Config {
         Config {
             dns_server: None,
             user_agent: HeaderValue::from_static(concat!("tidings/", env!("CARGO_PKG_VERSION"))),
+            origin: Origin::default(),
             // Slots in flight (2,560) and idle ones, with room for those that close.
             max_sockets: 8_192,
             // About 40 KiB each with TLS: 80 MiB at most.
@@ -79,7 +82,7 @@ pub struct HttpsSender {
     pool: Arc<Pool>,
     tokens: Tokens,
     handshakes: Turns,
-    user_agent: HeaderValue,
+    own: Own,
     metrics: Metrics,
     sweeper: JoinHandle<()>,
 }
@@ -112,7 +115,10 @@ impl HttpsSender {
             pool,
             tokens: Tokens::new(),
             handshakes: Turns::new(HANDSHAKES),
-            user_agent: config.user_agent,
+            own: Own {
+                user_agent: config.user_agent,
+                origin: config.origin,
+            },
             metrics,
             sweeper,
         })
@@ -169,28 +175,44 @@ impl HttpsSender {
             .map_err(|error| outcome::of_http(&error))
     }
 
+    async fn run(&self, endpoint: &ResolvedEndpoint, errand: Errand<'_>) -> AttemptResult {
+        match &endpoint.token {
+            None => {
+                self.post(endpoint, errand, None, Instant::now() + endpoint.timeout)
+                    .await
+            }
+            Some(wanted) => Box::pin(self.post_with_token(endpoint, errand, wanted)).await,
+        }
+    }
+
     /// One request to the receiver, with the token that it wants, if any.
     async fn post(
         &self,
         endpoint: &ResolvedEndpoint,
-        request: &Request,
+        errand: Errand<'_>,
         token: Option<&Token>,
         deadline: Instant,
     ) -> AttemptResult {
         let started = Instant::now();
         let to = Route::new(&endpoint.target, endpoint);
-        let rendered = || render(endpoint, request, token, &self.user_agent);
+        let rendered = || match errand {
+            Errand::Deliver(request) => render(endpoint, request, token, &self.own),
+            Errand::Ask => question(endpoint, token, &self.own),
+        };
         let exchanged = timeout_at(deadline, self.exchange(&to, rendered, deadline)).await;
         let took = started.elapsed();
         let outcome = match exchanged {
             Ok(Ok((connection, answer))) => {
-                let said = Said { request, token };
+                let said = Said { errand, token };
                 self.finish(to, said, connection, answer, deadline).await
             }
             Ok(Err(outcome)) => outcome,
             Err(_) => Outcome::Fault(Fault::Timeout),
         };
-        self.metrics.attempt(&outcome, took);
+        match errand {
+            Errand::Deliver(_) => self.metrics.attempt(&outcome, took),
+            Errand::Ask => self.metrics.handshake(&outcome),
+        }
         AttemptResult { took, outcome }
     }
 
@@ -199,7 +221,7 @@ impl HttpsSender {
     async fn post_with_token(
         &self,
         endpoint: &ResolvedEndpoint,
-        request: &Request,
+        errand: Errand<'_>,
         wanted: &TokenRequest,
     ) -> AttemptResult {
         let started = std::time::Instant::now();
@@ -212,7 +234,7 @@ impl HttpsSender {
             Err(outcome) => return none(outcome),
         };
         let first = self
-            .post(endpoint, request, Some(&token), Instant::now() + endpoint.timeout)
+            .post(endpoint, errand, Some(&token), Instant::now() + endpoint.timeout)
             .await;
         if !matches!(first.outcome, Outcome::Status { code: 401, .. }) || token.obtained >= started {
             return first;
@@ -223,7 +245,7 @@ impl HttpsSender {
             Err(outcome) => return none(outcome),
         };
         let left = endpoint.timeout.saturating_sub(first.took);
-        let second = self.post(endpoint, request, Some(&token), Instant::now() + left).await;
+        let second = self.post(endpoint, errand, Some(&token), Instant::now() + left).await;
         AttemptResult {
             took: first.took + second.took,
             ..second
@@ -241,7 +263,7 @@ impl HttpsSender {
     async fn ask_for_token(&self, endpoint: &ResolvedEndpoint, wanted: &TokenRequest) -> Result<Token, Outcome> {
         let deadline = Instant::now() + TOKEN_TIME;
         let to = Route::new(&wanted.target, endpoint);
-        let rendered = || tokens::render(wanted, &self.user_agent).ok_or(Outcome::Fault(Fault::Auth));
+        let rendered = || tokens::render(wanted, &self.own.user_agent).ok_or(Outcome::Fault(Fault::Auth));
         let exchange = async {
             let (mut connection, answer) = self.exchange(&to, rendered, deadline).await?;
             let (head, body) = answer.into_parts();
@@ -299,20 +321,25 @@ impl HttpsSender {
             .headers
             .get(RETRY_AFTER)
             .and_then(|value| outcome::retry_after(value, SystemTime::now()));
+        let asked = match said.errand {
+            Errand::Deliver(_) => None,
+            Errand::Ask => Some(handshake::answer(code, &head.headers, &self.own.origin)),
+        };
+        let by_status = asked.map_or(Judged::ByStatus, Judged::Asked);
         let mut excerpt = BytesMut::new();
         if code == 101 {
             // The protocol was switched to one nobody asked for: whatever follows is not HTTP.
             return Outcome::Status {
                 code,
                 retry_after,
-                judged: Judged::ByStatus,
+                judged: by_status,
                 excerpt: None,
             };
         }
-        let success = endpoint.success.as_ref();
+        let success = endpoint.success.as_ref().filter(|_| asked.is_none());
         let (keep, until) = match success {
             Some(_) => (MAX_BODY, deadline),
-            None if head.status.is_success() => (0, deadline.min(Instant::now() + DRAIN_TIME)),
+            None if head.status.is_success() || asked.is_some() => (0, deadline.min(Instant::now() + DRAIN_TIME)),
             None => (EXCERPT, deadline.min(Instant::now() + DRAIN_TIME)),
         };
         let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
@@ -320,7 +347,7 @@ impl HttpsSender {
             self.pool.put(key, connection);
         }
         let judged = match (success, drained) {
-            (None, _) => Judged::ByStatus,
+            (None, _) => by_status,
             (Some(_), Err(_late)) => return Outcome::Fault(Fault::Timeout),
             // It ended before its end; one that is longer than the cap is judged by its beginning.
             (Some(_), Ok(false)) if excerpt.len() < MAX_BODY => return Outcome::Fault(Fault::Reset),
@@ -348,13 +375,11 @@ impl Drop for HttpsSender {
 #[async_trait::async_trait]
 impl Sender for HttpsSender {
     async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult {
-        match &endpoint.token {
-            None => {
-                self.post(endpoint, &request, None, Instant::now() + endpoint.timeout)
-                    .await
-            }
-            Some(wanted) => Box::pin(self.post_with_token(endpoint, &request, wanted)).await,
-        }
+        self.run(endpoint, Errand::Deliver(&request)).await
+    }
+
+    async fn ask(&self, endpoint: &Arc<ResolvedEndpoint>) -> AttemptResult {
+        self.run(endpoint, Errand::Ask).await
     }
 }
 
@@ -365,9 +390,17 @@ struct Route<'a> {
     key: Key,
 }
 
+/// What a request is for.
+#[derive(Clone, Copy)]
+enum Errand<'a> {
+    Deliver(&'a Request),
+    /// Whether the receiver wants messages at all.
+    Ask,
+}
+
 /// What the receiver was told.
 struct Said<'a> {
-    request: &'a Request,
+    errand: Errand<'a>,
     token: Option<&'a Token>,
 }
 
@@ -378,16 +411,19 @@ impl Said<'_> {
             // As of every success: nothing to look for.
             return None;
         }
-        let shaped = self.request.shaped.as_deref();
+        let Errand::Deliver(request) = self.errand else {
+            return None;
+        };
+        let shaped = request.shaped.as_deref();
         let own = endpoint.headers.iter();
         let headers = own.chain(shaped.iter().flat_map(|shaped| &shaped.headers));
         let values = headers
             .map(|(_, value)| value)
             .chain(self.token.map(|token| &token.value));
-        let values = values.chain(&self.request.content_type);
+        let values = values.chain(&request.content_type);
         let secrets = shaped.iter().flat_map(|shaped| shaped.secrets.iter());
         let told = Told {
-            path: &path(&endpoint.target, self.request),
+            path: &path(&endpoint.target, request),
             own_path: &endpoint.target.path,
             secrets: secrets.map(|(_, value)| value).collect(),
         };

@@ -9,8 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Outcome;
 use super::outcome::class;
+use super::{Judged, Outcome};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
@@ -23,6 +23,7 @@ pub struct Metrics {
     attempts: Family<Class, Counter>,
     duration: Histogram,
     tokens: Family<Class, Counter>,
+    handshakes: Family<Class, Counter>,
     pub(super) opened: Counter,
     pub(super) reused: Counter,
     pub(super) resent: Counter,
@@ -39,6 +40,7 @@ impl Default for Metrics {
             attempts: Family::default(),
             duration: Histogram::new(DURATIONS),
             tokens: Family::default(),
+            handshakes: Family::default(),
             opened: Counter::default(),
             reused: Counter::default(),
             resent: Counter::default(),
@@ -58,6 +60,8 @@ impl Metrics {
         registry.register("attempt_duration_seconds", help, metrics.duration.clone());
         let help = "Requests to token servers by outcome";
         registry.register("token_requests", help, metrics.tokens.clone());
+        let help = "Questions whether a receiver wants messages, by outcome";
+        registry.register("handshakes", help, metrics.handshakes.clone());
         registry.register(
             "connections_opened",
             "Connections dialled to receivers",
@@ -82,6 +86,18 @@ impl Metrics {
     pub(super) fn token(&self, failure: Option<&Outcome>) {
         let outcome = failure.map_or("Given", class);
         self.tokens.get_or_create(&Class { outcome }).inc();
+    }
+
+    pub(super) fn handshake(&self, outcome: &Outcome) {
+        let outcome = match outcome {
+            Outcome::Status {
+                judged: Judged::Asked(Ok(_)),
+                ..
+            } => "Granted",
+            Outcome::Status { .. } => "Refused",
+            _ => class(outcome),
+        };
+        self.handshakes.get_or_create(&Class { outcome }).inc();
     }
 
     pub(super) fn attempt(&self, outcome: &Outcome, took: Duration) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::resolve::{PullPolicy, ResolvedEndpoint};
+use crate::api::resolve::{PullPolicy, Rate, ResolvedEndpoint};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
 use crate::registry::{EndpointEntry, EndpointState, Material, OrderCell, SubscriptionEntry};
@@ -262,6 +262,11 @@ impl Endpoint {
         self.order.load().as_deref().is_some_and(|fifo| fifo.blocks)
     }
 
+    /// Whether what goes out alone may be sent before it is due: of a broken endpoint, but not of one that is only asked first.
+    pub fn probes_any(&self) -> bool {
+        self.health.breaker.is_open()
+    }
+
     /// Whether anything may go out at `now`.
     pub fn access(&self, now: UnixMillis) -> Access {
         if self.entry.is_none() {
@@ -293,9 +298,14 @@ impl Endpoint {
             }
     }
 
+    /// How many requests may go out, if that is limited: by its spec, or by what its receiver allows.
+    fn rate(&self) -> Option<Rate> {
+        self.usable().and_then(|resolved| self.health.rate(resolved.rate))
+    }
+
     /// When the rate limit lets the next request go: `now` or later.
     fn turn(&mut self, now: UnixMillis) -> UnixMillis {
-        match self.usable().and_then(|resolved| resolved.rate) {
+        match self.rate() {
             Some(rate) => self.health.bucket.next(rate, now),
             None => now,
         }
@@ -303,14 +313,13 @@ impl Endpoint {
 
     /// When what waits only for the rate limit may go.
     pub fn paced_until(&mut self, now: UnixMillis) -> Option<UnixMillis> {
-        let limited = self.usable().is_some_and(|resolved| resolved.rate.is_some());
-        let waits = limited && self.has_work(now);
+        let waits = self.rate().is_some() && self.has_work(now);
         waits.then(|| self.turn(now)).filter(|turn| *turn > now)
     }
 
     /// A request goes out.
     pub fn take_turn(&mut self, now: UnixMillis) {
-        if let Some(rate) = self.usable().and_then(|resolved| resolved.rate) {
+        if let Some(rate) = self.rate() {
             self.health.bucket.take(rate, now);
         }
     }

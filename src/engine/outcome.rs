@@ -11,11 +11,12 @@ use bytes::Bytes;
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
 use super::view::standing;
-use crate::delivery::AttemptResult;
+use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
 use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
+use crate::schedule::handshake::Question;
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.
 const UNREAD_WAIT: Duration = Duration::from_secs(1);
@@ -76,6 +77,7 @@ impl State {
             consumed: job.pending.attempts,
             started: job.started,
             probe: job.probe,
+            asking: job.question.is_some(),
             saturated,
         };
         let failed_before = endpoint.health.last_failed;
@@ -125,6 +127,18 @@ impl State {
             tell: None,
         });
         self.note_change(job.pending.endpoint);
+    }
+
+    /// The receiver agreed to what it was asked. Its rate counts from now on, also for the message in hand.
+    pub fn agreed(&mut self, id: EndpointId, question: Question, grant: Grant, now: UnixMillis) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        endpoint.health.agreed(question, grant, now);
+        endpoint.health_dirty = true;
+        endpoint.take_turn(now);
+        self.changed.insert(id);
+        self.evaluate(id, now);
     }
 
     /// The endpoint's view changed; at once, when its reason did.
@@ -229,6 +243,7 @@ impl State {
             if endpoint.retention.replace(resolved.retention) != Some(resolved.retention) {
                 self.retentions.push((id, resolved.retention));
             }
+            let question = Question::of(&resolved, &self.origin);
             let endpoint = self.endpoint(id);
             let request = resolved.enable_request.as_deref();
             let observed = endpoint
@@ -236,7 +251,8 @@ impl State {
                 .observe_spec(&resolved.uid, resolved.generation, request, now);
             endpoint.health.limit.set_ceiling(resolved.max_in_flight);
             let signing = endpoint.health.observe_signing(resolved.signing.current_id(), now);
-            endpoint.health_dirty |= observed.durable || signing;
+            let asked = endpoint.health.observe_question(question, now);
+            endpoint.health_dirty |= observed.durable || signing || asked;
             if observed.changed || observed.enabled {
                 endpoint.override_due_times();
             }

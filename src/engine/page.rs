@@ -110,7 +110,8 @@ impl State {
             Access::Probe => usize::from(endpoint.window.is_empty() && endpoint.in_flight == 0),
             Access::Closed { .. } | Access::Unloaded => 0,
         };
-        if access == Access::Probe {
+        let any = access == Access::Probe && endpoint.probes_any();
+        if any {
             // A message never tried, else the one tried longest ago: a poison message must not hold the breaker open.
             rows.sort_by_key(|row| (!never_tried(row), row.due, row.message));
         }
@@ -120,7 +121,7 @@ impl State {
                 .subscriptions
                 .get(&row.subscription)
                 .is_some_and(|sub| sub.sends());
-            let due = row.due <= now || access == Access::Probe;
+            let due = row.due <= now || any;
             let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
             let max_age = endpoint.max_age(row.subscription, self.synced);
             if max_age.is_some_and(|max_age| too_old(&row, max_age, now)) {

@@ -14,9 +14,11 @@ use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
 use super::page::too_old;
 use crate::api::resolve::ResolvedEndpoint;
+use crate::delivery::Origin;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Arrival, DeadReason, MAX_PENDING, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
 use crate::registry::{Registry, SubscriptionEntry};
+use crate::schedule::handshake::Question;
 use crate::schedule::health::Health;
 
 /// Attempts under way that are not slow: about what one core's sockets and buffers bear.
@@ -59,6 +61,8 @@ pub(super) struct Job {
     pub pending: Pending,
     pub event: Option<Arc<StoredEvent>>,
     pub probe: bool,
+    /// The receiver is asked this first.
+    pub question: Option<Question>,
     pub lane: Lane,
     pub endpoint: Arc<ResolvedEndpoint>,
     pub subscription: Arc<SubscriptionEntry>,
@@ -73,6 +77,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct State {
     pub registry: Arc<Registry>,
+    /// Who asks receivers that are asked first.
+    pub origin: Origin,
     pub metrics: EngineMetrics,
     pub endpoints: HashMap<EndpointId, Endpoint>,
     /// Endpoints that want a slot, by what kind their next start is: first, later, slow.
@@ -117,6 +123,7 @@ impl State {
     pub fn new(registry: Arc<Registry>, metrics: EngineMetrics) -> State {
         State {
             registry,
+            origin: Origin::default(),
             metrics,
             endpoints: HashMap::new(),
             ready: Default::default(),
@@ -312,8 +319,11 @@ impl State {
                 }
             }
             Access::Probe => {
-                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && endpoint.next_due().is_some();
-                wake = paced;
+                let next = endpoint.next_due();
+                let any = endpoint.probes_any();
+                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && (due || (any && next.is_some()));
+                let next = next.filter(|next| *next > now && !any);
+                wake = [next, paced].into_iter().flatten().min();
             }
             Access::Go { .. } => {
                 waiting = due;
@@ -556,7 +566,8 @@ impl State {
         };
         self.metrics.start_lag.observe(now.since(pending.due).as_secs_f64());
         endpoint.forget_retry(pending.due, pending.message);
-        let probe = matches!(endpoint.access(now), Access::Probe);
+        let probe = endpoint.health.breaker.is_open();
+        let question = endpoint.health.unanswered();
         endpoint.take_turn(now);
         if endpoint.in_flight == 0 {
             endpoint.heard = now;
@@ -580,6 +591,7 @@ impl State {
             pending,
             event: held.event,
             probe,
+            question,
             lane,
             endpoint: resolved,
             subscription,
@@ -599,7 +611,7 @@ impl State {
     /// The attempt is slow: it goes to the slow lane if there is room, and its endpoint's next starts there in any case, so
     /// that those that hang do not fill the fast slots again that others of them left.
     pub fn demote(&mut self, job: &mut Job) {
-        if job.lane == Lane::Slow {
+        if job.lane == Lane::Slow || job.overdue {
             return;
         }
         if self.slow < SLOW_SLOTS {

@@ -13,7 +13,7 @@ use crate::api::resolve::{
     BreakerPolicy, Delivery, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy,
     Target,
 };
-use crate::delivery::{AttemptResult, Fault, Judged, Outcome, Request};
+use crate::delivery::{AttemptResult, Fault, Grant, Judged, Outcome, Refusal, Request};
 use crate::event::{Data, Event, format};
 use crate::ids::{EndpointId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::sqlite::{Options, SqliteQueue};
@@ -23,6 +23,7 @@ use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
 mod fairness;
+mod handshake;
 mod limits;
 mod order;
 mod pull;
@@ -46,6 +47,9 @@ enum Act {
 #[derive(Default)]
 struct Script {
     acts: Mutex<HashMap<String, Vec<Act>>>,
+    /// What they say to whoever asks first, and who did; every endpoint that asks has one.
+    consents: Mutex<HashMap<String, Outcome>>,
+    asked: Mutex<Vec<String>>,
     /// Every request: endpoint, message, and the most under way together per endpoint.
     seen: Mutex<Vec<(String, MessageId)>>,
     under_way: Mutex<HashMap<String, (usize, usize)>>,
@@ -66,6 +70,29 @@ impl Script {
             .unwrap()
             .iter()
             .filter(|(name, _)| name == endpoint)
+            .count()
+    }
+
+    fn consents(&self, endpoint: &str, answer: Result<Grant, Refusal>) {
+        let said = Outcome::Status {
+            code: 200,
+            retry_after: None,
+            judged: Judged::Asked(answer),
+            excerpt: None,
+        };
+        self.says(endpoint, said);
+    }
+
+    fn says(&self, endpoint: &str, outcome: Outcome) {
+        self.consents.lock().unwrap().insert(endpoint.to_owned(), outcome);
+    }
+
+    fn asked(&self, endpoint: &str) -> usize {
+        self.asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|name| *name == endpoint)
             .count()
     }
 
@@ -131,6 +158,17 @@ impl Sender for Script {
             outcome,
         }
     }
+
+    async fn ask(&self, endpoint: &Arc<ResolvedEndpoint>) -> AttemptResult {
+        self.asked.lock().unwrap().push(endpoint.name.clone());
+        // Whoever does not wait for the answer comes in between.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let outcome = self.consents.lock().unwrap()[&endpoint.name].clone();
+        AttemptResult {
+            took: Duration::from_millis(3),
+            outcome,
+        }
+    }
 }
 
 /// One process's life over a store.
@@ -164,6 +202,7 @@ impl World {
             registry: registry.clone(),
             changes,
             sender: script.clone(),
+            origin: Origin::default(),
             board: board.clone(),
             clock: clock.clone(),
             metrics: EngineMetrics::default(),
@@ -478,6 +517,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
         breaker: BreakerPolicy::default(),
         disable_after: Some(Duration::from_secs(120 * 3600)),
         success: None,
+        handshake: false,
         retention: Duration::from_secs(72 * 3600),
         suspend: false,
         egress: Arc::new(EgressRules::default()),

@@ -4,7 +4,7 @@
 
 use super::endpoint::{Endpoint, Standing};
 use super::state::State;
-use crate::delivery::{Fault, TokenTrouble};
+use crate::delivery::{Fault, Origin, Refusal, TokenTrouble};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::registry::EndpointState;
 use crate::report::board::{Board, Delivering, EndpointView, Failure, SubscriptionView};
@@ -44,7 +44,9 @@ fn delivering(endpoint: &Endpoint) -> Delivering {
         Some(HoldReason::Blocked { .. }) => return Delivering::Blocked,
         Some(HoldReason::RetryAfter | HoldReason::Ours) | None => {}
     }
-    if health.breaker.is_open() {
+    if health.refusal.is_some() {
+        Delivering::HandshakeRefused
+    } else if health.breaker.is_open() {
         Delivering::CircuitOpen
     } else if health.last_failed {
         Delivering::Backoff
@@ -55,7 +57,7 @@ fn delivering(endpoint: &Endpoint) -> Delivering {
     }
 }
 
-fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
+fn message(endpoint: &Endpoint, delivering: Delivering, origin: &Origin) -> String {
     let health = &endpoint.health;
     let last = health.recent.front();
     let failed = last.map_or_else(String::new, |note| match note.status {
@@ -114,11 +116,29 @@ fn message(endpoint: &Endpoint, delivering: Delivering) -> String {
             };
             format!("The token server gives no token: {trouble}. It is asked again within 30 s; messages wait.")
         }
+        Delivering::HandshakeRefused => refused(health.refusal, origin),
         Delivering::CircuitOpen => format!("Only a probe is sent until the receiver answers; {failed}."),
         Delivering::Backoff => format!("Failed messages are tried again; {failed}."),
         Delivering::Succeeding => "The last attempt succeeded.".to_owned(),
         Delivering::NoAttempts => "Nothing was sent yet.".to_owned(),
     }
+}
+
+fn refused(refusal: Option<Refusal>, origin: &Origin) -> String {
+    let answered = match refusal {
+        Some(Refusal::Status(status)) => format!("answered with status {status}"),
+        Some(Refusal::NoOrigin) | None => "answered without WebHook-Allowed-Origin".to_owned(),
+        Some(Refusal::OtherOrigin) => "allowed another origin".to_owned(),
+        Some(Refusal::Rate) => {
+            "answered with a WebHook-Allowed-Rate that is neither a positive number of requests a minute nor *"
+                .to_owned()
+        }
+    };
+    format!(
+        "The receiver does not agree to get messages: it must answer OPTIONS requests to the endpoint's URL with status 200 \
+         and WebHook-Allowed-Origin: {} (or *), and {answered}. It is asked again; messages wait.",
+        origin.name()
+    )
 }
 
 fn failure(note: &FailureNote) -> Failure {
@@ -130,7 +150,7 @@ fn failure(note: &FailureNote) -> Failure {
     }
 }
 
-fn view(endpoint: &Endpoint, delivering: Delivering, now: UnixMillis) -> EndpointView {
+fn view(endpoint: &Endpoint, delivering: Delivering, origin: &Origin, now: UnixMillis) -> EndpointView {
     let health = &endpoint.health;
     let generation = match endpoint.entry.as_ref().map(|entry| &entry.state) {
         Some(EndpointState::Usable(resolved)) => Some(resolved.generation),
@@ -147,8 +167,11 @@ fn view(endpoint: &Endpoint, delivering: Delivering, now: UnixMillis) -> Endpoin
     EndpointView {
         generation,
         delivering,
-        message: message(endpoint, delivering),
+        message: message(endpoint, delivering, origin),
         signing: health.signing.clone(),
+        agreement: health
+            .agreement
+            .filter(|_| health.question.is_some() && health.unanswered().is_none()),
         pending: pending.unsigned_abs(),
         oldest_pending: endpoint.oldest.filter(|_| pending > 0).map(accepted_at),
         dead_lettered: dead.unsigned_abs(),
@@ -211,7 +234,7 @@ impl State {
         endpoint.posted = Some((standing, now));
         // What stands for an endpoint where messages are pulled is no object: its subscription's status says all.
         if endpoint.pulled().is_none() {
-            board.post_endpoint(id, view(endpoint, standing.delivering, now), urgent);
+            board.post_endpoint(id, view(endpoint, standing.delivering, &self.origin, now), urgent);
         }
         let mut dirty: Vec<SubscriptionId> = Vec::new();
         for (subscription, known) in &mut endpoint.subscriptions {

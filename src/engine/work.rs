@@ -1,4 +1,4 @@
-//! One attempt after another: load, render, send, decide, next.
+//! One attempt after another: ask first where that is wanted, load, render, send, decide, next.
 //!
 //! Owns the task; knows nothing of who may start (`state` does). Invariant: a task that ends gave its slot back.
 
@@ -8,10 +8,11 @@ use super::Core;
 use super::outcome::End;
 use super::state::Job;
 use crate::api::resolve::RequestForm;
-use crate::delivery::{AttemptResult, Fault, Outcome, Request};
+use crate::delivery::{AttemptResult, Fault, Judged, Outcome, Request};
 use crate::event::format::{Rendered, render};
 use crate::queue::{Notice, StoredEvent};
 use crate::registry::{Material, SubscriptionEntry};
+use crate::schedule::handshake::Question;
 use crate::shaping::{self, Shaped, shape};
 
 /// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
@@ -39,6 +40,11 @@ pub(super) async fn work(core: Arc<Core>, mut job: Job) {
 }
 
 async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
+    if let Some(question) = job.question
+        && let Some(answer) = ask(core, job, question).await
+    {
+        return End::Answered(answer);
+    }
     let Some(event) = event(core, job).await else {
         return End::Unread;
     };
@@ -76,11 +82,40 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         timestamp: job.started.0.div_euclid(1000),
         shaped,
     };
-    let result = send(core, job, request).await;
-    if let Outcome::Status { code: 401 | 403, .. } | Outcome::Fault(Fault::Auth) = result.outcome {
-        (core.refused)(job.pending.endpoint);
+    let endpoint = Arc::clone(&job.endpoint);
+    End::Answered(patiently(core, job, core.sender.send(&endpoint, request)).await)
+}
+
+/// Asks whether the receiver wants messages; what it said when it does not. An agreement is durable before anything follows
+/// it, so that no restart asks again.
+async fn ask(core: &Arc<Core>, job: &mut Job, question: Question) -> Option<AttemptResult> {
+    let endpoint = Arc::clone(&job.endpoint);
+    let result = patiently(core, job, core.sender.ask(&endpoint)).await;
+    let Outcome::Status {
+        judged: Judged::Asked(Ok(grant)),
+        ..
+    } = result.outcome
+    else {
+        return Some(result);
+    };
+    let (id, now) = (job.pending.endpoint, core.clock.now());
+    let health = core.lock().endpoints.get(&id).map(|known| known.health.clone());
+    if let Some(mut health) = health {
+        health.agreed(question, grant, now);
+        if let Err(error) = core
+            .queue
+            .put_endpoint_states(core.fence, vec![(id, health.store())])
+            .await
+        {
+            tracing::warn!(%error, "failed to keep what a receiver agreed to; tried again");
+        }
     }
-    End::Answered(result)
+    let (namespace, name) = (&endpoint.namespace, &endpoint.name);
+    tracing::info!(namespace, endpoint = name, allowed_rate = ?grant.per_minute, "the receiver agreed to get messages");
+    core.step(|state| state.agreed(id, question, grant, now));
+    job.question = None;
+    job.started = now;
+    None
 }
 
 /// What is sent of an event; or why nothing can be.
@@ -126,14 +161,18 @@ async fn event(core: &Arc<Core>, job: &mut Job) -> Option<Option<Arc<StoredEvent
     }
 }
 
-async fn send(core: &Arc<Core>, job: &mut Job, request: Request) -> AttemptResult {
-    let endpoint = Arc::clone(&job.endpoint);
-    let mut sending = core.sender.send(&endpoint, request);
-    match tokio::time::timeout(job.patience, &mut sending).await {
+/// Waits for an answer; from a certain age on the attempt is slow.
+async fn patiently(core: &Arc<Core>, job: &mut Job, sending: impl Future<Output = AttemptResult>) -> AttemptResult {
+    let mut sending = std::pin::pin!(sending);
+    let result = match tokio::time::timeout(job.patience, &mut sending).await {
         Ok(result) => result,
         Err(_slow) => {
             core.step(|state| state.demote(job));
             sending.await
         }
+    };
+    if let Outcome::Status { code: 401 | 403, .. } | Outcome::Fault(Fault::Auth) = result.outcome {
+        (core.refused)(job.pending.endpoint);
     }
+    result
 }

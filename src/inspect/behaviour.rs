@@ -8,6 +8,8 @@
 //! | `?status=429` | with `/fail/N`: the status of its failures |
 //! | `?ms=1500` | any of them after that time, at most [`MAX_DELAY`] |
 //! | `?retry-after=30` | this header with every status but 2xx |
+//! | `OPTIONS` with `WebHook-Request-Origin` | the handshake of CloudEvents: a 2xx agrees to whoever asks |
+//! | `?allowed-rate=60` | so many requests a minute; else as many as are asked for, or any number |
 
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ pub struct Behaviour {
     pub status: u16,
     pub delay: Duration,
     pub retry_after: Option<String>,
+    /// The answer to a handshake.
+    pub allowed_rate: Option<String>,
 }
 
 /// Reads a request's path and query; `earlier` requests had the same `webhook-id`.
@@ -45,6 +49,7 @@ pub fn of(path: &str, query: &str, earlier: u32) -> Behaviour {
         status,
         delay: delay.min(MAX_DELAY),
         retry_after,
+        allowed_rate: parameter("allowed-rate"),
     }
 }
 
@@ -81,5 +86,6 @@ mod tests {
             Some("30")
         );
         assert_eq!(of("/", "retry-after=30", 0).retry_after, None);
+        assert_eq!(of("/", "allowed-rate=60", 0).allowed_rate.as_deref(), Some("60"));
     }
 }

@@ -27,7 +27,7 @@ const COUNTED_ID: usize = 256;
 /// What the published libraries allow (Standard Webhooks 1.0.0).
 const TOLERANCE: Duration = Duration::from_secs(300);
 /// Headers whose values are shown.
-const SHOWN_HEADERS: [&str; 12] = [
+const SHOWN_HEADERS: [&str; 14] = [
     "accept",
     "connection",
     "content-encoding",
@@ -37,6 +37,8 @@ const SHOWN_HEADERS: [&str; 12] = [
     "stripe-signature",
     "user-agent",
     "webhook-id",
+    "webhook-request-origin",
+    "webhook-request-rate",
     "webhook-signature",
     "webhook-timestamp",
     "x-hub-signature-256",
@@ -87,6 +89,14 @@ pub struct Record {
     pub body_base64: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub body_truncated: bool,
+}
+
+/// What is said of a request that asks whether messages are wanted.
+pub fn of_handshake() -> Judgement {
+    Judgement {
+        verdict: Verdict::Unchecked,
+        why: "a handshake is about no message, and is not signed".to_owned(),
+    }
 }
 
 /// Judges a request's signature as a receiver does. `now` is in seconds since 1970.

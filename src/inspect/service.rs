@@ -7,14 +7,15 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 
 use super::keys::Keys;
-use super::record::{Judgement, Record, Ring, Verdict, judge, shown_headers, shown_path};
+use super::record::{Judgement, Record, Ring, Verdict, judge, of_handshake, shown_headers, shown_path};
 use super::{behaviour, page};
+use crate::delivery::handshake::{ALLOWED_ORIGIN, ALLOWED_RATE, REQUEST_ORIGIN, REQUEST_RATE};
 use crate::signing::HEADER_ID;
 
 /// The largest body that is read: the most a dispatcher can be told to accept at ingest, and its envelope.
@@ -68,8 +69,12 @@ impl Service {
         let body = Limited::new(body, MAX_BODY).collect().await.map(|body| body.to_bytes());
         let id = head.headers.get(HEADER_ID).and_then(|id| id.to_str().ok());
         let earlier = self.ring().count(id);
-        let mut played = behaviour::of(head.uri.path(), head.uri.query().unwrap_or(""), earlier);
+        let asks = head.method == Method::OPTIONS && head.headers.contains_key(REQUEST_ORIGIN);
+        // A question is about no message, so it is none of those that fail.
+        let earlier_of_it = if asks { u32::MAX } else { earlier };
+        let mut played = behaviour::of(head.uri.path(), head.uri.query().unwrap_or(""), earlier_of_it);
         let judged = match &body {
+            Ok(_) if asks => of_handshake(),
             Ok(body) => judge(
                 &self.keys.current(),
                 &head.headers,
@@ -109,6 +114,9 @@ impl Service {
         if let Some(value) = played.retry_after.and_then(|value| HeaderValue::try_from(value).ok()) {
             response.headers_mut().insert(RETRY_AFTER, value);
         }
+        if asks && response.status().is_success() {
+            agree(response.headers_mut(), &head.headers, played.allowed_rate.as_deref());
+        }
         response
     }
 
@@ -124,6 +132,15 @@ impl Service {
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The answer that agrees (HTTP 1.1 Web Hooks for Event Delivery, 4.2): whoever asks may send, as often as he wants.
+fn agree(answer: &mut HeaderMap, asked: &HeaderMap, rate: Option<&str>) {
+    let rate = rate.and_then(|rate| HeaderValue::from_str(rate).ok());
+    let rate = rate.or_else(|| asked.get(REQUEST_RATE).cloned());
+    answer.insert(ALLOW, HeaderValue::from_static("POST"));
+    answer.extend(asked.get(REQUEST_ORIGIN).map(|origin| (ALLOWED_ORIGIN, origin.clone())));
+    answer.insert(ALLOWED_RATE, rate.unwrap_or(HeaderValue::from_static("*")));
 }
 
 fn plain(status: StatusCode) -> Response<Full<Bytes>> {

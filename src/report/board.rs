@@ -8,7 +8,9 @@ use std::sync::Mutex;
 
 use tokio::sync::Notify;
 
+use crate::api::conditions::reasons;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::schedule::handshake::Agreement;
 
 /// An endpoint's delivery as the engine sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct EndpointView {
     pub message: String,
     /// Id of the current signing key in use, and since when this process (or one before it) has it loaded.
     pub signing: Option<(String, UnixMillis)>,
+    /// What the receiver agreed to, where it is asked.
+    pub agreement: Option<Agreement>,
     pub pending: u64,
     pub oldest_pending: Option<UnixMillis>,
     pub dead_lettered: u64,
@@ -56,6 +60,7 @@ pub enum Delivering {
     SecretUnavailable,
     TokenUnavailable,
     Blocked,
+    HandshakeRefused,
     CircuitOpen,
     Backoff,
     Succeeding,
@@ -71,6 +76,7 @@ impl Delivering {
             Delivering::SecretUnavailable => "SecretUnavailable",
             Delivering::TokenUnavailable => "TokenUnavailable",
             Delivering::Blocked => "Blocked",
+            Delivering::HandshakeRefused => reasons::HANDSHAKE_REFUSED,
             Delivering::CircuitOpen => "CircuitOpen",
             Delivering::Backoff => "Backoff",
             Delivering::Succeeding => "Succeeding",

@@ -76,6 +76,9 @@ pub fn endpoint(view: &EndpointView, previous: &[Condition], generation: i64, no
             "observedGeneration": view.generation,
             "observedTime": time(now),
             "signing": view.signing.as_ref().map(|(id, since)| json!({"keyID": id, "since": time(*since)})),
+            "handshake": view.agreement.map(|agreement| json!({
+                "grantedTime": time(UnixMillis(agreement.at)), "allowedRate": agreement.grant.per_minute,
+            })),
             "pending": view.pending,
             "oldestPendingTime": view.oldest_pending.map(time),
             "deadLettered": view.dead_lettered,
@@ -226,6 +229,7 @@ mod tests {
             delivering,
             message: "the last attempt failed: 503".into(),
             signing: Some(("k1".into(), UnixMillis(1_000))),
+            agreement: None,
             pending: 2,
             oldest_pending: Some(UnixMillis(2_000)),
             dead_lettered: 1,

@@ -521,6 +521,7 @@ mod tests {
             delivering: Delivering::Succeeding,
             message: String::new(),
             signing: None,
+            agreement: None,
             pending: 0,
             oldest_pending: None,
             dead_lettered: 0,

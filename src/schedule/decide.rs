@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::BLOCKED_RELOOK;
 use super::backoff;
 use super::health::{DisabledBy, FailureNote, Health, Hold, HoldReason};
+use crate::api::conditions::reasons;
 use crate::api::resolve::{BreakerPolicy, RetryPolicy};
 use crate::delivery::{AttemptResult, Fault, Judged, OurFault, Outcome};
 use crate::ids::{MessageId, UnixMillis};
@@ -22,6 +23,8 @@ pub struct Attempt {
     pub started: UnixMillis,
     /// It was the breaker's probe.
     pub probe: bool,
+    /// Nothing was sent: the receiver was asked whether it wants messages, and did not agree.
+    pub asking: bool,
     /// As many attempts were in flight as the limit allows.
     pub saturated: bool,
 }
@@ -96,7 +99,7 @@ pub fn decide(
         Outcome::Fault(_) => (None, None, None),
     };
     let reason = reason(&result.outcome);
-    let record = Some(AttemptRecord {
+    let record = (!attempt.asking).then(|| AttemptRecord {
         at: attempt.started,
         took: result.took,
         status,
@@ -119,6 +122,15 @@ pub fn decide(
         status,
         reason,
     };
+    if attempt.asking {
+        health.refusal = match result.outcome {
+            Outcome::Status {
+                judged: Judged::Asked(Err(refusal)),
+                ..
+            } => Some(refusal),
+            _ => None,
+        };
+    }
     let too_long = health.failed(note, rules.disable_after, now);
     let (verdict, mut transition) = match status {
         Some(410) => {
@@ -169,6 +181,19 @@ fn retry(
     let after = |due: UnixMillis| pause.map_or(due, |until| until.max(due));
     let next = attempt.consumed.saturating_add(1);
     let scheduled = after(now.plus(backoff::wait(policy, next, random)));
+    if attempt.asking {
+        // The question is put again as a probe is made, whatever came instead of an agreement.
+        let opened = health.breaker.open(rules.breaker, now, random);
+        if !opened {
+            health.breaker.probe_failed(rules.breaker, now, random);
+        }
+        pause.into_iter().for_each(|until| health.breaker.not_before(until));
+        let kept = Verdict::Wait {
+            due: after(health.breaker.probe_at().unwrap_or(scheduled)),
+            attempts: attempt.consumed,
+        };
+        return (kept, opened.then_some(Transition::BreakerOpened));
+    }
     // What refuses the message for good is about the message, whatever the status says elsewhere.
     let refused = matches!(outcome, Outcome::Status { code, .. } if policy.never_retry.contains(code));
     let fault = is_endpoint_fault(outcome);
@@ -303,6 +328,10 @@ fn is_congestion(outcome: &Outcome) -> bool {
 pub fn reason(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Status { .. } if outcome.is_success() => "Delivered",
+        Outcome::Status {
+            judged: Judged::Asked(_),
+            ..
+        } => reasons::HANDSHAKE_REFUSED,
         Outcome::Status { code, judged, .. } => match code {
             200..=299 if *judged == Judged::Undecided => "SuccessUndecided",
             200..=299 => "NotSuccessful",
@@ -322,7 +351,7 @@ pub fn reason(outcome: &Outcome) -> &'static str {
 
 /// A stored word as one of ours; a word of another version is `Unknown`.
 pub fn known_reason(word: &str) -> &'static str {
-    const WORDS: [&str; 25] = [
+    const WORDS: [&str; 26] = [
         "Delivered",
         "NotSuccessful",
         "SuccessUndecided",
@@ -348,6 +377,7 @@ pub fn known_reason(word: &str) -> &'static str {
         "DnsDown",
         "NoSecret",
         "TokenUnavailable",
+        reasons::HANDSHAKE_REFUSED,
     ];
     WORDS.into_iter().find(|known| *known == word).unwrap_or("Unknown")
 }

@@ -1,7 +1,8 @@
 //! What one endpoint's history amounts to: breaker, limit, hold, failing since, disabled. Owns the state that outlives a
 //! process and its stored form; knows nothing of queues or sockets.
 //!
-//! Invariant: the stored form never holds a response, a header value or a key; one that cannot be read counts as new.
+//! Invariant: the stored form never holds a response, a header value (but the number of an allowed rate) or a key; one that
+//! cannot be read counts as new.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,9 +12,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::breaker::Breaker;
+use super::handshake::{Agreement, Question};
 use super::limit::{self, Limit};
 use super::rate::Bucket;
-use crate::delivery::TokenTrouble;
+use crate::delivery::{Refusal, TokenTrouble};
 use crate::ids::{MessageId, UnixMillis};
 
 /// Failures kept for status: enough to see a pattern.
@@ -81,7 +83,7 @@ pub struct FailureNote {
 pub enum Gate {
     /// Ordinary attempts, up to `limit` in flight.
     Go { limit: u32 },
-    /// One probe, with nothing else in flight.
+    /// One attempt, with nothing else in flight: the breaker's probe, or the one that begins with the handshake.
     Probe,
     /// Nothing before this time.
     Until(UnixMillis),
@@ -113,6 +115,11 @@ pub struct Health {
     pub last_failed: bool,
     /// The current signing key's id, and since when it is in use.
     pub signing: Option<(String, UnixMillis)>,
+    /// What the receiver must agree to, as of the spec in use.
+    pub question: Option<Question>,
+    pub agreement: Option<Agreement>,
+    /// Why it does not agree: the breaker is open, and its probes begin with the question.
+    pub refusal: Option<Refusal>,
 }
 
 impl Default for Health {
@@ -135,6 +142,9 @@ impl Default for Health {
             recent: VecDeque::new(),
             last_failed: false,
             signing: None,
+            question: None,
+            agreement: None,
+            refusal: None,
         }
     }
 }
@@ -161,6 +171,7 @@ impl Health {
             (Some(probe), held) if probe > now || held.is_some() => Gate::Until(held.map_or(probe, |h| h.max(probe))),
             (Some(_), _) => Gate::Probe,
             (None, Some(until)) => Gate::Until(until),
+            (None, None) if self.unanswered().is_some() => Gate::Probe,
             (None, None) => Gate::Go {
                 limit: self.limit.value(),
             },
@@ -299,6 +310,8 @@ impl Health {
             recent: self.recent.iter().map(failure).collect(),
             last_failed: self.last_failed,
             signing: self.signing.as_ref().map(|(id, at)| (id.clone(), at.0)),
+            agreement: self.agreement,
+            refusal: self.refusal,
         };
         // Plain numbers and strings: cannot fail; an empty form would read as new.
         Bytes::from(serde_json::to_vec(&stored).unwrap_or_default())
@@ -351,6 +364,9 @@ impl Health {
             recent: stored.recent.into_iter().take(RECENT_FAILURES).map(failure).collect(),
             last_failed: stored.last_failed,
             signing: stored.signing.map(|(id, at)| (id, UnixMillis(at))),
+            question: None,
+            agreement: stored.agreement,
+            refusal: stored.refusal,
         }
     }
 }
@@ -370,6 +386,8 @@ struct Stored {
     recent: Vec<StoredFailure>,
     last_failed: bool,
     signing: Option<(String, i64)>,
+    agreement: Option<Agreement>,
+    refusal: Option<Refusal>,
 }
 
 #[derive(Serialize, Deserialize)]

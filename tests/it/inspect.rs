@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use tidings::api::resolve::{Host, ResolvedEndpoint};
-use tidings::delivery::{Fault, Outcome, Sender};
+use tidings::delivery::{Fault, Grant, Judged, Outcome, Refusal, Sender};
 use tidings::ids::MessageId;
 use tidings::inspect::keys::Form;
 use tidings::inspect::{Config, Inspector};
@@ -211,4 +211,42 @@ async fn it_plays_receivers_that_fail_are_slow_or_throttle() {
         "Verified",
         "it arrived all the same"
     );
+}
+
+#[tokio::test]
+async fn whoever_asks_first_is_agreed_with_unless_the_path_says_otherwise() {
+    let inspect = Running::start().await;
+    let sender = sender();
+    let granted = |rate| {
+        Ok(Grant {
+            per_minute: std::num::NonZeroU32::new(rate),
+        })
+    };
+    let asked_for = Some(tidings::api::resolve::Rate {
+        requests: 2,
+        per: Duration::from_secs(1),
+    });
+    let table = [
+        ("/crm", None, granted(0)),
+        ("/crm", asked_for, granted(120)),
+        ("/crm?allowed-rate=60", asked_for, granted(60)),
+        ("/crm?allowed-rate=soon", None, Err(Refusal::Rate)),
+        ("/fail/3", None, granted(0)),
+        ("/status/405", None, Err(Refusal::Status(405))),
+    ];
+    for (path, rate, expected) in table {
+        let mut endpoint = inspect.endpoint(path);
+        (endpoint.handshake, endpoint.rate) = (true, rate);
+        match sender.ask(&Arc::new(endpoint)).await.outcome {
+            Outcome::Status { judged, .. } => assert_eq!(judged, Judged::Asked(expected), "{path}"),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+    let shown = &inspect.requests().await[1];
+    assert_eq!(
+        (&shown["method"], &shown["verdict"]),
+        (&"OPTIONS".into(), &"Unchecked".into())
+    );
+    let origin = Value::from(vec!["webhook-request-origin", "tidings.dev"]);
+    assert!(shown["headers"].as_array().unwrap().contains(&origin), "{shown:#}");
 }

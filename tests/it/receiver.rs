@@ -301,6 +301,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
         breaker: BreakerPolicy::default(),
         disable_after: None,
         success: None,
+        handshake: false,
         retention: Duration::from_secs(72 * 3600),
         suspend: false,
         egress: Arc::new(EgressRules {

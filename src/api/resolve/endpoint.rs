@@ -19,7 +19,7 @@ use super::target::target;
 use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Target, Unresolved};
 use crate::api::common::{SecretKeyReference, is_object_name};
 use crate::api::conditions::reasons;
-use crate::api::endpoint::{CaBundleSource, Header, SigningScheme};
+use crate::api::endpoint::{CaBundleSource, Handshake, Header, SigningScheme};
 use crate::api::status::ENABLE_REQUEST_LONGEST;
 use crate::api::{WebhookEndpoint, names};
 use crate::expression::{Expression, Role};
@@ -201,6 +201,7 @@ pub fn resolve_endpoint(
         breaker,
         disable_after,
         success,
+        handshake: spec.handshake == Handshake::CloudEvents,
         retention,
         suspend: spec.suspend,
         egress: Arc::clone(egress),

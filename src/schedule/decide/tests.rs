@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::delivery::TokenTrouble;
+use crate::delivery::{Refusal, TokenTrouble};
 use crate::ids::EventId;
 use crate::schedule::MAX_AGE;
 use crate::schedule::health::Gate;
@@ -38,6 +38,7 @@ fn attempt(consumed: u16) -> Attempt {
         consumed,
         started: NOW,
         probe: false,
+        asking: false,
         saturated: true,
     }
 }
@@ -426,4 +427,55 @@ fn what_an_endpoint_takes_for_a_success_decides_whatever_the_status() {
             "{code} {judged:?}"
         );
     }
+}
+
+#[test]
+fn a_question_that_is_not_agreed_to_uses_up_nothing_and_is_put_again_as_a_probe_is_made() {
+    let refused = |code, retry_after: Option<u64>| Outcome::Status {
+        judged: Judged::Asked(Err(Refusal::Status(code))),
+        code,
+        retry_after: retry_after.map(Duration::from_secs),
+        excerpt: None,
+    };
+    // What it comes to, the seconds until it is put again, the word, and whether it is a refusal.
+    let table = [
+        (refused(405, None), 30, "HandshakeRefused", true),
+        (refused(200, None), 30, "HandshakeRefused", true),
+        (refused(429, Some(300)), 300, "HandshakeRefused", true),
+        (refused(503, Some(5)), 30, "HandshakeRefused", true),
+        (Outcome::Fault(Fault::Timeout), 30, "Timeout", false),
+    ];
+    let policy = RetryPolicy {
+        never_retry: vec![405],
+        ..policy()
+    };
+    for (outcome, seconds, word, is_refusal) in table {
+        let mut health = Health::default();
+        // The last attempt of its schedule.
+        let asking = Attempt {
+            asking: true,
+            ..attempt(4)
+        };
+        let decision = judge(&mut health, &asking, outcome.clone(), &policy, (NOW, 0.0));
+        assert_eq!(decision.verdict, wait(seconds, 4), "{outcome:?}");
+        assert_eq!((decision.failure, decision.record.is_none()), (Some(word), true));
+        assert_eq!(decision.transition, Some(Transition::BreakerOpened));
+        assert_eq!(health.refusal.is_some(), is_refusal, "{outcome:?}");
+        assert_eq!(Health::restore(&health.store()).refusal, health.refusal);
+        let again = judge(&mut health, &asking, outcome, &policy, (NOW, 0.0));
+        assert_eq!(again.verdict, wait(seconds.max(60), 4), "twice the time");
+        assert_eq!((health.consecutive_failures, again.transition), (2, None));
+    }
+
+    let mut health = Health::default();
+    let asking = Attempt {
+        asking: true,
+        ..attempt(0)
+    };
+    let gone = run(&mut health, &asking, refused(410, None), NOW);
+    assert_eq!(gone.transition, Some(Transition::Disabled));
+    let address = [10, 0, 0, 1].into();
+    let mut health = Health::default();
+    run(&mut health, &asking, Outcome::Blocked { address }, NOW);
+    assert_eq!(health.gate(NOW), Gate::Until(NOW.plus(Duration::from_secs(300))));
 }
