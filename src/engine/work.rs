@@ -41,7 +41,8 @@ pub(super) async fn work(core: Arc<Core>, mut job: Job) {
 
 async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
     if let Some(question) = job.question
-        && let Some(answer) = ask(core, job, question).await
+        // Boxed: rare, it would make every attempt's future larger.
+        && let Some(answer) = Box::pin(ask(core, job, question)).await
     {
         return End::Answered(answer);
     }
