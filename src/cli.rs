@@ -44,7 +44,7 @@ enum Process {
     /// Watches the resources, provisions and rotates signing Secrets, sets conditions
     Controller(controller::Args),
     /// Takes events in, stores them durably, delivers them, reports how delivery stands
-    Dispatcher(dispatcher::Args),
+    Dispatcher(Box<dispatcher::Args>),
     /// A receiver that shows each request, with its signature's verdict and why
     Inspect(inspect::Args),
     /// Prints the CustomResourceDefinitions
@@ -96,7 +96,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .context("--log (or RUST_LOG) is not a filter such as info,tidings=debug")?;
     match cli.process {
         Process::Controller(args) => block_on(|shutdown| controller::run(args, shutdown)),
-        Process::Dispatcher(args) => block_on(|shutdown| dispatcher::run(args, shutdown)),
+        Process::Dispatcher(args) => block_on(|shutdown| dispatcher::run(*args, shutdown)),
         Process::Inspect(args) => block_on(|shutdown| inspect::run(args, shutdown)),
         Process::Crds(args) => crds::run(&args),
     }
