@@ -80,7 +80,8 @@ pub(super) struct State {
     /// Who asks receivers that are asked first.
     pub origin: Origin,
     pub metrics: EngineMetrics,
-    pub endpoints: HashMap<EndpointId, Endpoint>,
+    /// Boxed: a map of thousands is a quarter empty, or more.
+    pub endpoints: HashMap<EndpointId, Box<Endpoint>>,
     /// Endpoints that want a slot, by what kind their next start is: first, later, slow.
     ready: [VecDeque<EndpointId>; 3],
     pub fast: usize,
@@ -164,7 +165,7 @@ impl State {
             if endpoint.pulled().is_none() {
                 give_places(&mut endpoint, places);
             }
-            endpoint
+            Box::new(endpoint)
         })
     }
 
@@ -177,9 +178,8 @@ impl State {
             homes,
             ..
         } = self;
-        let known = endpoints
-            .entry(endpoint)
-            .or_insert_with(|| Endpoint::new(registry.gauge(endpoint), registry.order(endpoint), Health::default()));
+        let new = || Endpoint::new(registry.gauge(endpoint), registry.order(endpoint), Health::default());
+        let known = endpoints.entry(endpoint).or_insert_with(|| Box::new(new()));
         known.subscriptions.entry(id).or_insert_with(|| {
             homes.entry(id).or_default().push(endpoint);
             Subscription {

@@ -2,12 +2,12 @@
 //!
 //! Invariant: values never show in Debug, logs or errors; why a read failed is one of three words.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, Client, Resource};
+use litemap::LiteMap;
 use serde::de::DeserializeOwned;
 
 use super::material::{Read, Trouble};
@@ -78,8 +78,8 @@ pub fn version_in(references: &[ReferenceStatus], wanted: &Reference) -> Option<
 /// server is away) counts as unreadable, not as missing.
 pub fn references(
     label: SecretLabel,
-    held: &BTreeMap<Reference, Arc<Found>>,
-    troubles: &BTreeMap<Reference, Trouble>,
+    held: &LiteMap<Reference, Arc<Found>>,
+    troubles: &LiteMap<Reference, Trouble>,
 ) -> References {
     let mut references = References::under(label);
     for (reference, trouble) in troubles {
@@ -102,8 +102,8 @@ mod tests {
     #[test]
     fn a_value_that_is_held_counts_more_than_a_read_that_failed() {
         let (kept, lost) = (Reference::secret("kept"), Reference::secret("lost"));
-        let held = BTreeMap::from([(kept.clone(), Arc::default())]);
-        let troubles = BTreeMap::from([(kept.clone(), Trouble::Missing), (lost.clone(), Trouble::Away)]);
+        let held = LiteMap::from_iter([(kept.clone(), Arc::default())]);
+        let troubles = LiteMap::from_iter([(kept.clone(), Trouble::Missing), (lost.clone(), Trouble::Away)]);
         let references = references(SecretLabel::Required, &held, &troubles);
         assert_eq!(references.get(&kept), Some(&Lookup::Found(Found::default())));
         assert_eq!(references.get(&lost), Some(&Lookup::Denied));

@@ -3,9 +3,9 @@
 //! One [`Material`] an endpoint. Generic over the reference and its value, so that nothing here can look into a Secret.
 //! Invariant: a read that failed takes nothing away; what was read last stays until something newer is read.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use litemap::LiteMap;
 use tokio::time::Instant;
 
 /// After a change, a 403 is taken for a grant that has not reached every API server yet.
@@ -42,10 +42,10 @@ pub type Read<R, V> = (R, Result<(String, V), Trouble>);
 /// What is known of an endpoint's references.
 #[derive(Debug)]
 pub struct Material<R, V> {
-    held: BTreeMap<R, (String, V)>,
-    trouble: BTreeMap<R, Trouble>,
+    held: LiteMap<R, (String, V)>,
+    trouble: LiteMap<R, Trouble>,
     /// Versions in status that were acted upon: the controller may lag behind what was read.
-    acted: BTreeMap<R, String>,
+    acted: LiteMap<R, String>,
     running: bool,
     again: bool,
     /// No read that began since the last news has ended: what is held may be older than the spec, or than the version in
@@ -63,9 +63,9 @@ impl<R: Ord + Clone, V> Material<R, V> {
     /// Nothing read yet, and due at once.
     pub fn new(now: Instant) -> Self {
         Material {
-            held: BTreeMap::new(),
-            trouble: BTreeMap::new(),
-            acted: BTreeMap::new(),
+            held: LiteMap::new(),
+            trouble: LiteMap::new(),
+            acted: LiteMap::new(),
             running: false,
             again: false,
             unread: true,

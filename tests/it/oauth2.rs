@@ -184,8 +184,10 @@ fn resolved(tokens: &Tokens, token_server: SocketAddr, secret: &str, more: &Valu
     .unwrap();
     let found = |key: &str, value: &str| {
         Lookup::Found(Found {
-            labels: [("tidings.dev/use".to_owned(), "true".to_owned())].into(),
-            data: [(key.to_owned(), value.as_bytes().to_vec())].into(),
+            labels: [("tidings.dev/use".to_owned(), "true".to_owned())]
+                .into_iter()
+                .collect(),
+            data: [(key.to_owned(), value.as_bytes().to_vec())].into_iter().collect(),
             ..Found::default()
         })
     };

@@ -3,10 +3,11 @@
 //! Invariant: a Secret's value is given out only when its owner opened the Secret with the label, or the administrator's
 //! policy asks for none; Debug shows no value.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use litemap::LiteMap;
 
 use super::Unresolved;
 use crate::api::common::{ConfigMapKeyReference, SecretKeyReference};
@@ -47,15 +48,15 @@ pub enum Lookup {
     Denied,
 }
 
-/// What is used of a Secret or ConfigMap.
+/// What is used of a Secret or ConfigMap. Its maps are sorted lists: one is held for each reference, and most have an entry or two.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Found {
     pub resource_version: String,
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
+    pub labels: LiteMap<String, String>,
+    pub annotations: LiteMap<String, String>,
     /// A Secret's type.
     pub r#type: Option<String>,
-    pub data: BTreeMap<String, Vec<u8>>,
+    pub data: LiteMap<String, Vec<u8>>,
 }
 
 impl fmt::Debug for Found {
@@ -72,8 +73,8 @@ impl From<Secret> for Found {
         let data = secret.data.unwrap_or_default();
         Found {
             resource_version: secret.metadata.resource_version.unwrap_or_default(),
-            labels: secret.metadata.labels.unwrap_or_default(),
-            annotations: secret.metadata.annotations.unwrap_or_default(),
+            labels: secret.metadata.labels.into_iter().flatten().collect(),
+            annotations: secret.metadata.annotations.into_iter().flatten().collect(),
             r#type: secret.type_,
             data: data.into_iter().map(|(key, value)| (key, value.0)).collect(),
         }
@@ -88,8 +89,8 @@ impl From<ConfigMap> for Found {
         let binary = binary.into_iter().map(|(key, value)| (key, value.0));
         Found {
             resource_version: map.metadata.resource_version.unwrap_or_default(),
-            labels: map.metadata.labels.unwrap_or_default(),
-            annotations: map.metadata.annotations.unwrap_or_default(),
+            labels: map.metadata.labels.into_iter().flatten().collect(),
+            annotations: map.metadata.annotations.into_iter().flatten().collect(),
             r#type: None,
             data: text.chain(binary).collect(),
         }

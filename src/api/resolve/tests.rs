@@ -28,7 +28,7 @@ fn secret(r#type: &str, opened: bool, data: &[(&str, &str)]) -> Lookup {
     let label = (names::USE_LABEL.to_owned(), names::USE_LABEL_VALUE.to_owned());
     Lookup::Found(Found {
         resource_version: "7".to_owned(),
-        labels: BTreeMap::from_iter(opened.then_some(label)),
+        labels: opened.then_some(label).into_iter().collect(),
         r#type: Some(r#type.to_owned()),
         data: data
             .iter()

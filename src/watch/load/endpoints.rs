@@ -257,8 +257,6 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::json;
 
     use super::*;
@@ -269,7 +267,7 @@ mod tests {
         let label = (USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned());
         let bytes = |(key, value): &(&str, &str)| ((*key).to_owned(), value.as_bytes().to_vec());
         Found {
-            labels: BTreeMap::from_iter(is_open.then_some(label)),
+            labels: is_open.then_some(label).into_iter().collect(),
             data: data.iter().map(bytes).collect(),
             ..Found::default()
         }

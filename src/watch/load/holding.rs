@@ -3,9 +3,9 @@
 //! Invariant: only values are taken from what was good; whether a Secret may still be used is what its labels and its type
 //! say now.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use tokio::time::Instant;
 
 use crate::api::conditions::reasons;
@@ -21,7 +21,7 @@ pub struct Holding {
     pub references: Vec<Reference>,
     pub material: Material<Reference, Arc<Found>>,
     /// The values with which the object was last usable.
-    good: BTreeMap<Reference, Arc<Found>>,
+    good: LiteMap<Reference, Arc<Found>>,
     /// Where it stands in the loader's timers.
     pub timer: Option<Instant>,
 }
@@ -32,7 +32,7 @@ impl Holding {
         Holding {
             references: Vec::new(),
             material: Material::new(now),
-            good: BTreeMap::new(),
+            good: LiteMap::new(),
             timer: None,
         }
     }
@@ -61,7 +61,7 @@ impl Holding {
         label: SecretLabel,
         resolve: impl Fn(&References) -> Result<T, Unresolved>,
     ) -> Result<T, Unresolved> {
-        let mut held: BTreeMap<Reference, Arc<Found>> = self
+        let mut held: LiteMap<Reference, Arc<Found>> = self
             .references
             .iter()
             .filter_map(|reference| Some((reference.clone(), self.material.value(reference)?.clone())))
@@ -88,7 +88,7 @@ impl Holding {
                 found.annotations = good.annotations.clone();
             }
         }
-        resolve(&fetch::references(label, &held, &BTreeMap::new())).map_err(|_| unresolved)
+        resolve(&fetch::references(label, &held, &LiteMap::new())).map_err(|_| unresolved)
     }
 
     /// The versions of what was read last.

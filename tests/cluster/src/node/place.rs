@@ -43,7 +43,9 @@ pub fn enter() -> Result<String> {
     if let Some(why) = impossible() {
         return Ok(why);
     }
-    install()?;
+    if let Err(error) = install() {
+        return Ok(format!("{error:#}"));
+    }
     binaries::Binaries::ensure()?;
     binaries::node()?;
     let program = std::env::current_exe().context("failed to find this program")?;
@@ -92,11 +94,7 @@ fn impossible() -> Option<String> {
     if cgroups(PODS).iter().any(|folder| occupied(folder)) {
         return Some("this machine is a node of Kubernetes already".into());
     }
-    let lacks: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !found(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let lacks = missing();
     if !lacks.is_empty() && !found("apt-get") {
         return Some(format!(
             "a node needs {}, and there is no apt-get to install them",
@@ -106,13 +104,15 @@ fn impossible() -> Option<String> {
     None
 }
 
-/// Debian's packages of what is missing.
+/// Debian's packages of what is not here.
+fn missing() -> Vec<&'static str> {
+    let lacks = PROGRAMS.iter().filter(|(program, _)| !found(program));
+    lacks.map(|(_, package)| *package).collect()
+}
+
+/// Installs what is missing.
 fn install() -> Result<()> {
-    let lacks: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !found(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let lacks = missing();
     if lacks.is_empty() {
         return Ok(());
     }
