@@ -191,7 +191,10 @@ async fn an_agreement_and_its_rate_outlive_a_kill_and_another_url_is_asked_anew(
     let took = sent[4].at - asked[0].at;
     assert!(took >= Duration::from_millis(1_995), "{took:?}");
 
-    // By kill -9.
+    // What is not recorded would be sent again after the kill.
+    team.until("recorded", "whe", "crm", |whe| {
+        whe["status"]["delivery"]["pending"] == 0
+    });
     dispatcher.restart().unwrap();
     team.send(&dispatcher, "lead-5").await;
     receiver.until("delivered after the restart", "POST", 6).await;
@@ -200,7 +203,16 @@ async fn an_agreement_and_its_rate_outlive_a_kill_and_another_url_is_asked_anew(
     assert_eq!(receiver.noted("OPTIONS").len(), 1, "what it agreed to is remembered");
 
     receiver.says(agrees("*", "*"));
+    // Until the controller has looked, Ready is of the generation before.
+    let loaded = || {
+        team.until("loaded", "whe", "crm", |whe| {
+            let conditions = whe["status"]["conditions"].as_array().unwrap();
+            let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+            ready["status"] == "True" && ready["observedGeneration"] == whe["metadata"]["generation"]
+        })
+    };
     team.deliver_to("crm", &receiver.url("/second"), asks());
+    loaded();
     team.send(&dispatcher, "lead-6").await;
     receiver.until("delivered there", "POST", 7).await;
     let paths: Vec<_> = receiver.noted("OPTIONS").into_iter().map(|one| one.path).collect();
@@ -212,6 +224,7 @@ async fn an_agreement_and_its_rate_outlive_a_kill_and_another_url_is_asked_anew(
 
     // Who wants no handshake asks nothing and does not say who it is.
     team.deliver_to("crm", &receiver.url("/third"), json!({"handshake": "None"}));
+    loaded();
     team.send(&dispatcher, "lead-7").await;
     receiver.until("delivered unasked", "POST", 8).await;
     assert_eq!(receiver.noted("OPTIONS").len(), 2);
