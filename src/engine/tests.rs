@@ -32,7 +32,7 @@ mod scenarios;
 mod windows;
 
 /// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a scripted receiver does with the next request.
 #[derive(Clone, Debug)]
