@@ -19,6 +19,7 @@ use std::sync::Arc;
 use futures::stream::{BoxStream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::conditions::{OF_DISPATCHER, READY};
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::ids::EndpointId;
@@ -133,23 +135,74 @@ pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
 
 fn inputs(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
     select_all([
-        follow::<PartialObjectMeta<Namespace>>("namespaces", client, metrics, Input::Namespaces),
-        follow::<WebhookEndpoint>("webhookendpoints", client, metrics, Input::Endpoints),
-        follow::<EventSubscription>("eventsubscriptions", client, metrics, Input::Subscriptions),
-        follow::<EventType>("eventtypes", client, metrics, Input::Types),
+        follow::<PartialObjectMeta<Namespace>>("namespaces", client, metrics, |_| {}, Input::Namespaces),
+        follow::<WebhookEndpoint>("webhookendpoints", client, metrics, lean, Input::Endpoints),
+        follow::<EventSubscription>("eventsubscriptions", client, metrics, |_| {}, Input::Subscriptions),
+        follow::<EventType>("eventtypes", client, metrics, |_| {}, Input::Types),
     ])
     .boxed()
+}
+
+/// Leaves out of a status what only the controller reads: of ten thousand endpoints it takes megabytes.
+fn lean(endpoint: &mut WebhookEndpoint) {
+    if let Some(status) = &mut endpoint.status {
+        status.target = None;
+        status.signing = None;
+        let is_read = |type_: &str| type_ == READY || OF_DISPATCHER.contains(&type_);
+        status.conditions.retain(|condition| is_read(&condition.type_));
+        status.conditions.shrink_to_fit();
+    }
 }
 
 fn follow<K>(
     plural: &'static str,
     client: &kube::Client,
     metrics: &Metrics,
+    lean: fn(&mut K),
     input: impl Fn(Step<K>) -> Input + Send + 'static,
 ) -> BoxStream<'static, Input>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).modify(lean);
     steps(plural, events, metrics.errors(plural)).map(input).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_held_with_what_the_dispatcher_reads_of_its_status() {
+        let all = ["Ready", "Reconciling", "KeyRotating", "Delivering"];
+        let condition = |type_: &str| json!({"type": type_, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let conditions = all.map(condition);
+        let mut endpoint: WebhookEndpoint = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "WebhookEndpoint",
+            "metadata": {"name": "crm"},
+            "spec": {"url": "https://hooks.example.com/"},
+            "status": {
+                "observedGeneration": 1,
+                "conditions": conditions,
+                "target": "https://hooks.example.com",
+                "references": [{"kind": "Secret", "name": "crm-signing", "resourceVersion": "5"}],
+                "delivery": {"pending": 3},
+            },
+        }))
+        .unwrap();
+        lean(&mut endpoint);
+        let status = endpoint.status.unwrap();
+        let types: Vec<&str> = status
+            .conditions
+            .iter()
+            .map(|condition| condition.type_.as_str())
+            .collect();
+        assert_eq!(types, ["Ready", "Delivering"]);
+        assert_eq!((status.observed_generation, status.references.len()), (Some(1), 1));
+        assert_eq!(status.delivery.unwrap().pending, Some(3));
+        assert_eq!(status.target, None);
+    }
 }

@@ -207,6 +207,7 @@ impl Writer {
         }
         let Some(wanted) = self.wanted(id) else {
             self.dirty.remove(&id);
+            self.forget_view(id);
             return;
         };
         let last_write = self.last_write.get(&id).copied();
@@ -250,6 +251,13 @@ impl Writer {
         self.views.remove(&id);
         self.written.remove(&id);
         self.last_write.remove(&id);
+    }
+
+    /// What is shown as it is wanted is looked at again with a view that is posted, if ever.
+    fn forget_view(&mut self, id: Id) {
+        if !self.dirty.contains_key(&id) && !self.running.contains(&id) && !self.unseen.contains(&id) {
+            self.views.remove(&id);
+        }
     }
 
     /// Nobody may ask again for an object that was written: what a write gave back goes when the watch has it too.
@@ -313,6 +321,7 @@ impl Writer {
                 if let Some(dirty) = self.dirty.get_mut(&done.id) {
                     dirty.last_write = self.last_write.get(&done.id).copied();
                 }
+                self.forget_view(done.id);
             }
             None => {
                 let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));

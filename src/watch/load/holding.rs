@@ -46,6 +46,7 @@ impl Holding {
         now: Instant,
     ) {
         self.references = references;
+        self.references.shrink_to_fit();
         let wanted: Vec<(Reference, Option<String>)> = self
             .references
             .iter()
