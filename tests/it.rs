@@ -23,6 +23,7 @@ mod it {
     mod isolation;
     mod jwks;
     mod keys;
+    mod kstatus;
     mod leader;
     mod leaks;
     mod lifecycle;
@@ -54,5 +55,6 @@ mod it {
     mod status;
     mod success;
     mod team;
+    mod upgrades;
     mod way;
 }

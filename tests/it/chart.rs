@@ -4,6 +4,7 @@
 
 mod deploy;
 mod gitops;
+mod hardened;
 mod server;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::process::Command;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Deserialize as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tidings::api::crd;
 use tidings::api::policy::Policy;
 use tidings_cluster::{Helm, repository_root};
@@ -127,6 +128,36 @@ fn the_charts_definitions_are_the_types_and_stay_unless_told_otherwise() {
     }
 }
 
+/// What the chart tells Artifact Hub: the list under this annotation.
+fn told(annotation: &str) -> Vec<Value> {
+    let chart = documents(&fs::read_to_string(Helm::chart().join("Chart.yaml")).unwrap()).remove(0);
+    let text = chart["annotations"][format!("artifacthub.io/{annotation}")]
+        .as_str()
+        .unwrap();
+    documents(text).remove(0).as_array().unwrap().clone()
+}
+
+#[test]
+fn what_artifact_hub_is_told_is_what_the_chart_installs() {
+    let rendered = documents(&render(&[]));
+    for workload in workloads(&rendered) {
+        let container = &workload["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], told("images")[0]["image"]);
+    }
+    let names = |all: &[Value], at: &str| -> BTreeSet<String> {
+        let names = all
+            .iter()
+            .map(|one| one.pointer(at).unwrap().as_str().unwrap().to_owned());
+        names.collect()
+    };
+    let kinds: BTreeSet<String> = crd::crds().into_iter().map(|own| own.spec.names.kind).collect();
+    assert_eq!(names(&told("crds"), "/kind"), kinds);
+    assert_eq!(names(&told("crdsExamples"), "/kind"), kinds);
+    for told in told("crds") {
+        object(&rendered, "CustomResourceDefinition", told["name"].as_str().unwrap());
+    }
+}
+
 #[test]
 fn a_bad_value_is_refused_with_its_sentence() {
     let (helm, chart) = (Helm::offline().unwrap(), Helm::chart());
@@ -156,56 +187,6 @@ fn a_bad_value_is_refused_with_its_sentence() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(tried > 20, "the table is read whole");
-}
-
-#[test]
-fn no_pod_has_a_privilege_and_each_asks_for_what_it_needs() {
-    for set in ["defaults", "everything"] {
-        let objects = documents(&render_set(set));
-        for workload in workloads(&objects) {
-            let pod = &workload["spec"]["template"]["spec"];
-            let name = format!("{set}: {}", workload["metadata"]["name"]);
-            assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
-            assert_eq!(
-                pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
-                "{name}"
-            );
-            for shared in ["hostNetwork", "hostPID", "hostIPC"] {
-                assert_eq!(pod[shared], Value::Null, "{name}: {shared}");
-            }
-            for container in pod["containers"].as_array().unwrap() {
-                let security = &container["securityContext"];
-                assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
-                assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
-                assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}), "{name}");
-                assert_eq!(security["privileged"], Value::Null, "{name}");
-                let resources = &container["resources"];
-                for wanted in ["/requests/cpu", "/requests/memory", "/limits/memory"] {
-                    assert!(resources.pointer(wanted).is_some(), "{name}: {wanted}");
-                }
-                for probe in ["livenessProbe", "readinessProbe"] {
-                    assert!(container[probe]["httpGet"].is_object(), "{name}: {probe}");
-                }
-            }
-            for volume in pod["volumes"].as_array().unwrap() {
-                assert_eq!(volume["hostPath"], Value::Null, "{name}");
-            }
-        }
-        // Nobody lists Secrets, and no rule has a wildcard.
-        for role in objects.iter().filter(|o| o["rules"].is_array()) {
-            for rule in role["rules"].as_array().unwrap() {
-                let has = |field: &str, value: &str| rule[field].as_array().unwrap().contains(&json!(value));
-                assert!(
-                    !["apiGroups", "resources", "verbs"].iter().any(|field| has(field, "*")),
-                    "{rule}"
-                );
-                assert!(
-                    !(has("resources", "secrets") && (has("verbs", "list") || has("verbs", "watch"))),
-                    "{rule}"
-                );
-            }
-        }
-    }
 }
 
 #[test]

@@ -106,6 +106,19 @@ fn every_good_manifest_is_accepted_and_starts_without_a_status_that_looks_curren
         let object = cluster.get("good-manifests", kind, "minimal").unwrap().unwrap();
         assert_eq!(object["status"]["observedGeneration"], -1, "{kind}");
     }
+    let all = cluster
+        .kubectl_ok(&["get", "whe,evsub,evtype,replays", "-n", "good-manifests", "-o", "json"])
+        .unwrap();
+    let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+    let all = all["items"].as_array().unwrap();
+    assert_eq!(all.len(), count);
+    for (object, said) in all.iter().zip(tidings_cluster::kstatus(all).unwrap()) {
+        assert_eq!(
+            (&*said.upstream, &*said.flux),
+            ("InProgress", "InProgress"),
+            "{object:#}"
+        );
+    }
     // Applied once more nothing changes: defaults are the schema's, and no controller writes into a spec.
     let again = apply(cluster, "good-manifests", GOOD).unwrap();
     assert_eq!(

@@ -92,6 +92,7 @@ annotations:
 {{- define "tidings.podSpec" -}}
 {{- $own := get .root.Values .component -}}
 serviceAccountName: {{ include "tidings.serviceAccountName" . }}
+automountServiceAccountToken: true
 # Links to every Service as environment variables: nobody reads them.
 enableServiceLinks: false
 {{- with .root.Values.imagePullSecrets }}

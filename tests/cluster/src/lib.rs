@@ -1,7 +1,7 @@
 //! A real Kubernetes control plane on this machine, and Tidings in it: for the tests, the demo and the bench.
 //!
-//! [`Cluster`] is etcd, kube-apiserver and kube-controller-manager, built from their published Go modules (`go.mod` and
-//! `go.sum` beside this crate are the pins) and started in a few seconds. [`Tidings`] is the `tidings` binary's processes
+//! [`Cluster`] is etcd, kube-apiserver and kube-controller-manager, built from their published Go modules (`kubernetes/`
+//! beside this crate has the pins of each version) and started in a few seconds. [`Tidings`] is the `tidings` binary's processes
 //! in it, each under its own ServiceAccount with exactly the RBAC of `deploy/`. No fake API server anywhere.
 //!
 //! Everything here blocks: call it from plain tests, or from `#[tokio::test(flavor = "multi_thread")]`, where a blocked
@@ -17,6 +17,7 @@ mod certificates;
 mod cluster;
 mod helm;
 pub mod image;
+mod judges;
 mod kubectl;
 mod leaks;
 pub mod node;
@@ -30,6 +31,7 @@ pub use binaries::Binaries;
 pub use certificates::{ServerCertificate, ThrowawayCa};
 pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
+pub use judges::{Kstatus, crdify, kstatus};
 pub use kubectl::{eventually, repository_root};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,

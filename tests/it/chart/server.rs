@@ -4,11 +4,11 @@
 //! In clusters of their own: Tidings, which runs in the shared one, would be installed twice.
 
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, Helm};
+use tidings_cluster::{Cluster, Helm, eventually};
 
 use crate::it::team::PATIENCE;
 
-use super::{NAMESPACE, SETS, documents, object, render_set, workloads};
+use super::{NAMESPACE, SETS, documents, object, render_set, told, workloads};
 
 const RESTRICTED: [(&str, &str); 2] = [
     ("pod-security.kubernetes.io/enforce", "restricted"),
@@ -99,6 +99,19 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
         install.to_str().unwrap(),
     ];
     cluster.kubectl_ok(&args).unwrap();
+    cluster
+        .wait_for("default", "crd/replays.tidings.dev", "condition=Established", PATIENCE)
+        .unwrap();
+    let examples: String = told("crdsExamples")
+        .iter()
+        .map(|example| format!("---\n{example}\n"))
+        .collect();
+    eventually("the examples of Artifact Hub", PATIENCE, || {
+        let tried = cluster.kubectl_with_input(&["apply", "--dry-run=server", "-f", "-"], &examples)?;
+        anyhow::ensure!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stderr));
+        Ok(true)
+    })
+    .unwrap();
 }
 
 #[test]
