@@ -21,13 +21,14 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::conditions::{OF_DISPATCHER, READY};
+use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::ids::EndpointId;
@@ -143,8 +144,9 @@ fn inputs(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input>
     .boxed()
 }
 
-/// Leaves out of a status what only the controller reads: of ten thousand endpoints it takes megabytes.
+/// Leaves out what only others read, of annotations and of status: of ten thousand endpoints it takes megabytes.
 fn lean(endpoint: &mut WebhookEndpoint) {
+    endpoint.annotations_mut().retain(|name, _| name == ENABLE_REQUESTED);
     if let Some(status) = &mut endpoint.status {
         status.target = None;
         status.signing = None;
@@ -174,6 +176,8 @@ mod tests {
 
     use super::*;
 
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
     #[test]
     fn an_endpoint_is_held_with_what_the_dispatcher_reads_of_its_status() {
         let all = ["Ready", "Reconciling", "KeyRotating", "Delivering"];
@@ -182,7 +186,7 @@ mod tests {
         let mut endpoint: WebhookEndpoint = serde_json::from_value(json!({
             "apiVersion": "tidings.dev/v1alpha1",
             "kind": "WebhookEndpoint",
-            "metadata": {"name": "crm"},
+            "metadata": {"name": "crm", "annotations": {ENABLE_REQUESTED: "1", LAST_APPLIED: "{}"}},
             "spec": {"url": "https://hooks.example.com/"},
             "status": {
                 "observedGeneration": 1,
@@ -194,6 +198,7 @@ mod tests {
         }))
         .unwrap();
         lean(&mut endpoint);
+        assert_eq!(endpoint.annotations().keys().collect::<Vec<_>>(), [ENABLE_REQUESTED]);
         let status = endpoint.status.unwrap();
         let types: Vec<&str> = status
             .conditions

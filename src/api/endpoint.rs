@@ -66,7 +66,7 @@ pub struct WebhookEndpointSpec {
 
     /// How requests show who sends them, beside the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auth: Option<Auth>,
+    pub auth: Option<Box<Auth>>,
 
     /// Headers sent with every request, at most 32. Names are unique without regard to case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,7 +80,7 @@ pub struct WebhookEndpointSpec {
     /// How the receiver's certificate is checked, and what is shown to it. Without it: against the public roots, and
     /// nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
+    pub tls: Option<Box<Tls>>,
 
     /// How requests are signed. Without it: Standard Webhooks, with a key that is generated into the Secret
     /// <endpoint>-signing.

@@ -38,7 +38,7 @@ pub struct EndpointStatus {
     pub target: Option<String>,
     /// The signing key in use; ids and times only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signing: Option<SigningStatus>,
+    pub signing: Option<Box<SigningStatus>>,
     /// Secrets and ConfigMaps that are read for this endpoint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

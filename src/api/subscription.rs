@@ -92,7 +92,7 @@ pub struct EventSubscriptionSpec {
     /// The request, for receivers with a shape of their own: its method, path, headers and body. Without it a POST to the
     /// endpoint's URL with the body that format makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<RequestShape>,
+    pub request: Option<Box<RequestShape>>,
 
     /// When a failed message of this subscription is tried again. It replaces the endpoint's retry as a whole: what it
     /// leaves out has its default, not the endpoint's value.
@@ -103,7 +103,7 @@ pub struct EventSubscriptionSpec {
     /// too old (with delivery: Pull, older than pull.maxAge), its receiver refused it, or no request can be made of it. What is told of is never told of again: a
     /// dead letter of such a message makes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dead_letter: Option<DeadLetter>,
+    pub dead_letter: Option<Box<DeadLetter>>,
 
     /// While true nothing is sent for this subscription, and nothing can be pulled: events still match, and their messages
     /// wait without using up attempts.

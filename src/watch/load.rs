@@ -76,7 +76,8 @@ impl Who {
 pub struct Loader {
     tools: Tools,
     world: World,
-    endpoints: BTreeMap<Key, Endpoint>,
+    /// Boxed: a map of thousands is a third empty.
+    endpoints: BTreeMap<Key, Box<Endpoint>>,
     subscriptions: BTreeMap<Key, Arc<SubscriptionEntry>>,
     /// Of the subscriptions that refer to Secrets.
     holdings: BTreeMap<Key, Holding>,
@@ -322,7 +323,7 @@ impl Loader {
     /// Keeps the timers in step with what is read.
     fn reschedule(&mut self, who: &Who) {
         let next = match who {
-            Who::Endpoint(key) => self.endpoints.get(key).and_then(Endpoint::next_timer),
+            Who::Endpoint(key) => self.endpoints.get(key).and_then(|endpoint| endpoint.next_timer()),
             Who::Subscription(key) => self.holdings.get(key).and_then(|holding| holding.material.due()),
         };
         let Some(holding) = self.holding(who) else {

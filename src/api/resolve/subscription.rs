@@ -37,7 +37,7 @@ pub fn resolve_subscription(subscription: &EventSubscription) -> Result<Resolved
             PayloadFormat::Raw => Format::Raw,
         },
         request: form(spec)?,
-        dead_letter: spec.dead_letter.as_ref().map(dead_letter).transpose()?,
+        dead_letter: spec.dead_letter.as_deref().map(dead_letter).transpose()?,
         retry: spec.retry.as_ref().map(resolve_retry).transpose()?,
         suspend: spec.suspend,
     })
@@ -98,7 +98,7 @@ pub fn resolve_with_last(
     Some(ResolvedSubscription {
         // Without one that is known messages wait: another request than its own would be wrong.
         request: form(spec).unwrap_or_else(|_| before.map_or(RequestForm::Unknown, |before| before.request.clone())),
-        dead_letter: match spec.dead_letter.as_ref().map(dead_letter).transpose() {
+        dead_letter: match spec.dead_letter.as_deref().map(dead_letter).transpose() {
             Ok(dead_letter) => dead_letter,
             Err(_) => before.and_then(|before| before.dead_letter.clone()),
         },

@@ -351,7 +351,7 @@ fn a_ca_bundle_needs_a_certificate_in_it() {
     let ca = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let pem = ca.cert.pem();
     let mut endpoint = endpoint("https://hooks.example.com/");
-    endpoint.spec.tls = Some(Tls {
+    endpoint.spec.tls = Some(Box::new(Tls {
         ca_bundle: Some(CaBundleSource {
             secret_key_ref: None,
             config_map_key_ref: Some(ConfigMapKeyReference {
@@ -360,7 +360,7 @@ fn a_ca_bundle_needs_a_certificate_in_it() {
             }),
         }),
         client_certificate: None,
-    });
+    }));
     let name = Reference::config_map("ca");
     assert!(references_of(&endpoint).contains(&name));
     let mut references = generated();

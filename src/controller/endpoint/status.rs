@@ -67,7 +67,9 @@ pub fn build(
             observed_generation: Some(generation),
             conditions: all,
             target: outcome.as_ref().ok().map(|resolved| resolved.target.origin.clone()),
-            signing: Some(signing_status(signing, endpoint, outcome)).filter(|said| *said != SigningStatus::default()),
+            signing: Some(signing_status(signing, endpoint, outcome))
+                .filter(|said| *said != SigningStatus::default())
+                .map(Box::new),
             references,
             delivery: None,
         },
@@ -176,8 +178,8 @@ fn signing_status(
         }
         // The last good keys stay in use: what was said of them stays, too.
         Signing::Unusable { name } | Signing::Refused { name, .. } => {
-            let before = endpoint.status.as_ref().and_then(|s| s.signing.clone());
-            before.unwrap_or_else(|| SigningStatus {
+            let before = endpoint.status.as_ref().and_then(|s| s.signing.as_deref());
+            before.cloned().unwrap_or_else(|| SigningStatus {
                 secret_name: Some(name.clone()),
                 ..SigningStatus::default()
             })

@@ -189,7 +189,7 @@ impl Loader {
                     // Its Secret and its grant are most likely on their way: the controller's status tells.
                     endpoint.holding.material.not_before(now + pace);
                 }
-                self.endpoints.insert(key.clone(), endpoint);
+                self.endpoints.insert(key.clone(), Box::new(endpoint));
             }
             Some(endpoint) if Arc::ptr_eq(&endpoint.object, &object) => {}
             Some(endpoint) => {

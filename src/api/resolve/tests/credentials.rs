@@ -18,12 +18,12 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
         password_secret_key_ref: reference("token", "value"),
     };
     let of = |kind, bearer, basic| {
-        Some(Auth {
+        Some(Box::new(Auth {
             kind,
             bearer,
             basic,
             oauth2: None,
-        })
+        }))
     };
     let mut references = generated();
     references.insert(Reference::secret("token"), opened(&[("value", "very-secret\n")]));
@@ -126,14 +126,14 @@ fn a_client_certificate_and_its_key_must_belong_together() {
     let (certificate, key) = (one.cert.pem(), one.signing_key.serialize_pem());
     let other_key = other.signing_key.serialize_pem();
     let mut endpoint = endpoint("https://hooks.example.com/");
-    endpoint.spec.tls = Some(Tls {
+    endpoint.spec.tls = Some(Box::new(Tls {
         ca_bundle: None,
         client_certificate: Some(ClientCertificate {
             secret_ref: SecretReference {
                 name: "client".to_owned(),
             },
         }),
-    });
+    }));
     let mut references = generated();
     let mut resolve = |lookup: Lookup| {
         references.insert(Reference::secret("client"), lookup);
