@@ -30,8 +30,9 @@ const EXTRA_SLOTS: usize = FAST_SLOTS / 2;
 const SLOW_SLOTS: usize = 512;
 /// An endpoint's places for messages (see above).
 const WINDOW: usize = 512;
-/// Below this the next page is read, so that an endpoint does not run dry meanwhile.
-const LOW_WATER: usize = 128;
+/// Below this the next page is read, so that an endpoint does not run dry meanwhile. One with fewer places than a window waits
+/// until no more of them are taken than this part, or each message beyond them would have a page read.
+const LOW_WATER: usize = WINDOW / 4;
 /// Places given to all endpoints: ids of 64 bytes or so, a few MiB.
 const PLACES: i64 = 20_000;
 /// Places an endpoint gets while there are many endpoints.
@@ -327,7 +328,8 @@ impl State {
             }
             Access::Go { .. } => {
                 waiting = due;
-                page = due && endpoint.window.len() <= LOW_WATER;
+                let low_water = LOW_WATER.min(usize::try_from(endpoint.capacity).unwrap_or_default() / 4);
+                page = due && endpoint.window.len() <= low_water;
                 let due = endpoint.next_due().filter(|due| *due > now);
                 wake = [due, paced].into_iter().flatten().min();
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::engine::outcome::End;
 use crate::engine::state::Job;
 use crate::ids::EventId;
-use crate::queue::{Pending, Settled};
+use crate::queue::{Arrival, MAX_PENDING, Pending, Placement, Settled, StoredEvent};
 
 const HEALTHY: u32 = 20;
 const HANGING: u32 = 1_000;
@@ -100,6 +100,23 @@ impl Simulation {
         self.state.evaluate(EndpointId(id), now);
     }
 
+    /// A message is stored, as ingest places it.
+    fn stored(&mut self, id: u32, now: UnixMillis) -> Arrival {
+        self.count += 1;
+        let event = EventId::next(EventId(0), now.0 / 1000);
+        Arrival {
+            message: MessageId::new(EventId(event.0 + self.count as i64), 0),
+            endpoint: EndpointId(id),
+            subscription: SubscriptionId(id),
+            placement: self.state.registry.gauge(EndpointId(id)).place(MAX_PENDING),
+            held: false,
+            event: Arc::new(StoredEvent {
+                attributes: Default::default(),
+                body: Default::default(),
+            }),
+        }
+    }
+
     fn run(mut self) -> Vec<i64> {
         for _ in 0..MESSAGES {
             (HEALTHY..HEALTHY + HANGING).for_each(|id| self.message(id, self.began));
@@ -179,4 +196,41 @@ fn a_thousand_endpoints_that_hang_take_no_slot_from_healthy_ones_whether_at_once
             p99(&naive)
         );
     }
+}
+
+#[test]
+fn what_arrives_for_endpoints_that_hang_is_not_read_back_message_by_message() {
+    let mut simulation = Simulation::new(true, false);
+    let now = simulation.began;
+    // What waits in the store, by endpoint.
+    let mut rows: HashMap<EndpointId, Vec<Pending>> = HashMap::new();
+    let (mut waiting, mut pages) = (0, 0);
+    for _ in 0..MESSAGES {
+        for id in HEALTHY..HEALTHY + HANGING {
+            let arrival = simulation.stored(id, now);
+            if arrival.placement == Placement::Waiting {
+                waiting += 1;
+                rows.entry(arrival.endpoint).or_default().push(Pending {
+                    message: arrival.message,
+                    endpoint: arrival.endpoint,
+                    subscription: arrival.subscription,
+                    attempts: 0,
+                    due: now,
+                    again: None,
+                });
+            }
+            simulation.state.arrived(vec![arrival], now);
+            let jobs = simulation.state.grant(now);
+            simulation.jobs.extend(jobs.into_iter().map(Some));
+            while let Some(request) = simulation.state.next_page(now) {
+                pages += 1;
+                let known = rows.get(&request.endpoint).cloned().unwrap_or_default();
+                let page = known.into_iter().take(request.limit).collect();
+                let of = SubscriptionId(request.endpoint.0);
+                simulation.state.paged(&request, vec![(of, page)], now);
+            }
+        }
+    }
+    assert!(waiting > 10 * HANGING, "{waiting} waited: there were too many places");
+    assert!(pages <= 3 * HANGING, "{pages} pages were read of {waiting} messages");
 }
