@@ -207,29 +207,6 @@ async fn replays_that_only_wait_give_their_places_to_others_and_end_when_their_e
     for n in 0..AT_ONCE {
         assert_eq!(counts(&complete(&team, &format!("waits-{n}"))), [1, 1, 1, 0]);
     }
-    let told = |name: &str| {
-        let of = format!("involvedObject.name={name},involvedObject.kind=Replay");
-        let reasons = "jsonpath={.items[*].reason}";
-        let args = [
-            "get",
-            "events",
-            "-n",
-            &team.namespace,
-            "--field-selector",
-            &of,
-            "-o",
-            reasons,
-        ];
-        let reasons = team.cluster.kubectl_ok(&args).unwrap();
-        let mut reasons: Vec<String> = reasons.split_whitespace().map(str::to_owned).collect();
-        reasons.sort();
-        reasons
-    };
-    let deadline = Instant::now() + PATIENCE;
-    while told("waits-0") != ["AllSent", "Started"] {
-        assert!(Instant::now() < deadline, "{:?}", told("waits-0"));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// Dead letters, how fast they are sent again, and how many of them before the kill.
@@ -283,6 +260,35 @@ async fn a_replay_keeps_its_rate_and_goes_on_after_a_kill_until_every_message_wa
     // The bucket is empty at first, so each second brings no more than it says.
     let least = Duration::from_secs((LETTERS / EACH_SECOND) as u64 - 1);
     assert!(took >= least, "{LETTERS} at {EACH_SECOND} a second took {took:?}");
+    // Its beginning and its end, each told once, over the kill.
+    until_told(&team, "again", &["AllSent", "Started"]);
+}
+
+/// Waits for exactly these reasons in a Replay's Events.
+fn until_told(team: &Team<'_>, name: &str, reasons: &[&str]) {
+    let of = format!("involvedObject.name={name},involvedObject.kind=Replay");
+    let shown = "jsonpath={.items[*].reason}";
+    let args = [
+        "get",
+        "events",
+        "-n",
+        &team.namespace,
+        "--field-selector",
+        &of,
+        "-o",
+        shown,
+    ];
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let told = team.cluster.kubectl_ok(&args).unwrap();
+        let mut told: Vec<&str> = told.split_whitespace().collect();
+        told.sort_unstable();
+        if told == reasons {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{told:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 async fn dead_letters(team: &Team<'_>, dispatcher: &Dispatcher) {
