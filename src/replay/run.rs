@@ -121,7 +121,11 @@ impl Run {
         loop {
             let replay = self.current();
             let wait = match after_the_end(&replay) {
-                AfterTheEnd::Done => return None,
+                AfterTheEnd::Done => {
+                    // The watch may be faster than the write's own answer, after which its Event is created.
+                    while self.writing.join_next().await.is_some() {}
+                    return None;
+                }
                 AfterTheEnd::Observe(status) => {
                     self.show(&replay, &status);
                     AGAIN
