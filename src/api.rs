@@ -21,6 +21,7 @@ pub mod request;
 pub mod resolve;
 pub mod retry;
 pub mod selector;
+pub mod service;
 pub mod status;
 pub mod subscription;
 

@@ -1,6 +1,6 @@
 //! The watches: from the cluster's resources to the registry.
 //!
-//! Owns four kube watches (namespaces by metadata only), the reads of what endpoints refer to, and the ids the store gives;
+//! Owns five kube watches (namespaces by metadata only, Services by a few fields), the reads of what endpoints refer to, and the ids the store gives;
 //! knows nothing of messages or of delivery. Invariant: while the API server is away everything that was loaded stays in
 //! use, and absence means deletion only after a complete list.
 
@@ -17,7 +17,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::stream::{BoxStream, StreamExt, select_all};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -32,12 +32,13 @@ use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::ids::EndpointId;
+use crate::kubernetes::services;
 use crate::queue::Queue;
 use crate::registry::Registry;
 use load::{Loader, Tools};
 use metrics::Metrics;
 use objects::Objects;
-use source::{Step, steps};
+use source::{Step, calm, steps};
 use world::Input;
 
 /// Requests to read an endpoint's Secrets anew that wait; more are dropped, since the next refusal asks again.
@@ -140,8 +141,15 @@ fn inputs(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input>
         follow::<WebhookEndpoint>("webhookendpoints", client, metrics, lean, Input::Endpoints),
         follow::<EventSubscription>("eventsubscriptions", client, metrics, |_| {}, Input::Subscriptions),
         follow::<EventType>("eventtypes", client, metrics, |_| {}, Input::Types),
+        follow_services(client, metrics),
     ])
     .boxed()
+}
+
+fn follow_services(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
+    let events = watcher(Api::<Service>::all(client.clone()), watcher::Config::default());
+    let events = calm("services", events, metrics.errors("services"));
+    events.map(|event| Input::Services(services::found(event))).boxed()
 }
 
 /// Leaves out what only others read, of annotations and of status: of ten thousand endpoints it takes megabytes.

@@ -49,6 +49,7 @@ mod it {
     mod scan;
     mod schemes;
     mod secrets;
+    mod services;
     mod shutdown;
     mod signatures;
     mod signing_secret;

@@ -76,6 +76,16 @@ pub fn forbidden(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
     Some(why)
 }
 
+/// Why not even a Service may be sent to at `ip`, or `None`: unlike others, Services have private addresses. So the rest of
+/// the list holds for them, whatever a cluster is configured to give them.
+pub fn forbidden_to_services(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
+    let is_private = match ip {
+        IpAddr::V4(ip) => ip.is_private() || same_prefix_v4(ip, Ipv4Addr::new(100, 64, 0, 0), 10),
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    };
+    if is_private { None } else { forbidden(ip, egress) }
+}
+
 fn special(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => IPV4

@@ -35,6 +35,9 @@ pub mod reasons {
     pub const SECRET_NOT_ALLOWED: &str = "SecretNotAllowed";
     pub const SECRET_ACCESS_DENIED: &str = "SecretAccessDenied";
     pub const CONFIG_MAP_ACCESS_DENIED: &str = "ConfigMapAccessDenied";
+    pub const SERVICE_NOT_FOUND: &str = "ServiceNotFound";
+    pub const SERVICE_NOT_ALLOWED: &str = "ServiceNotAllowed";
+    pub const SERVICE_PORT_MISSING: &str = "ServicePortMissing";
     pub const SECRET_CONFLICT: &str = "SecretConflict";
     pub const POLICY_DENIED: &str = "PolicyDenied";
     pub const INVALID_SPEC: &str = "InvalidSpec";
@@ -71,6 +74,7 @@ pub mod reasons {
     pub const DISABLED: &str = "Disabled";
     pub const SUSPENDED: &str = "Suspended";
     pub const SECRET_UNAVAILABLE: &str = "SecretUnavailable";
+    pub const SERVICE_UNAVAILABLE: &str = "ServiceUnavailable";
     pub const TOKEN_UNAVAILABLE: &str = "TokenUnavailable";
     pub const BLOCKED: &str = "Blocked";
     pub const HANDSHAKE_REFUSED: &str = "HandshakeRefused";

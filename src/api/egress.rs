@@ -6,10 +6,20 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 use super::resolve::{EgressRules, Host};
 
 /// Hosts that a message names; of the others it tells how many there are.
 const SHOWN: usize = 8;
+
+/// Whether endpoints may send to Services of their namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Services {
+    #[default]
+    Allow,
+    Deny,
+}
 
 /// Hosts that are allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +77,11 @@ impl fmt::Display for HostPattern {
 pub struct HostError(String);
 
 impl EgressRules {
-    /// Why nothing may be sent there, in a sentence for the endpoint's owner; none when it may.
-    pub fn refusal(&self, host: &Host, port: u16) -> Option<String> {
+    /// Why nothing may be sent there, in a sentence for the endpoint's owner, who wrote it in `named_in`; none when it may.
+    pub fn refusal(&self, named_in: &str, host: &Host, port: u16) -> Option<String> {
         let denied = |what: &str, allowed: String, field: &str| {
             format!(
-                "the administrator's policy lets endpoints of this namespace send to {allowed} only, and url names {what}: \
+                "the administrator's policy lets endpoints of this namespace send to {allowed} only, and {named_in} names {what}: \
                  use one of them, or ask the administrator for another (egress.{field} of the policy file)"
             )
         };
@@ -140,14 +150,14 @@ mod tests {
             ("hooks.example.com.evil.example", false),
             ("10.1.2.4", false),
         ] {
-            assert_eq!(rules.refusal(&host(name), 443).is_none(), allowed, "{name}");
+            assert_eq!(rules.refusal("url", &host(name), 443).is_none(), allowed, "{name}");
         }
     }
 
     #[test]
     fn a_refusal_names_what_is_allowed_and_where_that_is_said() {
         let rules = rules(Some(&["a.example"]), Some(&[443, 8443]));
-        let refusal = |name: &str, port| rules.refusal(&host(name), port);
+        let refusal = |name: &str, port| rules.refusal("url", &host(name), port);
         assert_eq!(refusal("a.example", 8443), None);
         let hosts = refusal("b.example", 443).unwrap();
         assert!(
@@ -164,7 +174,7 @@ mod tests {
         let many: Vec<String> = (0..20).map(|n| format!("h{n}.example")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let told = super::tests::rules(Some(&many), None)
-            .refusal(&host("b.example"), 443)
+            .refusal("url", &host("b.example"), 443)
             .unwrap();
         assert!(told.contains("h7.example and 12 more"), "{told}");
     }

@@ -12,6 +12,7 @@ use super::duration::ApiDuration;
 use super::limits::{CircuitBreaker, DisableAfter, RateLimit};
 use super::ordering::Ordering;
 use super::retry::Retry;
+use super::service::ServiceReference;
 use super::status::EndpointStatus;
 
 /// Where messages are sent, how they are signed, and when a failed one is tried again.
@@ -28,7 +29,8 @@ use super::status::EndpointStatus;
     derive = "PartialEq",
     doc = "A receiver of webhooks: its URL, how requests to it are signed, and when a failed one is tried again. EventSubscriptions of the same namespace say which events go to it.",
     validation = Rule::new("self.metadata.name.size() <= 52").message("metadata.name must have at most 52 characters: choose a shorter name (the signing Secret's name is made from it)"),
-    validation = Rule::new("has(self.spec.url) != has(self.spec.urlFrom)").message("an endpoint needs exactly one of url and urlFrom: write one and remove the other"),
+    validation = Rule::new("[has(self.spec.url), has(self.spec.urlFrom), has(self.spec.serviceRef)].filter(is, is).size() == 1").message("an endpoint needs exactly one of url, urlFrom and serviceRef: write one and remove the others"),
+    validation = Rule::new("!has(self.spec.serviceRef) || self.spec.serviceRef.scheme == 'HTTPS' || !has(self.spec.tls)").message("tls is of no use with serviceRef.scheme HTTP, which the default is: remove tls, or write scheme: HTTPS"),
     validation = Rule::new("!has(self.spec.auth) || !has(self.spec.headers) || !self.spec.headers.exists(h, h.name.lowerAscii() == 'authorization')").message("auth sets the header Authorization: remove it from headers, or remove auth"),
     printcolumn(name = "Target", type_ = "string", json_path = ".status.target", description = "Scheme and host that requests go to"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Configured and loaded; says nothing about the receiver"),
@@ -47,7 +49,8 @@ use super::status::EndpointStatus;
 pub struct WebhookEndpointSpec {
     /// Where requests go: an absolute https URL without user name, password or fragment. Addresses that are private,
     /// loopback, link-local or otherwise not globally reachable are refused unless the administrator opened them; that is
-    /// checked on the address actually dialled. Redirects are never followed. An endpoint has either url or urlFrom.
+    /// checked on the address actually dialled. Redirects are never followed. An endpoint has one of url, urlFrom and
+    /// serviceRef.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     #[x_kube(
@@ -63,6 +66,11 @@ pub struct WebhookEndpointSpec {
     /// shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url_from: Option<UrlSource>,
+
+    /// Where requests go, within the cluster: a Service of the same namespace, at its cluster address. Plain HTTP is allowed
+    /// here and nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ref: Option<ServiceReference>,
 
     /// How requests show who sends them, beside the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -320,6 +328,7 @@ impl WebhookEndpointSpec {
         WebhookEndpointSpec {
             url: Some(url.to_owned()),
             url_from: None,
+            service_ref: None,
             auth: None,
             headers: Vec::new(),
             tls: None,

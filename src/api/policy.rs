@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::cidr::CidrError;
-use super::egress::{HostError, HostPattern};
+use super::egress::{HostError, HostPattern, Services};
 use super::resolve::{Cidr, EgressRules};
 use super::selector::Selector;
 
@@ -107,6 +107,7 @@ impl Rule {
             open_cidrs,
             hosts,
             ports,
+            services,
         } = file.egress;
         bounded("egress.openCIDRs", &open_cidrs)?;
         let egress = EgressRules {
@@ -118,6 +119,7 @@ impl Rule {
                 .map(|hosts| hosts.iter().map(|text| text.parse::<HostPattern>()).collect())
                 .transpose()?,
             ports: narrowing("egress.ports", ports)?,
+            services,
         };
         if egress.ports.iter().flatten().any(|port| *port == 0) {
             return Err(RuleError::Port);
@@ -182,6 +184,8 @@ struct EgressFile {
     open_cidrs: Vec<String>,
     hosts: Option<Vec<String>>,
     ports: Option<Vec<u16>>,
+    #[serde(default)]
+    services: Services,
 }
 
 /// Why a policy file is refused as a whole.

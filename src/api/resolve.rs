@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::census::MAX_SUBSCRIPTIONS;
-use super::egress::HostPattern;
+use super::egress::{HostPattern, Services};
 use crate::expression::Expression;
 use crate::signing::Signer;
 
@@ -24,6 +24,7 @@ mod oauth2;
 mod ordering;
 mod references;
 mod request;
+mod service;
 mod subscription;
 mod target;
 #[cfg(test)]
@@ -33,10 +34,11 @@ pub use endpoint::{references_of, resolve_endpoint, scheme, signing_reference};
 pub use limits::resolve_retry;
 pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
-pub use references::{Found, Lookup, Reference, References};
+pub use references::{Found, Lookup, Reference, References, ValueKind};
 pub use request::{
     DeadLetterTarget, RequestForm, RequestSecrets, ResolvedRequest, resolve_secrets, subscription_references,
 };
+pub use service::FoundService;
 pub use subscription::{resolve_subscription, resolve_with_last};
 
 /// Why a resource cannot be used.
@@ -143,10 +145,20 @@ pub struct Target {
     pub port: u16,
     /// The request target: path and query, as written.
     pub path: String,
-    /// The `Host` header: host, and the port unless it is 443.
+    /// The `Host` header: host, and the port unless it is the scheme's own.
     pub authority: String,
     /// `scheme://host[:port]`, shown in status.
     pub origin: String,
+    /// Of a Service: `host` is not looked up.
+    pub service: Option<Arc<ServiceRoute>>,
+}
+
+/// How a Service is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceRoute {
+    /// Its own, which the cluster gave to it; they and no others are dialled.
+    pub addresses: Arc<[IpAddr]>,
+    pub tls: bool,
 }
 
 impl fmt::Debug for Target {
@@ -298,6 +310,7 @@ pub struct EgressRules {
     pub hosts: Option<Vec<HostPattern>>,
     /// None: every port.
     pub ports: Option<Vec<u16>>,
+    pub services: Services,
 }
 
 /// An address range; IPv4-mapped addresses are compared as IPv4.

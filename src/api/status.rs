@@ -39,7 +39,7 @@ pub struct EndpointStatus {
     /// The signing key in use; ids and times only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Box<SigningStatus>>,
-    /// Secrets and ConfigMaps that are read for this endpoint.
+    /// Secrets and ConfigMaps that are read for this endpoint, and the Service that it sends to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into(), "name".into()]))]
@@ -86,11 +86,11 @@ pub struct KeyStatus {
     pub expires_time: Option<Time>,
 }
 
-/// A Secret or ConfigMap that is read.
+/// A Secret, ConfigMap or Service that is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReferenceStatus {
-    /// Secret or ConfigMap.
+    /// Secret, ConfigMap or Service.
     pub kind: ReferenceKind,
     /// Its name.
     #[schemars(length(max = 253))]
@@ -101,11 +101,12 @@ pub struct ReferenceStatus {
     pub resource_version: Option<String>,
 }
 
-/// What kind of object holds a referenced value.
+/// What kind of object is referred to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ReferenceKind {
     ConfigMap,
     Secret,
+    Service,
 }
 
 /// How delivery to an endpoint goes. Counters are as of observedTime.

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Config;
@@ -24,10 +25,12 @@ use super::watches::Writers;
 use super::work::Failures;
 use crate::api::census::Census;
 use crate::api::policy::{NamespaceRules, Policy};
+use crate::api::resolve::FoundService;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
 use crate::kubernetes::budget::Budget;
 use crate::kubernetes::events::{self, Happening, Kind, Reporter};
 use crate::kubernetes::lease::Liveness;
+use crate::kubernetes::services::Services;
 
 /// What there is to reconcile.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +93,7 @@ pub struct Context {
     pub config: Arc<Config>,
     pub client: Client,
     pub stores: Stores,
+    pub services: watch::Sender<Services>,
     pub writers: Mutex<Option<Writers>>,
     pub queue: Queue<Key>,
     pub failures: Failures,
@@ -116,6 +120,7 @@ impl Context {
         Context {
             client: config.client.clone(),
             stores,
+            services: watch::Sender::default(),
             writers: Mutex::new(Some(writers)),
             queue: Queue::default(),
             failures: Failures::default(),
@@ -156,6 +161,11 @@ impl Context {
     /// An endpoint, if it exists.
     pub fn endpoint(&self, namespace: &str, name: &str) -> Option<Arc<WebhookEndpoint>> {
         self.stores.endpoints.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// A Service, if it exists.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<Arc<FoundService>> {
+        self.services.borrow().get(namespace, name).cloned()
     }
 
     /// All endpoints of a namespace.

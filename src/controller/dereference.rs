@@ -45,7 +45,7 @@ pub fn values(material: &Material, label: SecretLabel) -> References {
 /// As status tells of it.
 pub fn told(material: &Material) -> Vec<ReferenceStatus> {
     let told = material.iter().map(|(reference, found)| ReferenceStatus {
-        kind: reference.kind,
+        kind: reference.kind.into(),
         name: reference.name.clone(),
         resource_version: found.resource_version(),
     });

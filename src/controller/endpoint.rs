@@ -21,6 +21,7 @@ use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
 use crate::api::resolve::{Unresolved, references_of, resolve_endpoint, signing_reference};
+use crate::api::status::{ReferenceKind, ReferenceStatus};
 use signing::Signing;
 
 /// The plural, as dispatchers' Leases name it.
@@ -49,6 +50,8 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
     let material = dereference::read(context, namespace, references_of(&endpoint), &seen).await?;
     let values = dereference::values(&material, rules.secret_label);
+    let named = endpoint.spec.service_ref.as_ref();
+    let service = named.and_then(|named| context.service(namespace, &named.name));
     let census = || context.endpoints.lock().unwrap_or_else(|e| e.into_inner());
     let over_quota = rules
         .quotas
@@ -56,7 +59,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .filter(|limit| census().is_beyond(&*endpoint, *limit as usize));
     let resolved = match over_quota {
         Some(limit) => Err(Unresolved::over_quota(limit)),
-        None => resolve_endpoint(&endpoint, &values, &rules.egress),
+        None => resolve_endpoint(&endpoint, &values, &rules.egress, service.as_deref()),
     };
     let outcome = match (resolved, signing.refused()) {
         (Err(unresolved), _) if unresolved.stalled => Err(unresolved),
@@ -75,11 +78,17 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         seen: &seen,
     };
+    let mut references = dereference::told(&material);
+    references.extend(named.map(|named| ReferenceStatus {
+        kind: ReferenceKind::Service,
+        name: named.name.clone(),
+        resource_version: service.map(|service| service.resource_version.clone()),
+    }));
     let report = status::build(
         &endpoint,
         &outcome,
         &signing,
-        &material,
+        references,
         &standing,
         k8s_openapi::jiff::Timestamp::now(),
     );

@@ -13,8 +13,7 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest, Sha256};
 
-use crate::api::resolve::Reference;
-use crate::api::status::ReferenceKind;
+use crate::api::resolve::{Reference, ValueKind};
 
 /// How many Roles the names of one namespace are spread over.
 pub const SHARDS: u8 = 16;
@@ -45,8 +44,8 @@ impl Wanted {
     pub fn name(&mut self, reference: Reference) {
         let shard = self.shards.entry(shard_of(&reference.name)).or_default();
         match reference.kind {
-            ReferenceKind::Secret => shard.secrets.insert(reference.name),
-            ReferenceKind::ConfigMap => shard.config_maps.insert(reference.name),
+            ValueKind::Secret => shard.secrets.insert(reference.name),
+            ValueKind::ConfigMap => shard.config_maps.insert(reference.name),
         };
     }
 
@@ -56,8 +55,8 @@ impl Wanted {
         self.shards
             .get(&shard_of(name))
             .is_some_and(|shard| match reference.kind {
-                ReferenceKind::Secret => shard.secrets.contains(name),
-                ReferenceKind::ConfigMap => shard.config_maps.contains(name),
+                ValueKind::Secret => shard.secrets.contains(name),
+                ValueKind::ConfigMap => shard.config_maps.contains(name),
             })
     }
 }

@@ -13,8 +13,7 @@ use kube::api::{Api, GetParams};
 use kube::{Client, ResourceExt};
 use tokio::time::Instant;
 
-use crate::api::resolve::{Lookup, Reference};
-use crate::api::status::ReferenceKind;
+use crate::api::resolve::{Lookup, Reference, ValueKind};
 use crate::kubernetes::{RequestError, slim, within};
 
 /// The least time between two reads of an unchanged reference.
@@ -147,11 +146,11 @@ impl References {
 
 async fn fetch(client: &Client, key: &Key, params: &GetParams) -> Result<Found, RequestError> {
     let result = match key.reference.kind {
-        ReferenceKind::Secret => {
+        ValueKind::Secret => {
             let api: Api<Secret> = Api::namespaced(client.clone(), &key.namespace);
             within(api.get_with(&key.reference.name, params)).await.map(Found::from)
         }
-        ReferenceKind::ConfigMap => {
+        ValueKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), &key.namespace);
             within(api.get_with(&key.reference.name, params)).await.map(Found::from)
         }

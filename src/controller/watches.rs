@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -22,6 +22,7 @@ use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::resolve::subscription_references;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
+use crate::kubernetes::services::{self, Change};
 use crate::kubernetes::{lease, slim};
 
 /// Within which grants left over are looked for in namespaces without endpoints, at the least.
@@ -112,6 +113,7 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         None,
         touch_replay,
     ));
+    tasks.spawn(watch_services(context.clone(), Api::all(client())));
     tasks.spawn(watch(
         context.clone(),
         Api::all(client()),
@@ -140,6 +142,8 @@ pub async fn synced(context: &Context) -> anyhow::Result<()> {
     stores.event_types.wait_until_ready().await?;
     stores.replays.wait_until_ready().await?;
     stores.leases.wait_until_ready().await?;
+    let mut services = context.services.subscribe();
+    services.wait_for(|services| services.is_listed()).await?;
     Ok(())
 }
 
@@ -199,6 +203,42 @@ where
         }
     }
     Ok(())
+}
+
+/// Services are kept by a few words each, not as objects.
+async fn watch_services(context: Arc<Context>, api: Api<Service>) -> anyhow::Result<()> {
+    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => services::found(event),
+            Err(error) => {
+                tracing::warn!(kind = "Service", %error, "a watch was interrupted");
+                continue;
+            }
+        };
+        let mut change = Change::None;
+        context.services.send_modify(|services| change = services.apply(event));
+        touch_those_that_name(&context, &change);
+    }
+    Ok(())
+}
+
+/// Endpoints whose Service may be another one now.
+fn touch_those_that_name(context: &Context, change: &Change) {
+    let is_meant = |endpoint: &WebhookEndpoint| match (change, &endpoint.spec.service_ref) {
+        (Change::None, _) | (_, None) => false,
+        (Change::Any, Some(_)) => true,
+        (Change::One((namespace, name)), Some(reference)) => {
+            reference.name == *name && endpoint.metadata.namespace.as_deref() == Some(namespace)
+        }
+    };
+    if *change == Change::None {
+        return;
+    }
+    for endpoint in context.stores.endpoints.state_filter(is_meant) {
+        let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
+        context.queue.add(key, Instant::now());
+    }
 }
 
 fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {

@@ -17,6 +17,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::either::Either;
 
 use super::connection::Connection;
 use super::excerpt::{EXCERPT, Told, conceal};
@@ -150,29 +151,54 @@ impl HttpsSender {
     /// A new connection: look-up, guard, TCP, TLS. What the guard passed is what is dialled; no second look-up.
     async fn dial(&self, to: &Route<'_>, deadline: Instant) -> Result<Connection, Outcome> {
         let Route { target, endpoint, .. } = to;
-        let (addresses, server): (Arc<[IpAddr]>, ServerName<'static>) = match &target.host {
-            Host::Address(address) => (Arc::new([*address]), ServerName::from(*address)),
-            Host::Name(name) => {
-                let server = ServerName::try_from(name.clone()).map_err(|_| Outcome::Fault(Fault::Dns))?;
-                (self.resolver.lookup(name).await.map_err(no_address)?, server)
-            }
+        let server = match &target.host {
+            Host::Address(address) => ServerName::from(*address),
+            Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Outcome::Fault(Fault::Dns))?,
         };
-        guard::check(&addresses, &endpoint.egress).map_err(|found| Outcome::Blocked { address: found.address })?;
-        let connector = self.identities.connector(endpoint).map_err(|error| {
-            tracing::error!(%error, "no TLS configuration");
-            Outcome::Fault(Fault::Tls)
-        })?;
+        let addresses = self.passed(target, endpoint).await?;
+        let connector = match &target.service {
+            Some(service) if !service.tls => None,
+            _ => Some(self.identities.connector(endpoint).map_err(|error| {
+                tracing::error!(%error, "no TLS configuration");
+                Outcome::Fault(Fault::Tls)
+            })?),
+        };
         let permit = self.pool.permit().ok_or(Outcome::Ours(OurFault::NoFileDescriptors))?;
         let (stream, peer) = connect(&addresses, target.port, deadline).await?;
         self.metrics.opened.inc();
-        let stream = self
-            .handshakes
-            .pass(connector.connect(server, stream))
-            .await
-            .map_err(|error| outcome::of_handshake(&error))?;
+        let stream = match connector {
+            Some(connector) => {
+                let shaken = self.handshakes.pass(connector.connect(server, stream)).await;
+                Either::Left(shaken.map_err(|error| outcome::of_handshake(&error))?)
+            }
+            None => Either::Right(stream),
+        };
         Connection::open(stream, peer, endpoint.egress.clone(), permit)
             .await
             .map_err(|error| outcome::of_http(&error))
+    }
+
+    /// The target's addresses, if all of them may be dialled.
+    async fn passed(&self, target: &Target, endpoint: &ResolvedEndpoint) -> Result<Arc<[IpAddr]>, Outcome> {
+        let (addresses, checked) = match (&target.service, &target.host) {
+            (Some(service), _) => {
+                let addresses = service.addresses.clone();
+                let checked = guard::check_service(&addresses, &endpoint.egress);
+                (addresses, checked)
+            }
+            (None, host) => {
+                let addresses = match host {
+                    Host::Address(address) => Arc::new([*address]),
+                    Host::Name(name) => self.resolver.lookup(name).await.map_err(no_address)?,
+                };
+                let checked = guard::check(&addresses, &endpoint.egress);
+                (addresses, checked)
+            }
+        };
+        match checked {
+            Ok(()) => Ok(addresses),
+            Err(found) => Err(Outcome::Blocked { address: found.address }),
+        }
     }
 
     async fn run(&self, endpoint: &ResolvedEndpoint, errand: Errand<'_>) -> AttemptResult {
@@ -436,6 +462,7 @@ impl<'a> Route<'a> {
         let key = Key {
             host: target.host.clone(),
             port: target.port,
+            service: target.service.clone(),
             identity: identity(endpoint),
         };
         Route { target, endpoint, key }

@@ -1,5 +1,5 @@
-//! One HTTP/1.1 connection to a receiver, driven by the attempt that uses it: no task of its own, so nothing to own, and
-//! no hand-over between threads. Dropping it closes the socket.
+//! One HTTP/1.1 connection to a receiver, by TLS or (to a Service) plain, driven by the attempt that uses it: no task of its
+//! own, so nothing to own, and no hand-over between threads. Dropping it closes the socket.
 //!
 //! Invariant: an idle connection is not polled; [`Connection::ready`] finds out whether the peer has closed it meanwhile.
 
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use crate::api::resolve::EgressRules;
 
@@ -37,8 +38,11 @@ struct Observed {
     interim: AtomicU32,
 }
 
+/// Encrypted, or plain.
+pub(super) type Stream = Either<TlsStream<TcpStream>, TcpStream>;
+
 struct Wire {
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     observed: Arc<Observed>,
 }
 
@@ -58,7 +62,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(
-        stream: TlsStream<TcpStream>,
+        stream: Stream,
         peer: IpAddr,
         passed: Arc<EgressRules>,
         permit: OwnedSemaphorePermit,

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::api::address::forbidden;
+use crate::api::address::{forbidden, forbidden_to_services};
 use crate::api::resolve::EgressRules;
 
 /// An address that may not be dialled.
@@ -19,10 +19,16 @@ pub struct Forbidden {
 /// Passes all of `addresses` or none: one forbidden address among good ones is how an attacker waits for the retry that
 /// picks it.
 pub fn check(addresses: &[IpAddr], rules: &EgressRules) -> Result<(), Forbidden> {
-    match addresses
-        .iter()
-        .find_map(|&address| Some((address, forbidden(address, rules)?)))
-    {
+    all_or_none(addresses, |address| forbidden(address, rules))
+}
+
+/// The same for the addresses that the cluster gave to a Service.
+pub fn check_service(addresses: &[IpAddr], rules: &EgressRules) -> Result<(), Forbidden> {
+    all_or_none(addresses, |address| forbidden_to_services(address, rules))
+}
+
+fn all_or_none(addresses: &[IpAddr], why: impl Fn(IpAddr) -> Option<&'static str>) -> Result<(), Forbidden> {
+    match addresses.iter().find_map(|&address| Some((address, why(address)?))) {
         Some((address, range)) => Err(Forbidden { address, range }),
         None => Ok(()),
     }

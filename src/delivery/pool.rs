@@ -11,14 +11,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::Connection;
 use super::tls::Identity;
-use crate::api::address::forbidden;
-use crate::api::resolve::{EgressRules, Host};
+use crate::api::address::{forbidden, forbidden_to_services};
+use crate::api::resolve::{EgressRules, Host, ServiceRoute};
 
 /// What connections must have in common to be shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) host: Host,
     pub(super) port: u16,
+    /// A host by this name that is looked up is another one, and so is the Service when it has other addresses.
+    pub(super) service: Option<Arc<ServiceRoute>>,
     pub(super) identity: Identity,
 }
 
@@ -68,7 +70,11 @@ impl Pool {
                 continue;
             }
             if !Arc::ptr_eq(&connection.passed, rules) && *connection.passed != **rules {
-                if forbidden(connection.peer, rules).is_some() {
+                let why = match key.service {
+                    Some(_) => forbidden_to_services(connection.peer, rules),
+                    None => forbidden(connection.peer, rules),
+                };
+                if why.is_some() {
                     continue;
                 }
                 connection.passed = rules.clone();

@@ -497,6 +497,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
             path: "/".into(),
             authority: "hooks.example.com".into(),
             origin: "https://hooks.example.com".into(),
+            service: None,
         },
         headers: vec![],
         token: None,

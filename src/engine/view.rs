@@ -4,6 +4,7 @@
 
 use super::endpoint::{Endpoint, Standing};
 use super::state::State;
+use crate::api::conditions::reasons;
 use crate::delivery::{Fault, Origin, Refusal, TokenTrouble};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::registry::EndpointState;
@@ -34,6 +35,9 @@ fn delivering(endpoint: &Endpoint) -> Delivering {
         Some(EndpointState::Unusable { reason, .. }) => {
             return match *reason {
                 "PolicyDenied" => Delivering::Blocked,
+                reasons::SERVICE_NOT_FOUND | reasons::SERVICE_NOT_ALLOWED | reasons::SERVICE_PORT_MISSING => {
+                    Delivering::ServiceUnavailable
+                }
                 _ => Delivering::SecretUnavailable,
             };
         }
@@ -86,10 +90,12 @@ fn message(endpoint: &Endpoint, delivering: Delivering, origin: &Origin) -> Stri
                 .to_owned(),
         },
         Delivering::Suspended => "Suspended by spec.suspend; messages wait.".to_owned(),
-        Delivering::SecretUnavailable => match endpoint.entry.as_ref().map(|entry| &entry.state) {
-            Some(EndpointState::Unusable { message, .. }) => message.clone(),
-            _ => "A referenced value cannot be read; messages wait.".to_owned(),
-        },
+        Delivering::SecretUnavailable | Delivering::ServiceUnavailable => {
+            match endpoint.entry.as_ref().map(|entry| &entry.state) {
+                Some(EndpointState::Unusable { message, .. }) => message.clone(),
+                _ => "A referenced value cannot be read; messages wait.".to_owned(),
+            }
+        }
         Delivering::Blocked => match (
             health.hold.map(|hold| hold.reason),
             endpoint.entry.as_ref().map(|e| &e.state),

@@ -175,7 +175,7 @@ mod tests {
         let mut spec = WebhookEndpointSpec::to("https://hooks.example.com/leads");
         spec.signing.scheme = SigningScheme::None;
         let resource = WebhookEndpoint::new("crm", spec);
-        let mut endpoint = resolve_endpoint(&resource, &References::default(), &Arc::default()).unwrap();
+        let mut endpoint = resolve_endpoint(&resource, &References::default(), &Arc::default(), None).unwrap();
         assert_eq!(Question::of(&endpoint, &Origin::default()), None);
         endpoint.handshake = true;
         let asked = |edit: &dyn Fn(&mut ResolvedEndpoint)| {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::material::{Read, Trouble};
 use crate::api::policy::SecretLabel;
-use crate::api::resolve::{Found, Lookup, Reference, References};
+use crate::api::resolve::{Found, Lookup, Reference, References, ValueKind};
 use crate::api::status::{ReferenceKind, ReferenceStatus};
 use crate::kubernetes::{RequestError, within};
 
@@ -24,8 +24,8 @@ pub async fn read(client: &Client, namespace: &str, references: Vec<Reference>) 
     let mut reads = Vec::with_capacity(references.len());
     for reference in references {
         let result = match reference.kind {
-            ReferenceKind::Secret => get::<Secret>(client, namespace, &reference).await,
-            ReferenceKind::ConfigMap => get::<ConfigMap>(client, namespace, &reference).await,
+            ValueKind::Secret => get::<Secret>(client, namespace, &reference).await,
+            ValueKind::ConfigMap => get::<ConfigMap>(client, namespace, &reference).await,
         };
         reads.push((reference, result));
     }
@@ -67,10 +67,10 @@ fn trouble(error: &RequestError) -> Trouble {
 }
 
 /// The version that the controller read last, from status.
-pub fn version_in(references: &[ReferenceStatus], wanted: &Reference) -> Option<String> {
+pub fn version_in(references: &[ReferenceStatus], kind: ReferenceKind, name: &str) -> Option<String> {
     references
         .iter()
-        .find(|status| status.kind == wanted.kind && status.name == wanted.name)
+        .find(|status| status.kind == kind && status.name == name)
         .and_then(|status| status.resource_version.clone())
 }
 
@@ -120,7 +120,7 @@ mod tests {
             status(ReferenceKind::ConfigMap, "1"),
             status(ReferenceKind::Secret, "2"),
         ];
-        assert_eq!(version_in(&list, &Reference::secret("a")).as_deref(), Some("2"));
-        assert_eq!(version_in(&list, &Reference::secret("b")), None);
+        assert_eq!(version_in(&list, ReferenceKind::Secret, "a").as_deref(), Some("2"));
+        assert_eq!(version_in(&list, ReferenceKind::Secret, "b"), None);
     }
 }

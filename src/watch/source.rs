@@ -52,24 +52,29 @@ pub enum Step<K> {
     Gone(Box<K>),
 }
 
-/// Turns watcher events into steps, forever; errors are counted, logged and waited out.
+/// Turns watcher events into steps, forever.
 pub fn steps<K, S>(plural: &'static str, events: S, errors: Counter) -> impl Stream<Item = Step<K>>
 where
     K: Resource + Clone + Debug + Send + 'static,
     S: Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
 {
-    let backoff = ResetTimerBackoff::new(Pauses::default(), CALM);
     let mut listing = Vec::new();
+    calm(plural, events, errors).filter_map(move |event| futures::future::ready(collect(&mut listing, event)))
+}
+
+/// Watcher events without errors, which are counted, logged and waited out.
+pub fn calm<K, S>(plural: &'static str, events: S, errors: Counter) -> impl Stream<Item = Event<K>>
+where
+    K: Resource + Clone + Debug + Send + 'static,
+    S: Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+{
+    let backoff = ResetTimerBackoff::new(Pauses::default(), CALM);
     events.backoff(backoff).modify(slim).filter_map(move |event| {
-        let step = match event {
-            Ok(event) => collect(&mut listing, event),
-            Err(error) => {
-                errors.inc();
-                tracing::warn!(plural, %error, "failed to watch; what is loaded stays in use");
-                None
-            }
-        };
-        futures::future::ready(step)
+        let event = event.map_err(|error| {
+            errors.inc();
+            tracing::warn!(plural, %error, "failed to watch; what is loaded stays in use");
+        });
+        futures::future::ready(event.ok())
     })
 }
 

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
 use super::source::Step;
 use super::versions::{Versions, number};
 use crate::api::census::Census;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::kubernetes::services::{Change, Named, Services};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -24,6 +26,7 @@ pub enum Input {
     Endpoints(Step<WebhookEndpoint>),
     Subscriptions(Step<EventSubscription>),
     Types(Step<EventType>),
+    Services(Event<Named>),
 }
 
 /// A namespace that exists.
@@ -143,6 +146,7 @@ pub struct World {
     pub subscriptions: Kind<EventSubscription>,
     pub types: Kind<EventType>,
     pub namespaces: Versions,
+    pub services: Services,
     /// Namespaces whose view is to be built anew (or taken away).
     pub views: BTreeSet<String>,
 }
@@ -155,6 +159,10 @@ impl World {
             Input::Endpoints(step) => self.endpoints.apply(step),
             Input::Subscriptions(step) => self.subscriptions.apply(step),
             Input::Types(step) => self.types.apply(step),
+            Input::Services(event) => {
+                let change = self.services.apply(event);
+                self.touch_those_that_name(&change);
+            }
         }
     }
 
@@ -169,6 +177,26 @@ impl World {
     /// The policy changed: every endpoint is resolved anew.
     pub fn touch_endpoints(&mut self) {
         self.endpoints.dirty.extend(self.endpoints.objects.keys().cloned());
+    }
+
+    /// Endpoints whose Service may be another one now.
+    fn touch_those_that_name(&mut self, change: &Change) {
+        let endpoints = &mut self.endpoints;
+        let naming = |(key, endpoint): (&Key, &Arc<WebhookEndpoint>)| {
+            let service = endpoint.spec.service_ref.as_ref()?;
+            let is_meant = match change {
+                Change::None => false,
+                Change::One((_, name)) => service.name == *name,
+                Change::Any => true,
+            };
+            is_meant.then(|| key.clone())
+        };
+        let touched: Vec<Key> = match change {
+            Change::None => return,
+            Change::One((namespace, _)) => of_namespace(&endpoints.objects, namespace).filter_map(naming).collect(),
+            Change::Any => endpoints.objects.iter().filter_map(naming).collect(),
+        };
+        endpoints.dirty.extend(touched);
     }
 
     fn namespaces(&mut self, step: Step<PartialObjectMeta<Namespace>>) {

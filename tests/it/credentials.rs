@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tokio_util::either::Either;
 
 use super::receiver::{Identity, Receiver, TRUSTED, keep_answering};
 use super::team::{Shared, Team};
@@ -133,11 +134,18 @@ async fn a_client_certificate_is_shown_and_a_renewed_one_is_used_without_a_resta
     let receiver = {
         let shown = shown.clone();
         let acceptor = TRUSTED.acceptor_of_clients(&authorities);
-        Receiver::serve(acceptor, (Ipv4Addr::LOCALHOST, 0).into(), move |connection, seen| {
-            let certificates = connection.stream.get_ref().1.peer_certificates().unwrap();
-            shown.lock().unwrap().push(certificates[0].to_vec());
-            keep_answering(connection, seen, OK)
-        })
+        Receiver::serve(
+            Some(acceptor),
+            (Ipv4Addr::LOCALHOST, 0).into(),
+            move |connection, seen| {
+                let Either::Left(stream) = &connection.stream else {
+                    unreachable!("it speaks TLS")
+                };
+                let certificates = stream.get_ref().1.peer_certificates().unwrap();
+                shown.lock().unwrap().push(certificates[0].to_vec());
+                keep_answering(connection, seen, OK)
+            },
+        )
         .await
     };
     let url = format!("https://{}/", receiver.address);

@@ -198,7 +198,7 @@ fn resolved(tokens: &Tokens, token_server: SocketAddr, secret: &str, more: &Valu
         open_cidrs: vec!["127.0.0.0/8".parse().unwrap()],
         ..EgressRules::default()
     };
-    resolve_endpoint(&endpoint, &references, &Arc::new(egress)).unwrap()
+    resolve_endpoint(&endpoint, &references, &Arc::new(egress), None).unwrap()
 }
 
 /// Sends so many requests at once.

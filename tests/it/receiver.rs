@@ -1,4 +1,5 @@
-//! Receivers for tests: a throwaway CA, raw TLS servers that behave as badly as a test asks, and the endpoint for them.
+//! Receivers for tests: a throwaway CA, raw servers (by TLS, or plain) that behave as badly as a test asks, and the endpoint
+//! for them.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 pub const NEXT_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -39,7 +41,15 @@ impl Identity {
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let names = ["localhost", "127.0.0.1", "127.0.0.2", "::1", "*.receiver.test"].map(String::from);
+        let names = [
+            "localhost",
+            "127.0.0.1",
+            "127.0.0.2",
+            "::1",
+            "*.receiver.test",
+            "crm.sales.svc",
+        ]
+        .map(String::from);
         let mut params = CertificateParams::new(names).unwrap();
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
         params.not_after = rcgen::date_time_ymd(valid_until_year, 1, 1);
@@ -114,7 +124,7 @@ pub type Log = Arc<Mutex<Vec<Seen>>>;
 pub struct Connection {
     /// From 0, in the order of arrival.
     pub number: usize,
-    pub stream: TlsStream<TcpStream>,
+    pub stream: Either<TlsStream<TcpStream>, TcpStream>,
 }
 
 impl Connection {
@@ -160,7 +170,11 @@ impl Connection {
 
     /// Closes with RST.
     pub fn reset(self) {
-        self.stream.get_ref().0.set_zero_linger().unwrap();
+        let stream = match &self.stream {
+            Either::Left(stream) => stream.get_ref().0,
+            Either::Right(stream) => stream,
+        };
+        stream.set_zero_linger().unwrap();
     }
 }
 
@@ -187,10 +201,11 @@ impl Receiver {
         F: Fn(Connection, Log) -> B + Send + Sync + 'static,
         B: Future<Output = ()> + Send + 'static,
     {
-        Receiver::serve(identity.acceptor(), at, behaviour).await
+        Receiver::serve(Some(identity.acceptor()), at, behaviour).await
     }
 
-    pub async fn serve<F, B>(acceptor: TlsAcceptor, at: SocketAddr, behaviour: F) -> Receiver
+    /// Without an acceptor it speaks plain HTTP.
+    pub async fn serve<F, B>(acceptor: Option<TlsAcceptor>, at: SocketAddr, behaviour: F) -> Receiver
     where
         F: Fn(Connection, Log) -> B + Send + Sync + 'static,
         B: Future<Output = ()> + Send + 'static,
@@ -211,7 +226,11 @@ impl Receiver {
                     };
                     let (acceptor, seen, behaviour) = (acceptor.clone(), seen.clone(), behaviour.clone());
                     connections.spawn(async move {
-                        if let Ok(stream) = acceptor.accept(stream).await {
+                        let stream = match acceptor {
+                            Some(acceptor) => acceptor.accept(stream).await.map(Either::Left),
+                            None => Ok(Either::Right(stream)),
+                        };
+                        if let Ok(stream) = stream {
                             behaviour(Connection { number, stream }, seen).await;
                         }
                     });
@@ -284,6 +303,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
             path: "/hooks?team=sales".into(),
             authority: format!("{name}:{port}"),
             origin: format!("https://{name}:{port}"),
+            service: None,
         },
         headers: vec![(HeaderName::from_static("x-tenant"), HeaderValue::from_static("blue"))],
         token: None,

@@ -10,4 +10,8 @@ pub fn an_event_from_a_pod_with_a_projected_token_reaches_a_receiver_in_another_
     stage.until_delivered(&accepted);
     let shown = stage.cluster().kubectl_ok(&["get", "whe,evsub", "-n", TEAM]).unwrap();
     assert!(shown.contains("Succeeding") && shown.contains("Resolved"), "{shown}");
+    assert!(shown.contains("http://receiver.shop.svc"), "{shown}");
+    for request in stage.received().unwrap() {
+        assert_eq!(request["path"], "/hooks/leads", "{request:#}");
+    }
 }

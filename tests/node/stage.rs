@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidings_cluster::image::Image;
 use tidings_cluster::node::Node;
-use tidings_cluster::{Cluster, Helm, ThrowawayCa, eventually};
+use tidings_cluster::{Cluster, Helm, eventually};
 
 use super::produce::TOKEN;
 
@@ -25,8 +25,6 @@ pub const TEAM: &str = "shop";
 pub const DISPATCHER: &str = "tidings-dispatcher-0";
 pub const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
 
-/// The receiver's address: there is no DNS server in this cluster.
-const RECEIVER: &str = "10.96.77.1";
 /// Both namespaces admit nothing less.
 const RESTRICTED: (&str, &str) = ("pod-security.kubernetes.io/enforce", "restricted");
 const IMAGE: &str = concat!("ghcr.io/tidings/tidings:", env!("CARGO_PKG_VERSION"));
@@ -81,20 +79,18 @@ impl Stage {
         self.node.cluster()
     }
 
-    /// Installs the chart with its own values, but for the policy that opens the receiver's address.
+    /// Installs the chart with its own values.
     pub fn install(&self) -> String {
         let installed = self.release("upgrade", &["--install"]);
         self.ready();
         installed
     }
 
-    /// `helm COMMAND tidings CHART`, with the values of these tests, and waits as helm does.
+    /// `helm COMMAND tidings CHART`, and waits as helm does.
     pub fn release(&self, command: &str, more: &[&str]) -> String {
         let chart = Helm::chart();
-        let policy = json!({"rules": [{"namespaceSelector": {}, "egress": {"openCIDRs": [format!("{RECEIVER}/32")]}}]});
-        let policy = format!("policy={policy}");
         let mut args = vec![command, RELEASE, chart.to_str().unwrap(), "--namespace", SYSTEM];
-        args.extend(["--set-json", &policy, "--wait", "--timeout=5m"]);
+        args.extend(["--wait", "--timeout=5m"]);
         args.extend(more);
         self.helm.ok(&args).unwrap()
     }
@@ -122,10 +118,7 @@ impl Stage {
         let endpoint = json!({
             "apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
             "metadata": {"name": "crm", "namespace": TEAM},
-            "spec": {
-                "url": format!("https://{RECEIVER}/hooks/leads"),
-                "tls": {"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}},
-            },
+            "spec": {"serviceRef": {"name": "receiver", "port": 80, "path": "/hooks/leads"}},
         });
         let subscription = json!({
             "apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
@@ -270,59 +263,29 @@ impl Stage {
         }
     }
 
-    /// The receivers' certificate and CA, and a ServiceAccount that may publish.
+    /// The receiver's Service, and a ServiceAccount that may publish.
     fn open_team(&self) {
-        let ca = ThrowawayCa::new().unwrap();
-        let certificate = ca.server_for(&[RECEIVER]).unwrap();
-        let of_team = |kind: &str, name: &str, more: Value| {
-            let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": TEAM}});
-            object
-                .as_object_mut()
-                .unwrap()
-                .extend(more.as_object().unwrap().clone());
-            object
-        };
-        let objects = [
-            of_team("ConfigMap", "receiver-ca", json!({"data": {"ca.crt": ca.pem()}})),
-            of_team(
-                "Secret",
-                "receiver-tls",
-                json!({"type": "kubernetes.io/tls", "stringData": {
-                    "tls.crt": certificate.certificate_pem, "tls.key": certificate.key_pem}}),
-            ),
-            of_team(
-                "Service",
-                "receiver",
-                json!({"spec": {"clusterIP": RECEIVER, "selector": {"app": "receiver"},
-                    "ports": [{"port": 443, "targetPort": 8443}]}}),
-            ),
-        ];
-        for object in objects {
-            self.cluster().apply(&object.to_string()).unwrap();
-        }
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "receiver", "namespace": TEAM},
+            "spec": {"selector": {"app": "receiver"}, "ports": [{"port": 80, "targetPort": 8080}]},
+        });
+        self.cluster().apply(&service.to_string()).unwrap();
         self.cluster()
             .create_producer(TEAM, "agent", &["lead.qualified"])
             .unwrap();
     }
 }
 
-/// `tidings inspect` with the team's certificate and the endpoint's keys.
+/// `tidings inspect` with the endpoint's keys.
 fn receiver() -> Value {
     let mut pod = pod_spec(json!({
         "name": "receiver",
         "image": IMAGE,
-        "args": ["inspect", "--listen=0.0.0.0:8443", "--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key",
-            "--secret-file=/keys"],
-        "readinessProbe": {"httpGet": {"path": "/requests", "port": 8443, "scheme": "HTTPS"}, "periodSeconds": 2},
-        "volumeMounts": [
-            {"name": "tls", "mountPath": "/tls", "readOnly": true},
-            {"name": "keys", "mountPath": "/keys", "readOnly": true},
-        ],
+        "args": ["inspect", "--listen=0.0.0.0:8080", "--secret-file=/keys"],
+        "readinessProbe": {"httpGet": {"path": "/requests", "port": 8080}, "periodSeconds": 2},
+        "volumeMounts": [{"name": "keys", "mountPath": "/keys", "readOnly": true}],
     }));
-    pod["volumes"] = json!([
-        {"name": "tls", "secret": {"secretName": "receiver-tls"}},
-        {"name": "keys", "secret": {"secretName": "crm-signing"}},
-    ]);
+    pod["volumes"] = json!([{"name": "keys", "secret": {"secretName": "crm-signing"}}]);
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": "receiver", "namespace": TEAM},

@@ -16,7 +16,9 @@ use super::oauth2::{token_request, token_target};
 use super::ordering::resolve_ordering;
 use super::references::without_newline;
 use super::target::target;
-use super::{CaBundle, EgressRules, Reference, References, ResolvedEndpoint, Target, Unresolved};
+use super::{
+    CaBundle, EgressRules, FoundService, Reference, References, ResolvedEndpoint, Target, Unresolved, service,
+};
 use crate::api::common::{SecretKeyReference, is_object_name};
 use crate::api::conditions::reasons;
 use crate::api::endpoint::{CaBundleSource, Handshake, Header, SigningScheme};
@@ -122,19 +124,26 @@ fn check_names(endpoint: &WebhookEndpoint) -> Result<(), Unresolved> {
 
 /// The endpoint as delivery uses it, or why it cannot be used.
 ///
-/// `references` must hold what [`references_of`] names; `egress` is what the policy opens for the namespace. What is wrong
-/// with the spec itself is told before what is wrong with its references.
+/// `references` must hold what [`references_of`] names; `egress` is what the policy opens for the namespace; `service` is the
+/// one that `serviceRef` names, if it exists. What is wrong with the spec itself is told before what is wrong with its
+/// references.
 pub fn resolve_endpoint(
     endpoint: &WebhookEndpoint,
     references: &References,
     egress: &Arc<EgressRules>,
+    service: Option<&FoundService>,
 ) -> Result<ResolvedEndpoint, Unresolved> {
     let namespace = endpoint.namespace().unwrap_or_default();
     let spec = &endpoint.spec;
-    let url = match (&spec.url, &spec.url_from) {
-        (Some(url), None) => Url::Written(target(url, egress)?),
-        (None, Some(from)) => Url::Secret(&from.secret_key_ref),
-        _ => return Err(Unresolved::invalid("an endpoint needs exactly one of url and urlFrom")),
+    let url = match (&spec.url, &spec.url_from, &spec.service_ref) {
+        (Some(url), None, None) => Url::Written(target(url, egress)?),
+        (None, Some(from), None) => Url::Secret(&from.secret_key_ref),
+        (None, None, Some(reference)) => Url::Service(service::place(reference, &namespace, egress)?),
+        _ => {
+            return Err(Unresolved::invalid(
+                "an endpoint needs exactly one of url, urlFrom and serviceRef",
+            ));
+        }
     };
     check_names(endpoint)?;
     let timeout = duration("timeout", &spec.timeout)?;
@@ -156,6 +165,7 @@ pub fn resolve_endpoint(
     let target = match url {
         Url::Written(target) => target,
         Url::Secret(key) => secret_target(key, &namespace, references, egress)?,
+        Url::Service(place) => place.at(service, egress)?,
     };
     let signing = signing(endpoint, &namespace, references)?;
     let values = spec
@@ -213,6 +223,7 @@ pub fn resolve_endpoint(
 enum Url<'a> {
     Written(Target),
     Secret(&'a SecretKeyReference),
+    Service(service::Place<'a>),
 }
 
 fn success(source: &str) -> Result<Expression, Unresolved> {

@@ -16,24 +16,40 @@ use crate::api::names;
 use crate::api::policy::SecretLabel;
 use crate::api::status::ReferenceKind;
 
-/// One object that a resource refers to, in its own namespace.
+/// What holds a value that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ValueKind {
+    ConfigMap,
+    Secret,
+}
+
+impl From<ValueKind> for ReferenceKind {
+    fn from(kind: ValueKind) -> ReferenceKind {
+        match kind {
+            ValueKind::ConfigMap => ReferenceKind::ConfigMap,
+            ValueKind::Secret => ReferenceKind::Secret,
+        }
+    }
+}
+
+/// One object whose values a resource refers to, in its own namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
-    pub kind: ReferenceKind,
+    pub kind: ValueKind,
     pub name: String,
 }
 
 impl Reference {
     pub fn secret(name: impl Into<String>) -> Reference {
         Reference {
-            kind: ReferenceKind::Secret,
+            kind: ValueKind::Secret,
             name: name.into(),
         }
     }
 
     pub fn config_map(name: impl Into<String>) -> Reference {
         Reference {
-            kind: ReferenceKind::ConfigMap,
+            kind: ValueKind::ConfigMap,
             name: name.into(),
         }
     }
@@ -159,8 +175,8 @@ impl References {
     pub(super) fn object(&self, reference: &Reference) -> Result<&Found, Unresolved> {
         let name = &reference.name;
         let (kind, not_found, denied) = match reference.kind {
-            ReferenceKind::Secret => ("Secret", reasons::SECRET_NOT_FOUND, reasons::SECRET_ACCESS_DENIED),
-            ReferenceKind::ConfigMap => (
+            ValueKind::Secret => ("Secret", reasons::SECRET_NOT_FOUND, reasons::SECRET_ACCESS_DENIED),
+            ValueKind::ConfigMap => (
                 "ConfigMap",
                 reasons::CONFIG_MAP_NOT_FOUND,
                 reasons::CONFIG_MAP_ACCESS_DENIED,

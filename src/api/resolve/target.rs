@@ -41,13 +41,9 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
         None | Some(0) => return refuse("url must name a port from 1 to 65535, or none for 443"),
         Some(port) => port,
     };
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    if PathAndQuery::try_from(path.as_str()).is_err() {
+    let Some(path) = path_and_query(&url) else {
         return refuse("url's path or query holds characters that must be percent-encoded");
-    }
+    };
     if let Host::Address(ip) = host
         && let Some(why) = address::forbidden(ip, egress)
     {
@@ -59,9 +55,7 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
             ),
         ));
     }
-    if let Some(why) = egress.refusal(&host, port) {
-        return Err(Unresolved::stalled(reasons::POLICY_DENIED, why));
-    }
+    refused_host("url", &host, port, egress)?;
     let name = url.host_str().unwrap_or_default();
     let authority = match url.port() {
         Some(port) => format!("{name}:{port}"),
@@ -73,5 +67,23 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
         port,
         path,
         authority,
+        service: None,
     })
+}
+
+/// The request target, unless it holds what no request line can.
+pub(super) fn path_and_query(url: &Url) -> Option<String> {
+    let path = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    PathAndQuery::try_from(path.as_str()).is_ok().then_some(path)
+}
+
+/// Refuses what the policy's narrowing leaves out.
+pub(super) fn refused_host(named_in: &str, host: &Host, port: u16, egress: &EgressRules) -> Result<(), Unresolved> {
+    match egress.refusal(named_in, host, port) {
+        Some(why) => Err(Unresolved::stalled(reasons::POLICY_DENIED, why)),
+        None => Ok(()),
+    }
 }

@@ -14,6 +14,7 @@ use crate::signing::{Scheme, SigningKey, SigningKeys};
 
 mod credentials;
 mod limits;
+mod services;
 
 const SECRET_TEXT: &str = "Bearer very-secret";
 
@@ -77,7 +78,13 @@ fn with_header(name: &str, value: Option<&str>, from: Option<SecretKeyReference>
 
 #[test]
 fn a_minimal_endpoint_resolves_with_the_defaults() {
-    let resolved = resolve_endpoint(&endpoint("https://Hooks.Example.com/a/b?c=d"), &generated(), &closed()).unwrap();
+    let resolved = resolve_endpoint(
+        &endpoint("https://Hooks.Example.com/a/b?c=d"),
+        &generated(),
+        &closed(),
+        None,
+    )
+    .unwrap();
     assert_eq!(resolved.generation, 3);
     assert_eq!((resolved.namespace.as_str(), resolved.name.as_str()), ("sales", "crm"));
     assert_eq!(
@@ -88,6 +95,7 @@ fn a_minimal_endpoint_resolves_with_the_defaults() {
             path: "/a/b?c=d".to_owned(),
             authority: "hooks.example.com".to_owned(),
             origin: "https://hooks.example.com".to_owned(),
+            service: None,
         }
     );
     assert_eq!(resolved.timeout, Duration::from_secs(15));
@@ -104,7 +112,7 @@ fn a_port_and_an_ipv6_host_show_in_authority_and_origin() {
         open_cidrs: vec!["::1/128".parse().unwrap()],
         ..EgressRules::default()
     });
-    let resolved = resolve_endpoint(&endpoint("https://[::1]:8443"), &generated(), &egress).unwrap();
+    let resolved = resolve_endpoint(&endpoint("https://[::1]:8443"), &generated(), &egress, None).unwrap();
     assert_eq!(resolved.target.host, Host::Address("::1".parse().unwrap()));
     assert_eq!(resolved.target.authority, "[::1]:8443");
     assert_eq!(resolved.target.origin, "https://[::1]:8443");
@@ -134,7 +142,7 @@ fn urls_that_cannot_be_used_are_stalled_with_a_reason() {
         ("https://[64:ff9b::a00:1]/", reasons::POLICY_DENIED),
         ("https://169.254.169.254/latest", reasons::POLICY_DENIED),
     ] {
-        let unresolved = resolve_endpoint(&endpoint(url), &generated(), &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint(url), &generated(), &closed(), None).unwrap_err();
         assert_eq!(
             (unresolved.reason, unresolved.stalled),
             (reason, true),
@@ -149,7 +157,7 @@ fn a_host_may_have_253_characters_and_a_request_to_enable_is_cut_to_what_status_
     let mut endpoint = endpoint(&format!("https://{host}/"));
     let asked = (names::ENABLE_REQUESTED.to_owned(), "ä".repeat(300));
     endpoint.metadata.annotations = Some(BTreeMap::from([asked]));
-    let resolved = resolve_endpoint(&endpoint, &generated(), &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &generated(), &closed(), None).unwrap();
     assert_eq!((host.len(), resolved.target.host), (253, Host::Name(host)));
     assert_eq!(resolved.enable_request, Some("ä".repeat(256)));
 }
@@ -161,7 +169,7 @@ fn an_opened_literal_resolves_however_it_is_written() {
         ..EgressRules::default()
     });
     for url in ["https://127.1:8443/x", "https://2130706433:8443/x"] {
-        let resolved = resolve_endpoint(&endpoint(url), &generated(), &egress).unwrap();
+        let resolved = resolve_endpoint(&endpoint(url), &generated(), &egress, None).unwrap();
         assert_eq!(resolved.target.host, Host::Address("127.0.0.1".parse().unwrap()));
         assert_eq!(resolved.target.authority, "127.0.0.1:8443");
     }
@@ -175,7 +183,7 @@ fn the_generated_secret_gives_its_id_and_both_keys_and_nothing_else_is_taken_for
     let resolve = |lookup: Lookup| {
         let mut references = References::default();
         references.insert(name.clone(), lookup);
-        resolve_endpoint(&endpoint, &references, &closed())
+        resolve_endpoint(&endpoint, &references, &closed(), None)
     };
     let (one, two) = (key_text(1), key_text(2));
     let own = names::SIGNING_SECRET_TYPE;
@@ -225,13 +233,13 @@ fn a_chosen_signing_secret_may_hold_several_keys_and_must_be_opened() {
     let text = format!("{}\n{}\n", key_text(2), key_text(1));
     let mut references = References::default();
     references.insert(Reference::secret("mine"), secret("Opaque", true, &[("keys", &text)]));
-    let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
     let signing = keys(&resolved);
     assert_eq!(signing.keys.len(), 2);
     assert_eq!(signing.current_id(), signing.keys[0].fingerprint());
 
     references.insert(Reference::secret("mine"), secret("Opaque", false, &[("keys", &text)]));
-    let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+    let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
     assert_eq!(
         (unresolved.reason, unresolved.stalled),
         (reasons::SECRET_NOT_ALLOWED, false)
@@ -255,10 +263,10 @@ fn raw_keys_are_one_key_and_without_a_scheme_no_secret_is_read() {
             Reference::secret("mine"),
             secret("Opaque", true, &[("key", "two words\n"), ("empty", "\n")]),
         );
-        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
         assert_eq!(keys(&resolved).keys, [SigningKey::raw(b"two words").unwrap()]);
         endpoint.spec.signing.secret_ref = Some(reference("mine", "empty"));
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
         assert_eq!(unresolved.reason, reasons::SECRET_INVALID);
 
         endpoint.spec.signing.secret_ref = None;
@@ -266,12 +274,12 @@ fn raw_keys_are_one_key_and_without_a_scheme_no_secret_is_read() {
         let generated = Scheme::GitHub.generate([3; 32]);
         let lookup = secret(own, false, &[("current", &generated), ("previous", "older")]);
         references.insert(Reference::secret("crm-signing"), lookup);
-        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
         assert_eq!(keys(&resolved).keys.len(), 2);
     }
     endpoint.spec.signing.scheme = SigningScheme::None;
     assert_eq!(references_of(&endpoint), []);
-    let resolved = resolve_endpoint(&endpoint, &References::default(), &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &References::default(), &closed(), None).unwrap();
     assert_eq!(resolved.signing.current_id(), None);
 }
 
@@ -288,7 +296,7 @@ fn a_header_from_a_secret_loses_one_newline_and_stays_out_of_debug() {
         Reference::secret("token"),
         secret("Opaque", true, &[("value", &with_newline)]),
     );
-    let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
     assert_eq!(resolved.headers[0].0, "authorization");
     assert_eq!(resolved.headers[0].1, SECRET_TEXT);
     for shown in [format!("{resolved:?}"), format!("{references:?}")] {
@@ -313,7 +321,7 @@ fn a_header_from_a_secret_loses_one_newline_and_stays_out_of_debug() {
         (Lookup::Denied, reasons::SECRET_ACCESS_DENIED),
     ] {
         references.insert(Reference::secret("token"), lookup);
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
         assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
         assert!(!unresolved.message.contains("very-secret"), "{unresolved}");
     }
@@ -331,7 +339,8 @@ fn headers_that_tidings_sets_itself_are_refused() {
         "a b",
         "",
     ] {
-        let unresolved = resolve_endpoint(&with_header(name, Some("x"), None), &generated(), &closed()).unwrap_err();
+        let unresolved =
+            resolve_endpoint(&with_header(name, Some("x"), None), &generated(), &closed(), None).unwrap_err();
         assert_eq!(
             (unresolved.reason, unresolved.stalled),
             (reasons::INVALID_SPEC, true),
@@ -343,7 +352,7 @@ fn headers_that_tidings_sets_itself_are_refused() {
         .spec
         .headers
         .extend(with_header("x-team", Some("b"), None).spec.headers);
-    assert!(resolve_endpoint(&twice, &generated(), &closed()).is_err());
+    assert!(resolve_endpoint(&twice, &generated(), &closed(), None).is_err());
 }
 
 #[test]
@@ -365,7 +374,7 @@ fn a_ca_bundle_needs_a_certificate_in_it() {
     assert!(references_of(&endpoint).contains(&name));
     let mut references = generated();
     references.insert(name.clone(), secret("", false, &[("ca.crt", &pem)]));
-    let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
     assert_eq!(resolved.ca.unwrap().pem, pem.as_bytes());
 
     let private = ca.signing_key.serialize_pem();
@@ -380,7 +389,7 @@ fn a_ca_bundle_needs_a_certificate_in_it() {
         (Lookup::Denied, reasons::CONFIG_MAP_ACCESS_DENIED),
     ] {
         references.insert(name.clone(), lookup);
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
         assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
     }
 }

@@ -10,11 +10,10 @@ use super::signing::{Signing, next_rotation};
 use crate::api::WebhookEndpoint;
 use crate::api::conditions::{KEY_ROTATING, OF_DISPATCHER, TRUE, reasons};
 use crate::api::resolve::{ResolvedEndpoint, Unresolved};
-use crate::api::status::{EndpointStatus, KeyStatus, SigningStatus};
+use crate::api::status::{EndpointStatus, KeyStatus, ReferenceStatus, SigningStatus};
 use crate::controller::FIELD_MANAGER;
 use crate::controller::conditions::{Conditions, Readiness, was_ready};
 use crate::controller::context::{Context, Key};
-use crate::controller::dereference::{Material, told};
 use crate::controller::standing::Standing;
 use crate::controller::work::Error;
 use crate::kubernetes::status::{Written, is_unchanged, own_part};
@@ -33,12 +32,11 @@ pub fn build(
     endpoint: &WebhookEndpoint,
     outcome: &Result<ResolvedEndpoint, Unresolved>,
     signing: &Signing,
-    material: &Material,
+    references: Vec<ReferenceStatus>,
     standing: &Standing<'_>,
     now: Timestamp,
 ) -> Report {
     let generation = endpoint.metadata.generation.unwrap_or_default();
-    let references = told(material);
     let before = endpoint.status.as_ref();
     let previous = before.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let readiness = match outcome {

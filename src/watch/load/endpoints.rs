@@ -15,13 +15,16 @@ use crate::api::WebhookEndpoint;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{
-    EgressRules, Fifo, References, Unresolved, references_of, resolve_endpoint, resolve_ordering,
+    EgressRules, Fifo, FoundService, References, ServiceRoute, Unresolved, references_of, resolve_endpoint,
+    resolve_ordering,
 };
-use crate::api::status::is_unseen;
+use crate::api::status::{ReferenceKind, is_unseen};
 use crate::ids::{EndpointId, UnixMillis};
+use crate::kubernetes::services::Services;
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointEntry, EndpointState};
 use crate::schedule::MAX_AGE;
+use crate::watch::fetch;
 use crate::watch::world::Key;
 
 /// What the loader knows of one endpoint.
@@ -44,6 +47,7 @@ struct Told {
     enable_request: Option<String>,
     versions: Vec<Option<String>>,
     egress: Arc<EgressRules>,
+    service: Option<Arc<ServiceRoute>>,
     unusable: Option<(&'static str, String)>,
 }
 
@@ -82,6 +86,22 @@ impl Endpoint {
         )
     }
 
+    /// Whether the Service that it names may be older here than what the controller calls Ready. What is in use already
+    /// waits for nobody.
+    fn awaits_its_service(&self, services: &Services) -> bool {
+        let Some(reference) = &self.object.spec.service_ref else {
+            return false;
+        };
+        let is_in_use = self
+            .told
+            .as_ref()
+            .is_some_and(|told| told.generation == self.object.metadata.generation && told.unusable.is_none());
+        let status = self.object.status.as_ref();
+        let told = status.map(|status| status.references.as_slice()).unwrap_or_default();
+        let version = fetch::version_in(told, ReferenceKind::Service, &reference.name);
+        !is_in_use && !services.has_seen(version.as_deref())
+    }
+
     /// When something is to be done without being told: a read, or publishing as it is.
     pub fn next_timer(&self) -> Option<Instant> {
         let waits = self.told.is_none() && self.id.is_some() && self.holding.material.is_read();
@@ -90,9 +110,14 @@ impl Endpoint {
     }
 
     /// Resolves it, or says how it cannot be used.
-    fn resolve(&mut self, rules: &NamespaceRules, over_quota: Option<u32>) -> EndpointState {
+    fn resolve(
+        &mut self,
+        rules: &NamespaceRules,
+        over_quota: Option<u32>,
+        service: Option<&FoundService>,
+    ) -> EndpointState {
         let Endpoint { object, holding, .. } = self;
-        let resolve = |references: &References| resolve_endpoint(object, references, &rules.egress);
+        let resolve = |references: &References| resolve_endpoint(object, references, &rules.egress, service);
         let resolved = match over_quota {
             Some(limit) => Err(Unresolved::over_quota(limit)),
             None => holding.resolve(rules.secret_label, resolve),
@@ -116,6 +141,10 @@ impl Endpoint {
             enable_request: self.object.annotations().get(ENABLE_REQUESTED).cloned(),
             versions: self.holding.versions(),
             egress: Arc::clone(&rules.egress),
+            service: match state {
+                EndpointState::Usable(resolved) => resolved.target.service.clone(),
+                _ => None,
+            },
             unusable: match state {
                 EndpointState::Unusable { reason, message, .. } => Some((reason, message.clone())),
                 _ => None,
@@ -231,10 +260,17 @@ impl Loader {
             self.world.endpoints.loaded(key);
             return;
         }
+        if endpoint.awaits_its_service(&self.world.services) {
+            // The watch of Services brings it, and has the endpoint loaded anew.
+            self.world.endpoints.known(key);
+            return;
+        }
         let census = &self.world.endpoints.census;
         let is_beyond = |limit: &u32| census.is_beyond(&*endpoint.object, *limit as usize);
         let over_quota = rules.quotas.endpoints.filter(is_beyond);
-        let state = endpoint.resolve(rules, over_quota);
+        let named = endpoint.object.spec.service_ref.as_ref();
+        let service = named.and_then(|named| self.world.services.get(&key.0, &named.name));
+        let state = endpoint.resolve(rules, over_quota, service.map(Arc::as_ref));
         let told = endpoint.news(&state, rules);
         if endpoint.told.as_ref() != Some(&told) {
             endpoint.told = Some(told);
@@ -300,7 +336,7 @@ mod tests {
             .holding
             .material
             .finish(reads, Instant::now(), std::time::Duration::ZERO);
-        endpoint.resolve(&NamespaceRules::default(), None)
+        endpoint.resolve(&NamespaceRules::default(), None, None)
     }
 
     #[test]

@@ -50,7 +50,12 @@ impl Holding {
         let wanted: Vec<(Reference, Option<String>)> = self
             .references
             .iter()
-            .map(|reference| (reference.clone(), fetch::version_in(versions, reference)))
+            .map(|reference| {
+                (
+                    reference.clone(),
+                    fetch::version_in(versions, reference.kind.into(), &reference.name),
+                )
+            })
             .collect();
         self.material.observe(&wanted, is_new_spec, now);
         self.good.retain(|reference, _| self.references.contains(reference));

@@ -385,7 +385,6 @@ fn start_servers(
         format!("--tls-cert-file={}", pki("apiserver.crt")),
         format!("--tls-private-key-file={}", pki("apiserver.key")),
         format!("--client-ca-file={}", pki("ca.crt")),
-        "--service-cluster-ip-range=10.96.0.0/16".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", pki("service-account.pub")),
         format!("--service-account-signing-key-file={}", pki("service-account.key")),
@@ -393,11 +392,14 @@ fn start_servers(
     ];
     api_args.extend(match shape {
         Shape::Alone => vec![
+            // Where a test can listen: nothing routes to Services without a node.
+            "--service-cluster-ip-range=127.96.0.0/16".into(),
             "--bind-address=127.0.0.1".into(),
             "--authorization-mode=RBAC".into(),
             "--endpoint-reconciler-type=none".into(),
         ],
         Shape::WithNode => vec![
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--bind-address=0.0.0.0".into(),
             format!("--advertise-address={}", node::ADDRESS),
             "--authorization-mode=Node,RBAC".into(),

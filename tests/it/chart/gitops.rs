@@ -40,6 +40,11 @@ fn names_in_our_resources_follow_what_kustomize_renames() {
     assert_eq!(endpoint["headers"][0]["secretKeyRef"]["name"], secret);
     assert_eq!(endpoint["headers"][1]["secretKeyRef"]["name"], "elsewhere");
     assert_eq!(endpoint["tls"]["caBundle"]["configMapKeyRef"]["name"], config);
+    let inside = &object(&objects, "WebhookEndpoint", "eu-inside")["spec"];
+    assert_eq!(
+        inside["serviceRef"]["name"],
+        object(&objects, "Service", "eu-receiver")["metadata"]["name"]
+    );
     let subscription = &object(&objects, "EventSubscription", "eu-leads")["spec"];
     assert_eq!(subscription["endpointRef"]["name"], "eu-crm");
     assert_eq!(subscription["deadLetter"]["endpointRef"]["name"], "eu-crm");

@@ -36,7 +36,7 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
     ] {
         endpoint.spec.auth = auth;
         assert!(references_of(&endpoint).contains(&Reference::secret("token")));
-        let resolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap();
+        let resolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap();
         let (name, value) = resolved.headers.last().unwrap();
         assert_eq!((name.as_str(), value.to_str().unwrap()), ("authorization", header));
         let shown = format!("{resolved:?}");
@@ -53,7 +53,7 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
     ] {
         endpoint.spec.auth = of(AuthType::Bearer, Some(bearer.clone()), None);
         references.insert(Reference::secret("token"), lookup);
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
         assert_eq!((unresolved.reason, unresolved.stalled), (reason, false), "{unresolved}");
     }
     references.insert(Reference::secret("token"), opened(&[("value", "very-secret")]));
@@ -74,7 +74,7 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
         }),
     );
     for broken in [twice, mixed, colon] {
-        let unresolved = resolve_endpoint(&broken, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&broken, &references, &closed(), None).unwrap_err();
         assert_eq!((unresolved.reason, unresolved.stalled), (reasons::INVALID_SPEC, true));
     }
 }
@@ -89,7 +89,7 @@ fn a_url_from_a_secret_shows_its_host_and_nothing_more() {
     let mut references = generated();
     let mut resolve = |lookup: Lookup| {
         references.insert(Reference::secret("hook"), lookup);
-        resolve_endpoint(&endpoint, &references, &closed())
+        resolve_endpoint(&endpoint, &references, &closed(), None)
     };
     assert!(references_of(&endpoint).contains(&Reference::secret("hook")));
     let resolved = resolve(opened(&[(
@@ -111,11 +111,11 @@ fn a_url_from_a_secret_shows_its_host_and_nothing_more() {
         assert!(!unresolved.message.contains("very"), "{unresolved}");
     }
     endpoint.spec.url = Some("https://hooks.example.com/".to_owned());
-    let both = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+    let both = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
     assert_eq!(both.reason, reasons::INVALID_SPEC);
     endpoint.spec.url = None;
     endpoint.spec.url_from = None;
-    let neither = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+    let neither = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
     assert_eq!(neither.reason, reasons::INVALID_SPEC);
 }
 
@@ -137,7 +137,7 @@ fn a_client_certificate_and_its_key_must_belong_together() {
     let mut references = generated();
     let mut resolve = |lookup: Lookup| {
         references.insert(Reference::secret("client"), lookup);
-        resolve_endpoint(&endpoint, &references, &closed())
+        resolve_endpoint(&endpoint, &references, &closed(), None)
     };
     let resolved = resolve(opened(&[("tls.crt", &certificate), ("tls.key", &key)])).unwrap();
     let shown = resolved.client.unwrap();
@@ -189,7 +189,7 @@ fn what_no_object_can_be_called_is_never_asked_for_and_is_the_specs_fault() {
         assert_eq!(references_of(&endpoint), [Reference::secret("crm-signing")], "{name}");
         let mut references = generated();
         references.insert(Reference::secret(name), secret("Opaque", true, &[("token", "t")]));
-        let unresolved = resolve_endpoint(&endpoint, &references, &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&endpoint, &references, &closed(), None).unwrap_err();
         assert_eq!(
             (unresolved.reason, unresolved.stalled),
             (reasons::INVALID_SPEC, true),
@@ -219,7 +219,7 @@ fn a_request_for_a_token_holds_what_the_spec_says_and_shows_none_of_it() {
     let mut references = generated();
     let values = [("secret", "very/secret~\n"), ("id", "tidings 1"), ("empty", "")];
     references.insert(Reference::secret("client"), opened(&values));
-    let resolved = |more| resolve_endpoint(&client(more), &references, &closed());
+    let resolved = |more| resolve_endpoint(&client(more), &references, &closed(), None);
     let token = |more| resolved(more).unwrap().token.unwrap();
 
     let basic = token(serde_json::json!({"scopes": ["a", "b"], "parameters": [{"name": "audience", "value": "x&y"}]}));

@@ -5,7 +5,7 @@ use crate::api::retry::Exponential;
 
 #[test]
 fn the_defaults_of_retries_and_limits_are_those_of_the_schema() {
-    let resolved = resolve_endpoint(&endpoint("https://hooks.example.com/"), &generated(), &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint("https://hooks.example.com/"), &generated(), &closed(), None).unwrap();
     assert_eq!(resolved.retry, RetryPolicy::default());
     assert_eq!(resolved.retry.max_age, crate::schedule::MAX_AGE);
     assert_eq!(resolved.max_in_flight, crate::schedule::limit::CEILING);
@@ -49,7 +49,7 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
     });
     endpoint.spec.disable_after = DisableAfter("Never".to_owned());
     endpoint.spec.retry.never_retry = vec![400, 422];
-    let resolved = resolve_endpoint(&endpoint, &generated(), &closed()).unwrap();
+    let resolved = resolve_endpoint(&endpoint, &generated(), &closed(), None).unwrap();
     let rate = Rate {
         requests: 100,
         per: Duration::from_secs(60),
@@ -80,7 +80,7 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
     for (number, edit) in edits.into_iter().enumerate() {
         let mut broken = endpoint.clone();
         edit(&mut broken.spec);
-        let unresolved = resolve_endpoint(&broken, &generated(), &closed()).unwrap_err();
+        let unresolved = resolve_endpoint(&broken, &generated(), &closed(), None).unwrap_err();
         assert_eq!(
             (unresolved.reason, unresolved.stalled),
             (reasons::INVALID_SPEC, true),
