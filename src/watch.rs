@@ -161,6 +161,7 @@ fn lean(endpoint: &mut WebhookEndpoint) {
         let is_read = |type_: &str| type_ == READY || OF_DISPATCHER.contains(&type_);
         status.conditions.retain(|condition| is_read(&condition.type_));
         status.conditions.shrink_to_fit();
+        status.references.shrink_to_fit();
     }
 }
 

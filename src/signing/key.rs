@@ -128,7 +128,7 @@ impl<K: Key> Keys<K> {
     }
 
     /// The same with the ids of more than the first; a key without one has its fingerprint for an id.
-    pub fn with_ids(ids: &[Option<&str>], keys: Vec<K>) -> Result<Keys<K>, KeyError> {
+    pub fn with_ids(ids: &[Option<&str>], mut keys: Vec<K>) -> Result<Keys<K>, KeyError> {
         if keys.len() > MAX_KEYS {
             return Err(KeyError::TooMany { keys: keys.len() });
         }
@@ -138,6 +138,8 @@ impl<K: Key> Keys<K> {
         let ids = ids.iter().copied().chain(std::iter::repeat(None));
         let named = |(key, id): (&K, Option<&str>)| id.map_or_else(|| key.fingerprint(), str::to_owned);
         let ids = keys.iter().zip(ids).map(named).collect();
+        // Most have one, and room for four.
+        keys.shrink_to_fit();
         Ok(Keys { ids, keys })
     }
 

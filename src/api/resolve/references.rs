@@ -3,7 +3,7 @@
 //! Invariant: a Secret's value is given out only when its owner opened the Secret with the label, or the administrator's
 //! policy asks for none; Debug shows no value.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -64,7 +64,8 @@ pub enum Lookup {
     Denied,
 }
 
-/// What is used of a Secret or ConfigMap. Its maps are sorted lists: one is held for each reference, and most have an entry or two.
+/// What is used of a Secret or ConfigMap. Its maps are sorted lists as long as they must be: one is held for each reference, and most
+/// have an entry or two.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Found {
     pub resource_version: String,
@@ -89,10 +90,10 @@ impl From<Secret> for Found {
         let data = secret.data.unwrap_or_default();
         Found {
             resource_version: secret.metadata.resource_version.unwrap_or_default(),
-            labels: secret.metadata.labels.into_iter().flatten().collect(),
-            annotations: secret.metadata.annotations.into_iter().flatten().collect(),
+            labels: of(secret.metadata.labels, &LABELS),
+            annotations: of(secret.metadata.annotations, &ANNOTATIONS),
             r#type: secret.type_,
-            data: data.into_iter().map(|(key, value)| (key, value.0)).collect(),
+            data: listed(data.into_iter().map(|(key, value)| (key, value.0)).collect()),
         }
     }
 }
@@ -105,12 +106,28 @@ impl From<ConfigMap> for Found {
         let binary = binary.into_iter().map(|(key, value)| (key, value.0));
         Found {
             resource_version: map.metadata.resource_version.unwrap_or_default(),
-            labels: map.metadata.labels.into_iter().flatten().collect(),
-            annotations: map.metadata.annotations.into_iter().flatten().collect(),
+            labels: of(map.metadata.labels, &LABELS),
+            annotations: of(map.metadata.annotations, &ANNOTATIONS),
             r#type: None,
-            data: text.chain(binary).collect(),
+            data: listed(text.chain(binary).collect()),
         }
     }
+}
+
+/// The labels and annotations that anything is read from.
+const LABELS: [&str; 1] = [names::USE_LABEL];
+const ANNOTATIONS: [&str; 2] = [names::CURRENT_ID, names::PREVIOUS_ID];
+
+fn of(all: Option<BTreeMap<String, String>>, used: &[&str]) -> LiteMap<String, String> {
+    let mut all = all.unwrap_or_default();
+    all.retain(|name, _| used.contains(&name.as_str()));
+    listed(all)
+}
+
+fn listed<V>(map: BTreeMap<String, V>) -> LiteMap<String, V> {
+    let mut list = Vec::with_capacity(map.len());
+    list.extend(map);
+    LiteMap::from_sorted_store_unchecked(list)
 }
 
 /// Everything that was read for one resource.
