@@ -70,7 +70,7 @@ pub struct WebhookEndpointSpec {
     /// Where requests go, within the cluster: a Service of the same namespace, at its cluster address. Plain HTTP is allowed
     /// here and nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_ref: Option<ServiceReference>,
+    pub service_ref: Option<Box<ServiceReference>>,
 
     /// How requests show who sends them, beside the signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use crate::api::service::{ServiceReference, ServiceScheme};
 fn to_service(reference: ServiceReference) -> WebhookEndpoint {
     let mut endpoint = endpoint("");
     endpoint.spec.url = None;
-    endpoint.spec.service_ref = Some(reference);
+    endpoint.spec.service_ref = Some(Box::new(reference));
     endpoint
 }
 
