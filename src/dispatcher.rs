@@ -34,12 +34,14 @@ use crate::telemetry::health::Gate;
 use crate::engine::{BURY_AFTER, Clock, Engine, EngineConfig};
 use crate::registry::Registry;
 use crate::tls::{Certificate, TlsFiles};
+use crate::traces::{self, Traces};
 use crate::watch::{self, WatchConfig};
 use metrics::{Metrics, StoreMetrics};
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
 const CHANGES: usize = 1024;
-/// How long the last status writes may take after the shutdown began: the next process writes what is missing.
+/// How long the last status writes and the last spans may take after the shutdown began: the next process writes what is
+/// missing of status.
 const LAST_REPORT: Duration = Duration::from_secs(2);
 /// How often readiness looks whether everything is loaded.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -75,6 +77,8 @@ pub struct Config {
     pub status_writes_per_second: u32,
     /// How long attempts under way may go on after the shutdown began.
     pub drain: Duration,
+    /// Where spans go; none: nothing is traced.
+    pub traces: Option<traces::Settings>,
     pub metrics: Metrics,
     /// Readiness: open while events are accepted.
     pub gate: Gate,
@@ -92,6 +96,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             Certificate::new(files, metrics.certificate_invalid.clone()).await?,
         )),
     };
+    let start = |settings| Traces::start(settings, &config.identity, metrics.traces.clone());
+    let traces = config.traces.as_ref().map(start).transpose();
+    let (traces, exporting) = traces.context("failed to set up traces")?.unzip();
     let queue = open(&config.data_dir, config.store_limit).await?;
     let fence = queue.claim().await.context("failed to claim the store")?;
     let (registry, changes) = Registry::new(CHANGES);
@@ -138,6 +145,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         board: board.clone(),
         clock: Arc::new(Clock::system()),
         metrics: metrics.engine.clone(),
+        traces: traces.clone(),
         random: rand::random::<f64>,
         bury_after: BURY_AFTER,
         refused: Box::new(move |id| refresher.refresh(id)),
@@ -170,6 +178,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         reporting.clone(),
     );
     let auth = Auth::new(config.client.clone(), config.audiences.clone());
+    let requests = traces.map(|traces| ingest::trace::Requests {
+        traces,
+        https: certificate.is_some(),
+    });
     let ingest = Ingest::new(
         registry.clone(),
         queue.clone(),
@@ -182,7 +194,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut serving = tokio::spawn(ingest::serve(
         listener,
         certificate,
-        Arc::new(ingest),
+        Arc::new(ingest.traced(requests)),
         accepting.clone(),
     ));
     tasks.spawn(open_when_loaded(registry.clone(), gate.clone(), background.clone()));
@@ -207,7 +219,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         tracing::warn!("some outcomes were not recorded: those messages are sent again after the restart");
     }
     reporting.cancel();
-    if tokio::time::timeout(LAST_REPORT, report.join()).await.is_err() {
+    let last_spans = async {
+        if let Some(exporting) = exporting {
+            exporting.finish(LAST_REPORT).await;
+        }
+    };
+    let (reported, ()) = tokio::join!(tokio::time::timeout(LAST_REPORT, report.join()), last_spans);
+    if reported.is_err() {
         tracing::warn!("the last status writes did not end in time");
     }
     watching.cancel();

@@ -21,6 +21,7 @@ use crate::queue::{Arrival, Fence, Queue, QueueError, SentAgain};
 use crate::registry::{Change, Registry};
 use crate::report::board::Board;
 use crate::schedule::health::Health;
+use crate::traces::Traces;
 
 mod clear;
 pub mod clock;
@@ -35,6 +36,7 @@ mod settle;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod view;
 mod work;
 
@@ -69,6 +71,8 @@ pub struct EngineConfig {
     pub board: Arc<Board>,
     pub clock: Arc<Clock>,
     pub metrics: EngineMetrics,
+    /// Where attempts are traced, if they are.
+    pub traces: Option<Traces>,
     /// Numbers in [0, 1) for jitter.
     pub random: fn() -> f64,
     /// How long a deleted endpoint or subscription may come back and find its messages.
@@ -89,6 +93,7 @@ pub(crate) struct Core {
     board: Arc<Board>,
     clock: Arc<Clock>,
     metrics: EngineMetrics,
+    traces: Option<Traces>,
     random: fn() -> f64,
     bury_after: Duration,
     refused: Box<dyn Fn(EndpointId) + Send + Sync>,
@@ -166,6 +171,7 @@ impl Engine {
             board: config.board,
             clock: config.clock,
             metrics: config.metrics,
+            traces: config.traces,
             random: config.random,
             bury_after: config.bury_after,
             refused: config.refused,

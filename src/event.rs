@@ -4,6 +4,7 @@
 //! never parse it again. Formats that a receiver gets are rendered from it in [`format`].
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 pub mod format;
 pub mod media;
@@ -46,7 +47,24 @@ pub enum Data {
     Binary(Bytes),
 }
 
+/// Where an event stands in a trace, in the words of W3C Trace Context: what is kept of it between the request that brought it
+/// and those that take it on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// `traceparent`.
+    pub parent: String,
+    /// `tracestate`; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub state: String,
+}
+
 impl Event {
+    /// An extension attribute's value.
+    pub fn extension(&self, name: &str) -> Option<&str> {
+        let at = self.extensions.binary_search_by(|(own, _)| own.as_str().cmp(name));
+        at.ok().map(|at| self.extensions[at].1.as_str())
+    }
+
     /// The event, if its attributes are valid ([`rules`]); extensions and data are checked where they are made.
     pub fn checked(self) -> Result<Event, rules::Refused> {
         rules::id(&self.id)?;

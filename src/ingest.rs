@@ -47,11 +47,13 @@ pub mod problem;
 mod pull;
 mod route;
 mod serve;
+pub mod trace;
 mod whole;
 
 pub use serve::serve;
 
 use crate::schema::{self, Fit};
+use accept::Acceptance;
 use answer::Told;
 use auth::{Auth, Identity, Rule};
 use body::Bodies;
@@ -60,6 +62,7 @@ use pace::{Pace, Refused};
 use parse::{Events, Head, Mode};
 use problem::{EVENTS_PER_SECOND, OverQuota, Problem};
 use route::{Route, route};
+use trace::Publishing;
 use whole::Whole;
 
 /// Questions to the API server about one batch at a time.
@@ -84,6 +87,7 @@ pub struct Ingest {
     public_keys: jwks::PublicKeys,
     /// Accepts that must not be torn when a producer hangs up.
     accepts: TaskTracker,
+    traces: Option<trace::Requests>,
 }
 
 pub use metrics::Metrics;
@@ -114,7 +118,13 @@ impl Ingest {
             closing: CancellationToken::new(),
             public_keys: jwks::PublicKeys::default(),
             accepts: TaskTracker::new(),
+            traces: None,
         }
+    }
+
+    /// The same, and what it does is traced.
+    pub fn traced(self, traces: Option<trace::Requests>) -> Ingest {
+        Ingest { traces, ..self }
     }
 
     /// Waits until every accept begun has ended.
@@ -127,7 +137,9 @@ impl Ingest {
     async fn answer(&self, request: Request<Incoming>, connection: &CancellationToken) -> Response<Full<Bytes>> {
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
-        let response = match self.handle(&head, &mut body, connection).await {
+        let mut publishing = self.traces.as_ref().and_then(|traces| traces.begin(&head));
+        let handled = self.handle(&head, &mut body, connection, publishing.as_deref_mut());
+        let response = match handled.await {
             Ok(response) => response,
             Err(problem) => {
                 if let Some(quota) = &problem.quota {
@@ -141,6 +153,9 @@ impl Ingest {
             }
         };
         let (status, path) = (response.status(), head.uri.path());
+        if let Some(publishing) = publishing {
+            publishing.answered(status);
+        }
         match head.method {
             Method::GET if path.ends_with("/pull") => self.metrics.pulled(status),
             Method::GET => self.metrics.looked(status),
@@ -155,6 +170,7 @@ impl Ingest {
         head: &http::request::Parts,
         body: &mut Incoming,
         connection: &CancellationToken,
+        mut publishing: Option<&mut Publishing>,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (namespace, route) = route(&head.method, head.uri.path())?;
         if !self.registry.synced() {
@@ -208,13 +224,25 @@ impl Ingest {
                 subscription.filter_health.not_told();
             }
         };
-        let placed = accept::place(&view, events.as_slice(), &self.metrics, now, news);
+        let traces = publishing
+            .as_mut()
+            .map(|publishing| publishing.storing(namespace, &events));
+        let acceptance = Acceptance {
+            at: now,
+            traces: traces.as_deref().unwrap_or_default(),
+        };
+        let placed = accept::place(&view, events.as_slice(), &self.metrics, &acceptance, news);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
         // A panic is one request's 500, not the end of its connection.
         let stored = Whole::new(AssertUnwindSafe(store).catch_unwind(), &self.accepts).await;
         match stored {
-            Ok(Ok(accepted)) => Ok(told(&events, &accepted, fits)),
+            Ok(Ok(accepted)) => {
+                if let Some(publishing) = publishing {
+                    publishing.stored(&accepted);
+                }
+                Ok(told(&events, &accepted, fits))
+            }
             Ok(Err(err)) => {
                 if !matches!(err, QueueError::OverQuota { .. } | QueueError::TooMany(_)) {
                     tracing::warn!(error = %err, "failed to accept events");

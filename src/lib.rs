@@ -4,9 +4,9 @@
 //! subscriptions (by `expression`s, where they filter), `queue` stores durably, `engine` starts attempts and records
 //! outcomes as `schedule` decides, `delivery` guards, signs and sends, `report` tells Kubernetes; `replay` makes kept
 //! messages pending again. What is loaded of the resources is in `registry`, kept in step with
-//! the cluster by `watch`. `api`, `event`, `matching`, `signing` and `schedule` are pure: no client, no socket, no clock of
-//! their own. Processes (`controller`, `dispatcher`, `inspect`) put rooms together; nothing imports a process but `cli`,
-//! which picks one.
+//! the cluster by `watch`; `traces` tells OpenTelemetry of an event's way. `api`, `event`, `matching`, `signing` and
+//! `schedule` are pure: no client, no socket, no clock of their own. Processes (`controller`, `dispatcher`, `inspect`) put
+//! rooms together; nothing imports a process but `cli`, which picks one.
 
 pub mod api;
 pub mod blocking;
@@ -33,4 +33,5 @@ pub mod shaping;
 pub mod signing;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod watch;

@@ -1,6 +1,6 @@
-//! The certificate that a server of ours shows: read from files, and again when they change.
+//! The certificate that a server of ours shows: read from files, and again when they change. And whom our clients trust.
 //!
-//! Owns reading; who listens is the caller's. Invariant: files that cannot be used change nothing: the certificate before
+//! Owns reading; who listens, or connects, is the caller's. Invariant: files that cannot be used change nothing: the certificate before
 //! them is shown, the log says so once, and the metric for as long as it lasts.
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
-use rustls::ServerConfig;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
@@ -19,6 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the files are read: a mounted Secret changes within a minute anyway.
 pub const READ_EVERY: Duration = Duration::from_secs(5);
+
+/// The public roots, and those of one's own in PEM.
+pub fn roots(own: Option<&[u8]>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    if let Some(own) = own {
+        // A certificate that cannot be used is left out; what it would have signed then fails.
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(own).flatten());
+    }
+    roots
+}
 
 /// Certificate chain and private key, both PEM: what cert-manager puts into a Secret as `tls.crt` and `tls.key`.
 #[derive(Clone, Debug)]

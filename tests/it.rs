@@ -56,6 +56,7 @@ mod it {
     mod status;
     mod success;
     mod team;
+    mod traces;
     mod upgrades;
     mod way;
 }

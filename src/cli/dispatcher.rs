@@ -15,6 +15,7 @@ use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
 use crate::report::plan::RATE;
 use crate::telemetry::Health;
 use crate::tls::TlsFiles;
+use crate::traces;
 
 /// How long attempts may go on after SIGTERM: with what ingest has in hand (5 s), the last outcomes (5 s) and the last
 /// status (2 s) within a pod's usual 30 s.
@@ -82,6 +83,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         origin: args.origin,
         status_writes_per_second: args.status_writes_per_second,
         drain: Duration::from_secs(args.drain_seconds),
+        traces: traces::Settings::read(|name| std::env::var(name).ok())?,
         metrics,
         gate: health.gate("dispatcher", "the watches have not synced"),
     };

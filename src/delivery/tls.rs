@@ -6,15 +6,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::TlsConnector;
 
 use crate::api::resolve::ResolvedEndpoint;
+use crate::tls::roots;
 
 /// Configurations kept. Each holds the public roots (about 150 certificates' names and keys) and its sessions: under
 /// 200 KiB; beyond this an arbitrary one is built anew when it is needed.
@@ -77,12 +76,7 @@ impl Identities {
     }
 
     fn build(&self, endpoint: &ResolvedEndpoint) -> Result<ClientConfig, TlsError> {
-        let mut roots = RootCertStore::empty();
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        if let Some(ca) = &endpoint.ca {
-            // A certificate that cannot be used is left out; what it would have signed then fails as `Certificate`.
-            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&ca.pem).flatten());
-        }
+        let roots = roots(endpoint.ca.as_ref().map(|ca| &ca.pem[..]));
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);

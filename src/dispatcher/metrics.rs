@@ -15,6 +15,7 @@ use crate::ingest::Metrics as IngestMetrics;
 use crate::queue::Usage;
 use crate::replay::metrics::Metrics as ReplayMetrics;
 use crate::report::metrics::Metrics as ReportMetrics;
+use crate::traces::Metrics as TraceMetrics;
 use crate::watch::metrics::Metrics as WatchMetrics;
 
 /// Why nobody is told of a dead letter.
@@ -29,6 +30,7 @@ pub struct Metrics {
     pub watch: WatchMetrics,
     pub report: ReportMetrics,
     pub replay: ReplayMetrics,
+    pub traces: TraceMetrics,
     pub store: StoreMetrics,
     /// 1 while the policy file cannot be used and the one before it counts.
     pub policy_invalid: Gauge,
@@ -76,6 +78,7 @@ impl Metrics {
             watch: WatchMetrics::new(registry),
             report: ReportMetrics::new(registry),
             replay: ReplayMetrics::register(registry),
+            traces: TraceMetrics::register(registry),
             store: StoreMetrics {
                 untold,
                 ..StoreMetrics::register(registry)

@@ -206,6 +206,7 @@ impl World {
             board: board.clone(),
             clock: clock.clone(),
             metrics: EngineMetrics::default(),
+            traces: None,
             random: || 0.0,
             bury_after: BURY_AFTER,
             refused: Box::new(|_| {}),
@@ -327,7 +328,7 @@ impl World {
             events.push(NewEvent {
                 namespace_uid: "uid".into(),
                 dedupe,
-                event: Arc::new(format::stored(&event, UnixMillis::now())),
+                event: Arc::new(format::stored(&event, UnixMillis::now(), None)),
                 targets: vec![queue::Target {
                     subscription,
                     endpoint,

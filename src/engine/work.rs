@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use http::Method;
+
 use super::Core;
 use super::outcome::End;
 use super::state::Job;
+use super::trace::Attempt;
 use crate::api::resolve::RequestForm;
 use crate::delivery::{AttemptResult, Fault, Judged, Outcome, Request};
 use crate::event::format::{Rendered, render};
@@ -59,14 +62,14 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
             }
         },
     };
-    let rendered = match event {
+    let rendered = match &event {
         Some(event) => match &notice {
-            Some(notice) => told(&job.subscription, notice, &event),
-            None => rendered(&job.subscription, &event),
+            Some(notice) => told(&job.subscription, notice, event),
+            None => rendered(&job.subscription, event),
         },
         None => Err("the store has no event for this message".to_owned()),
     };
-    let (rendered, shaped) = match rendered {
+    let (mut rendered, shaped) = match rendered {
         Ok(rendered) => rendered,
         Err(why) => {
             let SubscriptionEntry { key, spec, .. } = &*job.subscription;
@@ -75,6 +78,15 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
             return End::Unrenderable(why);
         }
     };
+    let traced = core.traces.as_ref().zip(event.as_deref()).and_then(|(traces, event)| {
+        let method = shaped.as_ref().map_or(&Method::POST, |shaped| &shaped.method);
+        Attempt::begin(traces, job, event, method)
+    });
+    // Held no longer than it is read.
+    drop(event);
+    if let Some(traced) = &traced {
+        rendered.headers.extend(traced.headers());
+    }
     let request = Request {
         message: job.pending.message,
         content_type: rendered.content_type,
@@ -84,7 +96,11 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         shaped,
     };
     let endpoint = Arc::clone(&job.endpoint);
-    End::Answered(patiently(core, job, core.sender.send(&endpoint, request)).await)
+    let result = patiently(core, job, core.sender.send(&endpoint, request)).await;
+    if let Some(traced) = traced {
+        traced.ended(&result);
+    }
+    End::Answered(result)
 }
 
 /// Asks whether the receiver wants messages; what it said when it does not. An agreement is durable before anything follows

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::resolve::Format;
 use crate::event::text::Text;
-use crate::event::{Data, Event};
+use crate::event::{Data, Event, TraceContext};
 use crate::ids::UnixMillis;
 use crate::queue::StoredEvent;
 
@@ -74,6 +74,8 @@ struct Written<'a> {
     dataschema: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     extensions: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a TraceContext>,
 }
 
 /// Attributes as they are read: borrowed from the stored bytes.
@@ -99,8 +101,8 @@ struct Read<'a> {
     extensions: BTreeMap<Text<'a>, Text<'a>>,
 }
 
-/// Compact JSON of all attributes, the kind of data and the time of acceptance.
-pub fn attributes(event: &Event, accepted: UnixMillis) -> Bytes {
+/// Compact JSON of all attributes, the kind of data, the time of acceptance and the place in a trace, where it has one.
+pub fn attributes(event: &Event, accepted: UnixMillis, trace: Option<&TraceContext>) -> Bytes {
     let written = Written {
         accepted: accepted.0,
         kind: match event.data {
@@ -117,6 +119,7 @@ pub fn attributes(event: &Event, accepted: UnixMillis) -> Bytes {
         datacontenttype: event.datacontenttype.as_deref(),
         dataschema: event.dataschema.as_deref(),
         extensions: event.extensions.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+        trace,
     };
     // Strings and integers into memory: neither the types nor a Vec can fail.
     Bytes::from(serde_json::to_vec(&written).unwrap_or_default())
@@ -124,9 +127,9 @@ pub fn attributes(event: &Event, accepted: UnixMillis) -> Bytes {
 
 /// An event as the store takes it. Data is copied: it may be a small part of a large request, which it would keep in memory
 /// for as long as its messages wait.
-pub fn stored(event: &Event, accepted: UnixMillis) -> StoredEvent {
+pub fn stored(event: &Event, accepted: UnixMillis, trace: Option<&TraceContext>) -> StoredEvent {
     StoredEvent {
-        attributes: attributes(event, accepted),
+        attributes: attributes(event, accepted, trace),
         body: Bytes::copy_from_slice(event.data.bytes()),
     }
 }
@@ -156,6 +159,16 @@ pub fn accepted_event(stored: &StoredEvent) -> Result<(Event, UnixMillis), Rende
         },
     };
     Ok((event, UnixMillis(read.accepted)))
+}
+
+/// Where it stands in a trace. Asked for only while there are traces: it reads the attributes once more.
+pub fn trace_context(stored: &StoredEvent) -> Option<TraceContext> {
+    #[derive(Deserialize)]
+    struct Traced {
+        trace: Option<TraceContext>,
+    }
+    let read: Traced = serde_json::from_slice(&stored.attributes).ok()?;
+    read.trace
 }
 
 /// What a listing shows of an event: borrowed from the stored bytes.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::api::census::MAX_SUBSCRIPTIONS;
-use crate::event::{Event, format};
+use crate::event::{Event, TraceContext, format};
 use crate::ids::{MessageId, UnixMillis};
 use crate::matching::Candidate;
 use crate::queue::{Accepted, MAX_PENDING, NewEvent, Placement, Queue, QueueError, Quota, Target};
@@ -38,14 +38,21 @@ impl Placed {
     }
 }
 
+/// When events are accepted, and where they stand in traces: one for each event, or none at all.
+pub struct Acceptance<'a> {
+    pub at: UnixMillis,
+    pub traces: &'a [TraceContext],
+}
+
 /// Matches events and takes places for their messages. `news` hears of a filter that fails, or no longer does.
 pub fn place(
     view: &NamespaceView,
     events: &[Event],
     metrics: &Metrics,
-    now: UnixMillis,
+    acceptance: &Acceptance<'_>,
     news: impl Fn(&Arc<SubscriptionEntry>),
 ) -> Placed {
+    let now = acceptance.at;
     let quota = Quota {
         messages: view.rules.quotas.pending_messages,
         bytes: view.rules.quotas.pending_bytes,
@@ -70,7 +77,7 @@ pub fn place(
     };
     // A batch's events share what their filters may cost; one event has at most its own share.
     let mut budget = FILTERS_OF_REQUEST;
-    for event in events {
+    for (position, event) in events.iter().enumerate() {
         let mut candidate = Candidate::new(event, budget);
         let found = view.subscriptions.find(&event.r#type, &event.source);
         let mut targets = Vec::with_capacity(found.len());
@@ -100,7 +107,7 @@ pub fn place(
         placed.events.push(NewEvent {
             namespace_uid: view.uid.clone(),
             dedupe: dedupe(&view.uid, &event.source, &event.id),
-            event: Arc::new(format::stored(event, now)),
+            event: Arc::new(format::stored(event, now, acceptance.traces.get(position))),
             targets,
             quota,
         });
@@ -209,6 +216,13 @@ mod tests {
         (view, gauge)
     }
 
+    fn now() -> Acceptance<'static> {
+        Acceptance {
+            at: UnixMillis::now(),
+            traces: &[],
+        }
+    }
+
     fn event(id: &str) -> Event {
         Event {
             id: id.into(),
@@ -230,7 +244,7 @@ mod tests {
         let (view, gauge) = namespace(1, 2);
         let metrics = Metrics::default();
         for (id, new) in [("a", true), ("a", false), ("b", true), ("c", true)] {
-            let placed = place(&view, &[event(id)], &metrics, UnixMillis::now(), |_| {});
+            let placed = place(&view, &[event(id)], &metrics, &now(), |_| {});
             let accepted = store(&queue, &metrics, placed).await.expect("stored");
             assert_eq!(matches!(accepted[0], Accepted::New { .. }), new, "{id}");
         }
@@ -246,7 +260,7 @@ mod tests {
         let (view, gauge) = namespace(41, 1);
         let metrics = Metrics::default();
         let batch: Vec<Event> = (0..500).map(|n| event(&n.to_string())).collect();
-        let placed = place(&view, &batch, &metrics, UnixMillis::now(), |_| {});
+        let placed = place(&view, &batch, &metrics, &now(), |_| {});
         let refused = store(&queue, &metrics, placed).await.expect_err("too many");
         let problem = Problem::from(&refused);
         assert_eq!(problem.status, http::StatusCode::PAYLOAD_TOO_LARGE);

@@ -18,7 +18,7 @@ fn event(data: Data) -> StoredEvent {
         extensions: vec![("tenant".into(), "acme".into())],
         data,
     };
-    format::stored(&event, UnixMillis(1_795_000_000_000))
+    format::stored(&event, UnixMillis(1_795_000_000_000), None)
 }
 
 fn lead() -> StoredEvent {

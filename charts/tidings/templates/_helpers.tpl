@@ -118,6 +118,31 @@ affinity:
 {{- end }}
 {{- end }}
 
+{{/* The variables that OpenTelemetry defines. */}}
+{{- define "tidings.tracing" -}}
+{{- with .Values.tracing }}
+{{- if .endpoint -}}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: parentbased_traceidratio
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .sampleRatio | quote }}
+{{- if .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom:
+    secretKeyRef:
+      name: {{ .headersSecret }}
+      key: headers
+{{- end }}
+{{- if .caConfigMap }}
+- name: OTEL_EXPORTER_OTLP_CERTIFICATE
+  value: /etc/tidings/collector/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "tidings.container" -}}
 {{- $own := get .root.Values .component -}}
 image: {{ include "tidings.image" .root | quote }}
@@ -140,6 +165,11 @@ env:
   {{- with .root.Values.log.filter }}
   - name: RUST_LOG
     value: {{ . | quote }}
+  {{- end }}
+  {{- if eq .component "dispatcher" }}
+  {{- with include "tidings.tracing" .root }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- end }}
   {{- with $own.extraEnv }}
   {{- toYaml . | nindent 2 }}

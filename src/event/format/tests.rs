@@ -19,7 +19,7 @@ fn lead(data: Data) -> Event {
 }
 
 fn body(format: Format, event: &Event) -> String {
-    let rendered = render(format, &stored(event, ACCEPTED)).unwrap();
+    let rendered = render(format, &stored(event, ACCEPTED, None)).unwrap();
     String::from_utf8(rendered.body.to_vec()).unwrap()
 }
 
@@ -86,7 +86,7 @@ fn a_binary_event_has_its_data_as_the_body_and_its_attributes_in_headers() {
         extensions: vec![("partitionkey".into(), "a b".into())],
         ..lead(Data::Json(Bytes::from("{ \"a\": 1 }")))
     };
-    let rendered = render(Format::CloudEventsBinary, &stored(&event, ACCEPTED)).unwrap();
+    let rendered = render(Format::CloudEventsBinary, &stored(&event, ACCEPTED, None)).unwrap();
     assert_eq!(&rendered.body[..], b"{ \"a\": 1 }");
     assert_eq!(
         rendered.content_type.unwrap(),
@@ -119,7 +119,7 @@ fn raw_data_goes_out_as_it_came_under_its_own_media_type() {
             datacontenttype: datacontenttype.map(str::to_owned),
             ..lead(data)
         };
-        let rendered = render(Format::Raw, &stored(&event, ACCEPTED)).unwrap();
+        let rendered = render(Format::Raw, &stored(&event, ACCEPTED, None)).unwrap();
         assert!(rendered.headers.is_empty());
         let content_type = rendered.content_type.map(|value| value.to_str().unwrap().to_owned());
         (content_type, rendered.body)
@@ -157,6 +157,26 @@ fn any_data() -> impl Strategy<Value = Data> {
     ]
 }
 
+#[test]
+fn where_an_event_stands_in_a_trace_is_kept_beside_it_and_shows_in_no_format() {
+    let event = lead(Data::Json(r#"{"a":1}"#.into()));
+    let trace = TraceContext {
+        parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+        state: "a=\"1\"".into(),
+    };
+    let (traced, plain) = (stored(&event, ACCEPTED, Some(&trace)), stored(&event, ACCEPTED, None));
+    assert_eq!((trace_context(&traced), trace_context(&plain)), (Some(trace), None));
+    assert_eq!(accepted_event(&traced).unwrap(), (event, ACCEPTED));
+    for format in [
+        Format::StandardWebhooks,
+        Format::CloudEventsStructured,
+        Format::CloudEventsBinary,
+        Format::Raw,
+    ] {
+        assert_eq!(render(format, &traced).unwrap(), render(format, &plain).unwrap());
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_stored_reads_back_and_renders_as_json(
@@ -168,7 +188,7 @@ proptest! {
             time: None, datacontenttype: None, dataschema: None,
             extensions: extensions.into_iter().collect(), data,
         };
-        let kept = stored(&event, ACCEPTED);
+        let kept = stored(&event, ACCEPTED, None);
         prop_assert_eq!(accepted_event(&kept).unwrap(), (event.clone(), ACCEPTED));
         let binary = render(Format::CloudEventsBinary, &kept).unwrap();
         prop_assert_eq!(&binary.body, event.data.bytes());

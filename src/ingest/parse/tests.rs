@@ -365,7 +365,7 @@ proptest! {
             extensions: vec![("partitionkey".into(), value)],
         };
         prop_assume!(event.clone().checked().is_ok());
-        let kept = stored(&event, crate::ids::UnixMillis(0));
+        let kept = stored(&event, crate::ids::UnixMillis(0), None);
         let rendered = render(Format::CloudEventsBinary, &kept).unwrap();
         let mut fields = HeaderMap::new();
         fields.extend(rendered.headers);

@@ -78,6 +78,8 @@ pub struct DispatcherOptions {
     pub log_filter: String,
     /// More arguments, after all others.
     pub extra_args: Vec<OsString>,
+    /// More variables of its environment.
+    pub extra_env: Vec<(String, OsString)>,
 }
 
 impl Default for DispatcherOptions {
@@ -89,6 +91,7 @@ impl Default for DispatcherOptions {
             dns_server: None,
             log_filter: LOG_FILTER.into(),
             extra_args: Vec::new(),
+            extra_env: Vec::new(),
         }
     }
 }
@@ -168,7 +171,9 @@ impl<'a> Tidings<'a> {
                 args.extend(arguments(&["--dns-server", server]));
             }
             args.extend(options.extra_args.iter().cloned());
-            let process = Process::start(self.spec(&name, args, &kubeconfig, &options.log_filter))?;
+            let mut spec = self.spec(&name, args, &kubeconfig, &options.log_filter);
+            spec.env.extend(options.extra_env.iter().cloned());
+            let process = Process::start(spec)?;
             let mut dispatcher = Dispatcher {
                 process,
                 metrics_port,
