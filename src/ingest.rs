@@ -224,14 +224,15 @@ impl Ingest {
                 subscription.filter_health.not_told();
             }
         };
-        let traces = publishing
-            .as_mut()
-            .map(|publishing| publishing.storing(namespace, &events));
-        let acceptance = Acceptance {
-            at: now,
-            traces: traces.as_deref().unwrap_or_default(),
+        // A block: what is in it must not make the future larger.
+        let placed = {
+            let traces = publishing.as_mut().map(|p| p.storing(namespace, &events));
+            let acceptance = Acceptance {
+                at: now,
+                traces: traces.as_deref().unwrap_or_default(),
+            };
+            accept::place(&view, events.as_slice(), &self.metrics, &acceptance, news)
         };
-        let placed = accept::place(&view, events.as_slice(), &self.metrics, &acceptance, news);
         let (queue, metrics) = (self.queue.clone(), self.metrics.clone());
         let store = async move { accept::store(queue.as_ref(), &metrics, placed).await };
         // A panic is one request's 500, not the end of its connection.

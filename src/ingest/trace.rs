@@ -19,6 +19,9 @@ use crate::traces::{Traces, context};
 const NAME: &str = "POST /v1/namespaces/{namespace}/events";
 const ROUTE: &str = "/v1/namespaces/{namespace}/events";
 
+/// The longest path that a namespace can have, and some: longer ones are refused, and would only fill the queue of spans.
+const MAX_PATH: usize = 128;
+
 /// Where the spans of requests begin.
 pub struct Requests {
     pub traces: Traces,
@@ -42,7 +45,7 @@ impl Requests {
     /// None of a request that publishes nothing.
     pub(super) fn begin(&self, head: &Parts) -> Option<Box<Publishing>> {
         let path = head.uri.path();
-        if head.method != Method::POST || !path.ends_with("/events") {
+        if head.method != Method::POST || !path.ends_with("/events") || path.len() > MAX_PATH {
             return None;
         }
         let scheme = if self.https { "https" } else { "http" };
@@ -285,7 +288,9 @@ mod tests {
     fn a_request_that_publishes_nothing_is_not_traced() {
         let (traces, _) = Ended::traces();
         let requests = Requests { traces, https: false };
+        let long = format!("/v1/namespaces/{}/events", "x".repeat(MAX_PATH));
         for (method, path) in [
+            ("POST", &*long),
             ("GET", "/v1/namespaces/sales/events"),
             ("POST", "/v1/namespaces/sales/subscriptions/a/ack"),
         ] {
