@@ -16,7 +16,8 @@ use tidings::api::EventSubscription;
 use tidings::api::resolve::resolve_subscription;
 use tidings::event::Event;
 use tidings::ids::{EndpointId, SubscriptionId, UnixMillis};
-use tidings::ingest::{Metrics, accept};
+use tidings::ingest::Metrics;
+use tidings::ingest::accept::{self, Acceptance};
 use tidings::matching::Index;
 use tidings::queue::ResourceKey;
 use tidings::registry::{NamespaceView, Registry, SubscriptionEntry};
@@ -154,7 +155,10 @@ impl World {
 
     /// What an event costs on average, over events for namespaces in no order.
     fn round(&self, round: usize) -> Result<Duration> {
-        let now = UnixMillis::now();
+        let acceptance = Acceptance {
+            at: UnixMillis::now(),
+            traces: &[],
+        };
         let (mut made, failing) = (0, Cell::new(None));
         let begin = Instant::now();
         for n in 0..self.round {
@@ -163,7 +167,7 @@ impl World {
             let event = &self.events[at / self.names.len() % self.events.len()];
             let view = self.registry.namespace(name).context("a namespace that is loaded")?;
             let events = std::slice::from_ref(black_box(event));
-            let placed = accept::place(&view, events, &self.metrics, now, |entry| {
+            let placed = accept::place(&view, events, &self.metrics, &acceptance, |entry| {
                 failing.set(failing.take().or(entry.filter_health.failing()));
             });
             made += black_box(placed).messages();
