@@ -307,6 +307,17 @@ pub enum DeadReason {
 }
 
 impl DeadReason {
+    /// All of them.
+    pub const ALL: [DeadReason; 7] = [
+        DeadReason::Exhausted,
+        DeadReason::Expired,
+        DeadReason::Refused,
+        DeadReason::Unrenderable,
+        DeadReason::QueueFull,
+        DeadReason::EndpointDeleted,
+        DeadReason::SubscriptionDeleted,
+    ];
+
     /// Whether a subscription's `deadLetter` is told of it: not of what an administrator or a full queue did.
     pub fn is_told(self) -> bool {
         match self {

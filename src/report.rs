@@ -4,6 +4,7 @@
 //! event rate, and nothing secret, large or receiver-controlled is in them.
 
 pub mod board;
+pub mod fleet;
 pub mod loaded;
 pub mod metrics;
 pub mod plan;

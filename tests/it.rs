@@ -34,6 +34,7 @@ mod it {
     mod messages;
     mod misbehaving;
     mod oauth2;
+    mod observed;
     mod ordering;
     mod outage;
     mod policy;

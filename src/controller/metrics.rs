@@ -32,6 +32,14 @@ pub struct Metrics {
 impl Metrics {
     /// Makes them visible.
     pub fn register(&self, registry: &mut Registry) {
+        for kind in ["endpoint", "subscription", "eventtype", "replay", "grants"] {
+            for result in ["ok", "outdated", "error"] {
+                self.reconciles.get_or_create_owned(&Reconcile { kind, result });
+            }
+        }
+        for what in ["secret", "grant", "status", "event", "delete"] {
+            self.writes.get_or_create_owned(&Write { what });
+        }
         let registry = registry.sub_registry_with_prefix("tidings_controller");
         registry.register("reconciles", "Reconciles by kind and result", self.reconciles.clone());
         registry.register(

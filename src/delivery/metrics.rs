@@ -9,8 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::outcome::class;
+use super::outcome::{ANSWERED, UNANSWERED, class};
 use super::{Judged, Outcome};
+use crate::api::conditions::reasons::HANDSHAKE_REFUSED;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
@@ -54,6 +55,17 @@ impl Metrics {
     /// Registers everything under `tidings_delivery_...`.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
+        // What can be counted is there from the start: the first of something is seen as a rise.
+        let families = [
+            (&metrics.attempts, &ANSWERED[..]),
+            (&metrics.tokens, &["Given"]),
+            (&metrics.handshakes, &["Granted", HANDSHAKE_REFUSED]),
+        ];
+        for (family, answered) in families {
+            for outcome in answered.iter().chain(&UNANSWERED) {
+                family.get_or_create_owned(&Class { outcome });
+            }
+        }
         let registry = registry.sub_registry_with_prefix("tidings_delivery");
         registry.register("attempts", "Requests to receivers by outcome", metrics.attempts.clone());
         let help = "Seconds from the start of an attempt to the complete head of its answer, or its failure";
@@ -94,7 +106,8 @@ impl Metrics {
                 judged: Judged::Asked(Ok(_)),
                 ..
             } => "Granted",
-            Outcome::Status { .. } => "Refused",
+            // Not `Refused`, which is a connection that was.
+            Outcome::Status { .. } => HANDSHAKE_REFUSED,
             _ => class(outcome),
         };
         self.handshakes.get_or_create(&Class { outcome }).inc();

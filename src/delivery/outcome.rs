@@ -11,7 +11,28 @@ use http::HeaderValue;
 
 use super::{Fault, OurFault, Outcome};
 
-/// The metric label of an outcome.
+/// The classes of an answer.
+pub(super) const ANSWERED: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "NotSuccessful"];
+/// The classes of an attempt without an answer.
+pub(super) const UNANSWERED: [&str; 15] = [
+    "Dns",
+    "Refused",
+    "Unreachable",
+    "Tls",
+    "Certificate",
+    "Timeout",
+    "Reset",
+    "Protocol",
+    "Auth",
+    "Blocked",
+    "NoFileDescriptors",
+    "NoPorts",
+    "DnsDown",
+    "NoSecret",
+    "TokenUnavailable",
+];
+
+/// The metric label of an outcome: one of those above.
 pub(super) fn class(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Status { code: 200..=299, .. } if !outcome.is_success() => "NotSuccessful",
@@ -128,6 +149,7 @@ pub(super) fn retry_after(value: &HeaderValue, now: SystemTime) -> Option<Durati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::TokenTrouble;
 
     #[test]
     fn retry_after_is_digits_or_a_date_and_nothing_else() {
@@ -157,6 +179,30 @@ mod tests {
         assert!(retry_after(&far, now).expect("a date") > Duration::from_secs(200_000_000_000));
         let odd = HeaderValue::from_bytes(b"\xff12").expect("obs-text");
         assert_eq!(retry_after(&odd, now), None);
+    }
+
+    #[test]
+    fn each_outcome_is_of_a_class_that_is_counted_from_the_start() {
+        let faults = [
+            Fault::Dns,
+            Fault::Refused,
+            Fault::Unreachable,
+            Fault::Tls,
+            Fault::Certificate,
+            Fault::Timeout,
+            Fault::Reset,
+            Fault::Protocol,
+            Fault::Auth,
+        ];
+        let ours = [
+            OurFault::NoFileDescriptors,
+            OurFault::NoPorts,
+            OurFault::DnsDown,
+            OurFault::NoSecret,
+            OurFault::Token(TokenTrouble::Status(503)),
+        ];
+        let words: Vec<&str> = faults.map(Fault::reason).into_iter().chain(["Blocked"]).collect();
+        assert_eq!([&words[..], &ours.map(OurFault::reason)].concat(), UNANSWERED);
     }
 
     #[test]

@@ -10,16 +10,13 @@ use prometheus_client::registry::Registry;
 
 use crate::delivery::metrics::Metrics as DeliveryMetrics;
 use crate::engine::EngineMetrics;
-use crate::engine::metrics::Reason;
+use crate::engine::metrics::{Reason, STORE_FULL};
 use crate::ingest::Metrics as IngestMetrics;
 use crate::queue::Usage;
 use crate::replay::metrics::Metrics as ReplayMetrics;
 use crate::report::metrics::Metrics as ReportMetrics;
 use crate::traces::Metrics as TraceMetrics;
 use crate::watch::metrics::Metrics as WatchMetrics;
-
-/// Why nobody is told of a dead letter.
-const STORE_FULL: &str = "StoreFull";
 
 /// Handles into the process's registry.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What the engine counts. Owns the metrics and their closed sets of labels; knows nothing of endpoints.
 //!
-//! Invariant: no label value comes from an event, a receiver or an object's name; nothing here is per endpoint.
+//! Invariant: no label value comes from an event, a receiver or an object's name; nothing here is per endpoint. What can be
+//! counted is there from the start, with zero: the first of something is seen as a rise.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,6 +11,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::queue::DeadReason;
+use crate::schedule::decide::REASONS;
+
+/// Why nobody is told of a dead letter, as the store counts it.
+pub const STORE_FULL: &str = "StoreFull";
 
 /// One word of a closed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +69,16 @@ impl EngineMetrics {
     /// Registers all of them.
     pub fn register(registry: &mut Registry) -> EngineMetrics {
         let metrics = EngineMetrics::default();
+        for reason in REASONS.into_iter().filter(|reason| *reason != "Delivered") {
+            metrics.failed.get_or_create_owned(&Reason { reason });
+        }
+        for reason in DeadReason::ALL {
+            let reason = reason.reason();
+            metrics.dead_letters.get_or_create_owned(&Reason { reason });
+        }
+        for reason in [STORE_FULL, DeadReason::QueueFull.reason()] {
+            metrics.untold.get_or_create_owned(&Reason { reason });
+        }
         registry.register(
             "tidings_deliveries",
             "Messages answered with a 2xx, or acknowledged by the consumer that pulled them",

@@ -163,7 +163,8 @@ fn view(endpoint: &Endpoint, delivering: Delivering, origin: &Origin, now: UnixM
         Some(EndpointState::Unusable { generation, .. }) => Some(*generation),
         _ => None,
     };
-    let not_before = match health.gate(now) {
+    let gate = health.gate(now);
+    let not_before = match gate {
         Gate::Until(until) => until,
         Gate::Go { .. } | Gate::Probe | Gate::Disabled => UnixMillis(0),
     };
@@ -192,8 +193,25 @@ fn view(endpoint: &Endpoint, delivering: Delivering, origin: &Origin, now: UnixM
             .retries
             .first_key_value()
             .map(|((due, _), consumed)| (consumed.saturating_add(1), (*due).max(not_before))),
+        next_try: (pending > 0).then(|| next_try(endpoint, gate, now)).flatten(),
         recent_failures: health.recent.iter().map(failure).collect(),
         handled_enable_request: health.handled_enable.clone(),
+    }
+}
+
+/// When something goes out next: what is due first, not before the breaker or a pause lets it.
+fn next_try(endpoint: &Endpoint, gate: Gate, now: UnixMillis) -> Option<UnixMillis> {
+    endpoint.usable().filter(|resolved| !resolved.suspend)?;
+    let retry = endpoint.retries.first_key_value().map(|((due, _), _)| *due);
+    let due = match [retry, endpoint.next_due()].into_iter().flatten().min() {
+        // A probe takes whatever waits.
+        Some(due) if endpoint.window.is_empty() && !endpoint.overridden && !endpoint.probes_any() => due,
+        _ => now,
+    };
+    match gate {
+        Gate::Disabled => None,
+        Gate::Until(until) => Some(until.max(due)),
+        Gate::Go { .. } | Gate::Probe => Some(due),
     }
 }
 

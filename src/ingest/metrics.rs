@@ -13,6 +13,9 @@ use prometheus_client::registry::Registry;
 /// The codes ingest answers with; any other counts as 500.
 const CODES: [u16; 14] = [200, 202, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503];
 
+/// The quotas for which a request is refused.
+const QUOTAS: [&str; 3] = ["pendingMessages", "pendingBytes", "eventsPerSecond"];
+
 /// From a group commit on a fast disk to the longest wait for the API server.
 const ACK_SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -74,6 +77,12 @@ impl Default for Metrics {
 impl Metrics {
     /// Puts every metric into a process's registry.
     pub fn register(&self, registry: &mut Registry) {
+        for family in [&self.looks, &self.pulls, &self.acknowledgements] {
+            family.get_or_create_owned(&vec![("code", "200".to_owned())]);
+        }
+        for quota in QUOTAS {
+            self.over_quota.get_or_create_owned(&vec![("quota", quota)]);
+        }
         let registry = registry.sub_registry_with_prefix("tidings_ingest");
         registry.register("requests", "Requests by status code", self.by_code.clone());
         registry.register("events_accepted", "Events stored, durably", self.accepted.clone());

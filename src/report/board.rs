@@ -38,6 +38,8 @@ pub struct EndpointView {
     pub last_failure: Option<Failure>,
     /// The attempt due first among those that failed: its number (from 1) and time.
     pub retry: Option<(u16, UnixMillis)>,
+    /// When something is sent next, as far as is known: a retry, a probe, or what waits in the store.
+    pub next_try: Option<UnixMillis>,
     /// The last five failures, newest first.
     pub recent_failures: Vec<Failure>,
     pub handled_enable_request: Option<String>,
@@ -69,6 +71,21 @@ pub enum Delivering {
 }
 
 impl Delivering {
+    /// All of them.
+    pub const ALL: [Delivering; 11] = [
+        Delivering::Disabled,
+        Delivering::Suspended,
+        Delivering::SecretUnavailable,
+        Delivering::ServiceUnavailable,
+        Delivering::TokenUnavailable,
+        Delivering::Blocked,
+        Delivering::HandshakeRefused,
+        Delivering::CircuitOpen,
+        Delivering::Backoff,
+        Delivering::Succeeding,
+        Delivering::NoAttempts,
+    ];
+
     /// The reason word.
     pub fn reason(self) -> &'static str {
         match self {
@@ -117,6 +134,16 @@ pub enum Unconsumed {
     NotPulled,
     /// Somebody asks, and acknowledges none.
     NotAcknowledged,
+}
+
+impl Unconsumed {
+    /// The reason word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Unconsumed::NotPulled => reasons::NOT_PULLED,
+            Unconsumed::NotAcknowledged => reasons::NOT_ACKNOWLEDGED,
+        }
+    }
 }
 
 /// What was posted and not yet taken.

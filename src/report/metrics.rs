@@ -1,4 +1,4 @@
-//! What the status writer counts. Labels: two kinds of write, three results.
+//! What the status writer counts. Labels: two kinds of write, three results; those of endpoints are the [fleet](super::fleet)'s.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,6 +6,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::fleet::Fleet;
+
+/// What can become of a write.
+const WRITES: [(&str, &str); 5] = [
+    ("Status", "Applied"),
+    ("Status", "Outdated"),
+    ("Status", "Failed"),
+    ("Event", "Applied"),
+    ("Event", "Failed"),
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Write {
@@ -23,6 +34,8 @@ pub struct Metrics {
     pub lag: Histogram,
     /// Events that the budget had no room for.
     pub dropped_events: Counter,
+    /// How endpoints stand.
+    pub fleet: Fleet,
 }
 
 impl Metrics {
@@ -33,7 +46,12 @@ impl Metrics {
             dirty: Gauge::default(),
             lag: Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]),
             dropped_events: Counter::default(),
+            fleet: Fleet::default(),
         };
+        for (kind, result) in WRITES {
+            metrics.writes.get_or_create_owned(&Write { kind, result });
+        }
+        registry.register_collector(Box::new(metrics.fleet.clone()));
         registry.register(
             "tidings_status_writes",
             "Writes to the API server by the status writer",

@@ -111,14 +111,14 @@ pub fn subscription(view: &SubscriptionView, previous: &[Condition], generation:
         condition(previous, timestamp(now), new)
     });
     let unconsumed = view.unconsumed.map(|why| {
-        let (reason, message) = match why {
-            Unconsumed::NotPulled => (reasons::NOT_PULLED, NOT_PULLED_MESSAGE),
-            Unconsumed::NotAcknowledged => (reasons::NOT_ACKNOWLEDGED, NOT_ACKNOWLEDGED_MESSAGE),
+        let message = match why {
+            Unconsumed::NotPulled => NOT_PULLED_MESSAGE,
+            Unconsumed::NotAcknowledged => NOT_ACKNOWLEDGED_MESSAGE,
         };
         let new = NewCondition {
             type_: UNCONSUMED,
             status: TRUE,
-            reason,
+            reason: why.reason(),
             message: message.to_owned(),
             generation,
         };
@@ -241,6 +241,7 @@ mod tests {
             last_success: None,
             last_failure: Some(failure(4_000)),
             retry: Some((2, UnixMillis(1_795_000_000_500))),
+            next_try: None,
             recent_failures: (0..9).map(|n| failure(n * 1_000)).collect(),
             handled_enable_request: None,
         }

@@ -181,11 +181,18 @@ impl Writer {
     async fn note(&mut self, posted: Posted) {
         let mut slice = Slice::new();
         for (id, (view, urgent)) in posted.endpoints {
+            let object = self.tools.objects.endpoint(id);
+            self.tools
+                .metrics
+                .fleet
+                .note(id, object.as_deref(), &view, UnixMillis::now());
             self.views.insert(Id::Endpoint(id), View::Endpoint(Box::new(view)));
             self.mark(Id::Endpoint(id), urgent);
             slice.pause().await;
         }
         for (id, (view, urgent)) in posted.subscriptions {
+            let exists = self.tools.objects.subscription(id).is_some();
+            self.tools.metrics.fleet.note_subscription(id, exists, &view);
             self.views.insert(Id::Subscription(id), View::Subscription(view));
             self.mark(Id::Subscription(id), urgent);
             slice.pause().await;
@@ -541,6 +548,7 @@ mod tests {
             last_status: Some(200),
             last_success,
             last_failure: None,
+            next_try: None,
             retry: None,
             recent_failures: Vec::new(),
             handled_enable_request: None,

@@ -349,37 +349,39 @@ pub fn reason(outcome: &Outcome) -> &'static str {
     }
 }
 
+/// Every word that [`reason`] says.
+pub const REASONS: [&str; 26] = [
+    "Delivered",
+    "NotSuccessful",
+    "SuccessUndecided",
+    "Redirect",
+    "Unauthorized",
+    "Throttled",
+    "Gone",
+    "ClientError",
+    "ServerError",
+    "UnexpectedStatus",
+    "Dns",
+    "Refused",
+    "Unreachable",
+    "Tls",
+    "Certificate",
+    "Timeout",
+    "Reset",
+    "Protocol",
+    "Auth",
+    "Blocked",
+    "NoFileDescriptors",
+    "NoPorts",
+    "DnsDown",
+    "NoSecret",
+    "TokenUnavailable",
+    reasons::HANDSHAKE_REFUSED,
+];
+
 /// A stored word as one of ours; a word of another version is `Unknown`.
 pub fn known_reason(word: &str) -> &'static str {
-    const WORDS: [&str; 26] = [
-        "Delivered",
-        "NotSuccessful",
-        "SuccessUndecided",
-        "Redirect",
-        "Unauthorized",
-        "Throttled",
-        "Gone",
-        "ClientError",
-        "ServerError",
-        "UnexpectedStatus",
-        "Dns",
-        "Refused",
-        "Unreachable",
-        "Tls",
-        "Certificate",
-        "Timeout",
-        "Reset",
-        "Protocol",
-        "Auth",
-        "Blocked",
-        "NoFileDescriptors",
-        "NoPorts",
-        "DnsDown",
-        "NoSecret",
-        "TokenUnavailable",
-        reasons::HANDSHAKE_REFUSED,
-    ];
-    WORDS.into_iter().find(|known| *known == word).unwrap_or("Unknown")
+    REASONS.into_iter().find(|known| *known == word).unwrap_or("Unknown")
 }
 
 #[cfg(test)]

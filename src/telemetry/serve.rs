@@ -6,17 +6,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::exposition::Format;
 use super::health::Health;
-
-/// The media type of what prometheus-client writes.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone)]
 struct Shared {
@@ -41,10 +39,11 @@ pub async fn serve(
         .await
 }
 
-async fn show_metrics(State(shared): State<Shared>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &shared.metrics) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+async fn show_metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    match format.write(&shared.metrics) {
+        Ok(text) => ([(header::CONTENT_TYPE, format.media_type())], text).into_response(),
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("failed to encode metrics: {error}\n"),
@@ -93,7 +92,7 @@ mod tests {
         let (code, text) = get(address, "/metrics").await;
         assert_eq!(code, 200);
         assert!(
-            text.contains("process_cpu_seconds_total ") && text.ends_with("# EOF\n"),
+            text.contains("# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total "),
             "{text}"
         );
         shutdown.cancel();

@@ -31,6 +31,19 @@ impl Metrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
+        for result in ["Ok", "Missing", "Denied", "Away"] {
+            metrics.reads.get_or_create_owned(&Outcome { result });
+        }
+        for kind in [
+            "namespaces",
+            "webhookendpoints",
+            "eventsubscriptions",
+            "eventtypes",
+            "services",
+        ] {
+            metrics.errors.get_or_create_owned(&Kind { kind });
+        }
+        metrics.show(0, 0, 0);
         registry.register(
             "tidings_watch_errors",
             "Lists and watches that failed",

@@ -160,7 +160,7 @@ async fn nothing_is_delivered_before_the_receiver_agrees_and_the_condition_says_
         assert_eq!(request.headers.contains_key("webhook-signature"), !asks);
     }
     assert_eq!(questions[0].headers["webhook-request-rate"], "3000");
-    for outcome in ["Refused", "Granted"] {
+    for outcome in ["HandshakeRefused", "Granted"] {
         let name = format!("tidings_delivery_handshakes_total{{outcome=\"{outcome}\"}}");
         assert!(metric(&shared.dispatcher, &name) >= 1.0);
     }

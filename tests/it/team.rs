@@ -25,8 +25,7 @@ pub const TYPES: [&str; 2] = ["lead.qualified", "lead.lost"];
 /// Controller and dispatcher in the shared cluster, for tests that break neither.
 pub struct Shared {
     pub cluster: &'static Cluster,
-    /// Runs for as long as it is held.
-    _controller: Controller,
+    pub controller: Controller,
     pub dispatcher: Dispatcher,
 }
 
@@ -39,7 +38,7 @@ impl Shared {
             let tidings = Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
             Shared {
                 cluster,
-                _controller: tidings.start_controller(&ControllerOptions::default()).unwrap(),
+                controller: tidings.start_controller(&ControllerOptions::default()).unwrap(),
                 dispatcher: tidings.start_dispatcher(&DispatcherOptions::default()).unwrap(),
             }
         })

@@ -38,10 +38,10 @@ app.kubernetes.io/component: {{ . }}
 {{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion }}
 {{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service }}
 {{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") }}
-{{- toYaml (merge $own .root.Values.commonLabels) }}
+{{- toYaml (merge $own (default dict .labels) .root.Values.commonLabels) }}
 {{- end }}
 
-{{/* Labels and annotations; "annotations" are the object's own. */}}
+{{/* Labels and annotations; "labels" and "annotations" are the object's own. */}}
 {{- define "tidings.metadata" -}}
 labels:
   {{- include "tidings.labels" . | nindent 2 }}
@@ -71,6 +71,10 @@ annotations:
 {{- $port := include "tidings.ingestPort" . | int }}
 {{- printf "%s://%s" (ternary "https" "http" $tls) $host }}
 {{- if ne $port (ternary 443 80 $tls) }}:{{ $port }}{{ end }}
+{{- end }}
+
+{{- define "tidings.metricsName" -}}
+{{- printf "%s-metrics" (include "tidings.fullname" .) }}
 {{- end }}
 
 {{- define "tidings.policyConfigMap" -}}

@@ -1,5 +1,5 @@
-//! The programs of others: the control plane's from `KUBEBUILDER_ASSETS` where set, helm from `TIDINGS_HELM`, else built
-//! once from the Go modules pinned beside this crate, into a cache outside the clone.
+//! The programs of others: the control plane's from `KUBEBUILDER_ASSETS` where set, helm from `TIDINGS_HELM`, Prometheus from
+//! `TIDINGS_PROMETHEUS`, else built once from the Go modules pinned beside this crate, into a cache outside the clone.
 //!
 //! Knows which programs there are and at which version, and not how they are built. Invariant: `TIDINGS_KUBERNETES` chooses
 //! a Kubernetes of the table or is refused, and what it chose is what runs.
@@ -30,6 +30,7 @@ macro_rules! kubernetes {
                 " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=",
                 $minor
             ),
+            tags: "",
             takes: "6 minutes",
         }
     };
@@ -50,6 +51,7 @@ const HELM: Module = Module {
     go_sum: include_str!("../helm/go.sum"),
     sources: &[],
     ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
+    tags: "",
     takes: "3 minutes",
 };
 
@@ -64,7 +66,20 @@ const JUDGES: Module = Module {
         ("crdify/main.go", include_str!("../judges/crdify/main.go")),
     ],
     ldflags: "-s -w",
+    tags: "",
     takes: "half a minute",
+};
+
+/// Without the clouds' service discoveries, which are most of it, and without its web pages, which npm would have to build.
+const PROMETHEUS: Module = Module {
+    title: "Prometheus",
+    version: "3.16.0",
+    go_mod: include_str!("../prometheus/go.mod"),
+    go_sum: include_str!("../prometheus/go.sum"),
+    sources: &[],
+    ldflags: "-s -w -X github.com/prometheus/common/version.Version=3.16.0",
+    tags: "remove_all_sd",
+    takes: "2 minutes",
 };
 
 /// Where each program is.
@@ -103,6 +118,18 @@ const HELM_PROGRAM: Program = Program {
     name: "helm",
     package: "helm.sh/helm/v4/cmd/helm",
     built_as: "helm",
+};
+
+const PROMETHEUS_PROGRAM: Program = Program {
+    name: "prometheus",
+    package: "github.com/prometheus/prometheus/cmd/prometheus",
+    built_as: "prometheus",
+};
+
+const PROMTOOL_PROGRAM: Program = Program {
+    name: "promtool",
+    package: "github.com/prometheus/prometheus/cmd/promtool",
+    built_as: "promtool",
 };
 
 const JUDGE_PROGRAMS: [Program; 2] = [
@@ -189,6 +216,23 @@ pub fn helm() -> Result<PathBuf> {
     match set("TIDINGS_HELM") {
         Some(path) => Ok(path.into()),
         None => one(&HELM, &HELM_PROGRAM),
+    }
+}
+
+/// The real Prometheus: from the folder `TIDINGS_PROMETHEUS` where set, else built once.
+pub(crate) fn prometheus() -> Result<PathBuf> {
+    of_prometheus(&PROMETHEUS_PROGRAM)
+}
+
+/// Its promtool, likewise.
+pub(crate) fn promtool() -> Result<PathBuf> {
+    of_prometheus(&PROMTOOL_PROGRAM)
+}
+
+fn of_prometheus(program: &Program) -> Result<PathBuf> {
+    match set("TIDINGS_PROMETHEUS") {
+        Some(dir) => Ok(PathBuf::from(dir).join(program.name)),
+        None => one(&PROMETHEUS, program),
     }
 }
 

@@ -23,6 +23,7 @@ mod leaks;
 pub mod node;
 pub mod pids;
 pub mod process;
+mod prometheus;
 mod tidings;
 mod verifiers;
 mod writes;
@@ -33,6 +34,7 @@ pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
 pub use judges::{Kstatus, crdify, kstatus};
 pub use kubectl::{eventually, repository_root};
+pub use prometheus::{Prometheus, promtool};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,
     SYSTEM_NAMESPACE, Tidings,

@@ -23,6 +23,8 @@ pub(super) struct Module {
     pub(super) sources: &'static [(&'static str, &'static str)],
     /// The programs must be told their version, or they call themselves v0.0.0.
     pub(super) ldflags: &'static str,
+    /// Build tags.
+    pub(super) tags: &'static str,
     /// How long a cold build takes, for people.
     pub(super) takes: &'static str,
 }
@@ -98,7 +100,8 @@ fn build(module: &Module, target: &Path, programs: &[&Program]) -> Result<()> {
     let log = File::create(&log_path).context("failed to create the build log")?;
     let mut command = Command::new("go");
     command
-        .args(["build", "-trimpath", "-ldflags", module.ldflags, "-o", "bin/"])
+        .args(["build", "-trimpath", "-tags", module.tags])
+        .args(["-ldflags", module.ldflags, "-o", "bin/"])
         .args(programs.iter().map(|p| p.package))
         .current_dir(dir.path())
         .env("CGO_ENABLED", "0")
@@ -109,7 +112,7 @@ fn build(module: &Module, target: &Path, programs: &[&Program]) -> Result<()> {
     let begun = Instant::now();
     let mut child = crate::process::spawn(command, crate::process::Lifetime::WithParent).context(
         "failed to run `go`: install Go 1.26 (https://go.dev/dl), or point KUBEBUILDER_ASSETS at etcd, kube-apiserver, \
-         kube-controller-manager and kubectl, and TIDINGS_HELM at helm",
+         kube-controller-manager and kubectl, TIDINGS_HELM at helm, and TIDINGS_PROMETHEUS at a folder with prometheus and promtool",
     )?;
     let mut said = begun;
     let status = loop {

@@ -1,0 +1,99 @@
+//! A real Prometheus that scrapes what it is told, and promtool.
+//!
+//! Invariant: it keeps its data in a folder of its own, gone with it, and listens on loopback.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+
+use crate::binaries;
+use crate::process::{Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Runs promtool with this standard input, whatever comes out.
+pub fn promtool(args: &[&str], input: &str) -> Result<Output> {
+    let program = binaries::promtool()?;
+    let said = tempfile::NamedTempFile::new().context("failed to create a file for promtool")?;
+    fs::write(said.path(), input).context("failed to write what promtool reads")?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::from(said.reopen()?));
+    die_with_parent(&mut command);
+    command
+        .output()
+        .with_context(|| format!("failed to run promtool {}", args.join(" ")))
+}
+
+/// A running Prometheus.
+#[derive(Debug)]
+pub struct Prometheus {
+    _process: Process,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Prometheus {
+    /// One with this configuration, and these files beside it.
+    pub fn start(config: &str, files: &[(&str, &str)]) -> Result<Prometheus> {
+        let program = binaries::prometheus()?;
+        let dir = tempfile::tempdir().context("failed to create Prometheus' folder")?;
+        let file = dir.path().join("prometheus.yml");
+        for (name, content) in files.iter().chain(&[("prometheus.yml", config)]) {
+            fs::write(dir.path().join(name), content).with_context(|| format!("failed to write {name}"))?;
+        }
+        let port = free_port()?;
+        let flag = |name: &str, value: PathBuf| -> OsString { format!("--{name}={}", value.display()).into() };
+        let mut process = Process::start(Spec {
+            name: "prometheus".into(),
+            program,
+            args: vec![
+                flag("config.file", file),
+                flag("storage.tsdb.path", dir.path().join("data")),
+                format!("--web.listen-address=127.0.0.1:{port}").into(),
+            ],
+            env: Vec::new(),
+            log: dir.path().join("prometheus.log"),
+            lifetime: Lifetime::WithParent,
+        })?;
+        process.wait_until("ready", READY_WITHIN, || http_status(port, "/-/ready") == Some(200))?;
+        Ok(Prometheus {
+            _process: process,
+            port,
+            _dir: dir,
+        })
+    }
+
+    /// The result of an instant query: its series, each with labels and a value.
+    pub fn query(&self, expression: &str) -> Result<Vec<Value>> {
+        let data = self.ask("query", &[("query", expression)])?;
+        data["result"].as_array().cloned().context("no result")
+    }
+
+    /// What `/api/v1/<path>` answers to these parameters: its `data`, or its error.
+    pub fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value> {
+        let query: Vec<String> = parameters
+            .iter()
+            .map(|(name, value)| format!("{name}={}", percent_encoded(value)))
+            .collect();
+        let request = format!(
+            "GET /api/v1/{path}?{} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n",
+            query.join("&")
+        );
+        let (_, answer) =
+            http_exchange(self.port, request.as_bytes()).with_context(|| format!("no answer to /api/v1/{path}"))?;
+        let answer: Value = serde_json::from_str(&answer).map_err(|_| anyhow!("no JSON: {answer}"))?;
+        if answer["status"] != "success" {
+            bail!("{}", answer["error"]);
+        }
+        Ok(answer["data"].clone())
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
