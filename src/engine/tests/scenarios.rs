@@ -62,6 +62,7 @@ async fn one_message_answered_500_five_times_is_a_dead_letter() {
             .await;
         assert_eq!(view.delivering, Delivering::Backoff);
         assert_eq!(view.retry.unwrap().0 as usize, made + 1);
+        assert_eq!(view.next_try, view.retry.map(|(_, at)| at));
         world.pass(wait - 1).await;
         assert_eq!(world.script.count("crm"), made, "not before its time");
         world.pass(1).await;
@@ -106,7 +107,12 @@ async fn an_outage_under_many_messages_probes_one_at_a_time_and_then_sends_all()
     world.until_delivering(id, Delivering::NoAttempts).await;
     world.script.set("crm", &[Act::Answer(503)]);
     world.send(id, 300).await;
-    world.until_delivering(id, Delivering::CircuitOpen).await;
+    let view = world.until_delivering(id, Delivering::CircuitOpen).await;
+    let probe = view.next_try.unwrap().since(view.last_failure.unwrap().at).as_secs();
+    assert!(
+        (30..60).contains(&probe),
+        "the probe is what is tried next, in {probe} s"
+    );
     world.settled().await;
     world.script.forget();
     world.pass(31).await;
