@@ -30,14 +30,14 @@ pub fn path(name: &str) -> PathBuf {
 }
 
 /// What helm makes of the chart with `more` arguments.
-fn render(more: &[&str]) -> String {
+pub fn render(more: &[&str]) -> String {
     let chart = Helm::chart();
     let args = ["template", "tidings", chart.to_str().unwrap(), "-n", NAMESPACE];
     Helm::offline().unwrap().ok(&[&args[..], more].concat()).unwrap()
 }
 
 /// With a set of values.
-fn render_set(set: &str) -> String {
+pub fn render_set(set: &str) -> String {
     let values = path(&format!("tests/chart/{set}.values.yaml"));
     render(&["-f", values.to_str().unwrap()])
 }
@@ -49,7 +49,7 @@ pub fn documents(text: &str) -> Vec<Value> {
 }
 
 /// The object of this kind and name.
-fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+pub fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let found = objects
         .iter()
         .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
@@ -250,6 +250,7 @@ fn every_value_is_in_the_schema_and_in_the_charts_readme() {
     leaves(&values, "", &mut all);
     // These are passed on whole.
     let whole = [
+        "metrics.dashboard.labels",
         "podSecurityContext",
         "securityContext",
         "controller.resources",

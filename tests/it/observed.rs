@@ -1,6 +1,8 @@
 //! What Tidings shows to Prometheus and Grafana, judged by the real Prometheus and promtool.
 
 mod alerts;
+mod chart;
+mod dashboard;
 mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -34,7 +34,7 @@ pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
 pub use judges::{Kstatus, crdify, kstatus};
 pub use kubectl::{eventually, repository_root};
-pub use prometheus::{Prometheus, promtool};
+pub use prometheus::{Prometheus, operator_definitions, promtool};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,
     SYSTEM_NAMESPACE, Tidings,

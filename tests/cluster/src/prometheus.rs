@@ -1,4 +1,4 @@
-//! A real Prometheus that scrapes what it is told, and promtool.
+//! A real Prometheus that scrapes what it is told, promtool, and the definitions of the Prometheus Operator.
 //!
 //! Invariant: it keeps its data in a folder of its own, gone with it, and listens on loopback.
 
@@ -14,6 +14,9 @@ use serde_json::Value;
 use crate::binaries;
 use crate::process::{Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status};
 
+const OPERATOR: &str = "github.com/prometheus-operator/prometheus-operator";
+const GO_MOD: &str = include_str!("../monitoring/go.mod");
+const GO_SUM: &str = include_str!("../monitoring/go.sum");
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs promtool with this standard input, whatever comes out.
@@ -27,6 +30,30 @@ pub fn promtool(args: &[&str], input: &str) -> Result<Output> {
     command
         .output()
         .with_context(|| format!("failed to run promtool {}", args.join(" ")))
+}
+
+/// The Prometheus Operator's CustomResourceDefinitions of what the chart makes, from its Go module.
+pub fn operator_definitions() -> Result<String> {
+    let module = tempfile::tempdir().context("failed to create a folder")?;
+    for (name, content) in [("go.mod", GO_MOD), ("go.sum", GO_SUM)] {
+        fs::write(module.path().join(name), content).with_context(|| format!("failed to write {name}"))?;
+    }
+    let mut command = Command::new("go");
+    command
+        .args(["mod", "download", "-json", OPERATOR])
+        .current_dir(module.path())
+        .env("GOWORK", "off");
+    die_with_parent(&mut command);
+    let output = command.output().context("failed to run `go`: install Go 1.26")?;
+    let said: Value = serde_json::from_slice(&output.stdout).context("go mod download says nothing")?;
+    let dir = said["Dir"]
+        .as_str()
+        .with_context(|| format!("failed to get {OPERATOR}: {}", said["Error"]))?;
+    let definition = |kind: &str| {
+        let name = format!("{dir}/example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml");
+        fs::read_to_string(&name).with_context(|| format!("failed to read {name}"))
+    };
+    Ok([definition("servicemonitors")?, definition("prometheusrules")?].join("---\n"))
 }
 
 /// A running Prometheus.
