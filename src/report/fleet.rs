@@ -85,7 +85,10 @@ impl Whose {
 
     fn of(view: &EndpointView, last_failure: &str) -> Whose {
         match view.delivering {
-            Delivering::Suspended | Delivering::SecretUnavailable | Delivering::Blocked => Whose::Owner,
+            Delivering::Suspended
+            | Delivering::SecretUnavailable
+            | Delivering::ServiceUnavailable
+            | Delivering::Blocked => Whose::Owner,
             Delivering::Disabled | Delivering::TokenUnavailable | Delivering::HandshakeRefused => Whose::Receiver,
             Delivering::CircuitOpen | Delivering::Backoff => match last_failure {
                 "Auth" | "Unauthorized" | "Redirect" | "SuccessUndecided" => Whose::Owner,

@@ -199,6 +199,7 @@ fn whose_trouble_it_is_and_what_is_none() {
         (suspended(0), None),
         (suspended(1), Some("owner")),
         (view(Delivering::SecretUnavailable), Some("owner")),
+        (view(Delivering::ServiceUnavailable), Some("owner")),
         (view(Delivering::Blocked), Some("owner")),
         (view(Delivering::TokenUnavailable), Some("receiver")),
         (view(Delivering::HandshakeRefused), Some("receiver")),
