@@ -44,6 +44,9 @@ impl Metrics {
     /// Registers everything under `tidings_traces_...`.
     pub fn register(registry: &mut Registry) -> Metrics {
         let metrics = Metrics::default();
+        for reason in [QUEUE_FULL, EXPORT_FAILED] {
+            metrics.dropped.get_or_create_owned(&reason);
+        }
         let registry = registry.sub_registry_with_prefix("tidings_traces");
         registry.register(
             "spans_exported",
