@@ -76,6 +76,9 @@ struct Common {
     /// The administrator's policy file; without one every address that is not globally reachable is refused
     #[arg(long)]
     policy: Option<std::path::PathBuf>,
+    /// A namespace that is watched, instead of all; may be given several times, and is the same for every process
+    #[arg(long, value_name = "NAME")]
+    watch_namespace: Vec<String>,
 }
 
 /// Runs what the command line asks for.

@@ -18,6 +18,7 @@ mod queue;
 mod references;
 mod replay;
 mod standing;
+mod stored;
 mod subscription;
 mod watches;
 mod work;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::names::CONTROLLER as FIELD_MANAGER;
 use crate::kubernetes::lease::{self, Claim};
+use crate::kubernetes::scope::Scope;
 use crate::telemetry::health::Gate;
 
 use context::Context;
@@ -53,6 +55,8 @@ pub struct Config {
     pub identity: String,
     /// The administrator's policy file; without one nothing is opened.
     pub policy: Option<PathBuf>,
+    /// The namespaces whose objects are looked at.
+    pub scope: Scope,
     /// The ServiceAccount that Secrets are granted to.
     pub dispatcher_service_account: String,
     /// Writes a second.

@@ -24,6 +24,7 @@ use crate::delivery::{self, HttpsSender};
 use crate::ingest::auth::Auth;
 use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
+use crate::kubernetes::scope::Scope;
 use crate::queue::Queue;
 use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::replay;
@@ -69,6 +70,8 @@ pub struct Config {
     pub store_limit: Option<u64>,
     /// The administrator's policy file; without one nothing is opened.
     pub policy: Option<PathBuf>,
+    /// The namespaces whose objects are loaded, and that events are taken for.
+    pub scope: Scope,
     /// The DNS server to ask; none means those of `/etc/resolv.conf`.
     pub dns_server: Option<SocketAddr>,
     /// Who asks receivers that are asked first.
@@ -123,6 +126,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             queue: queue.clone(),
             registry: registry.clone(),
             policy,
+            scope: config.scope.clone(),
             metrics: metrics.watch.clone(),
         },
         watching.clone(),
@@ -158,6 +162,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             queue: queue.clone(),
             fence,
             registry: registry.clone(),
+            scope: config.scope.clone(),
             again: engine.again(),
             reporter: report::reporter(config.identity.clone()),
             metrics: metrics.replay.clone(),
@@ -190,7 +195,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         engine.consumed(),
         config.max_event,
         metrics.ingest.clone(),
-    );
+    )
+    .within(config.scope.clone());
     let mut serving = tokio::spawn(ingest::serve(
         listener,
         certificate,

@@ -30,6 +30,7 @@ use crate::blocking::beside_the_worker;
 use crate::engine::Consumed;
 use crate::event::Event;
 use crate::ids::UnixMillis;
+use crate::kubernetes::scope::Scope;
 use crate::queue::{Accepted, Queue, QueueError};
 use crate::registry::{NamespaceView, Registry, SubscriptionEntry};
 
@@ -74,6 +75,7 @@ pub struct Ingest {
     queue: Arc<dyn Queue>,
     auth: Auth,
     declarations: Declarations,
+    scope: Scope,
     metrics: Arc<Metrics>,
     max_event: usize,
     pace: Pace,
@@ -108,6 +110,7 @@ impl Ingest {
             queue,
             auth,
             declarations,
+            scope: Scope::default(),
             metrics,
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             pace: Pace::default(),
@@ -125,6 +128,19 @@ impl Ingest {
     /// The same, and what it does is traced.
     pub fn traced(self, traces: Option<trace::Requests>) -> Ingest {
         Ingest { traces, ..self }
+    }
+
+    /// Takes events for these namespaces only.
+    pub fn within(self, scope: Scope) -> Ingest {
+        Ingest { scope, ..self }
+    }
+
+    /// A namespace that exists, as it is loaded.
+    fn namespace(&self, name: &str) -> Result<Arc<NamespaceView>, Problem> {
+        self.registry.namespace(name).ok_or_else(|| match self.scope.has(name) {
+            true => Problem::no_namespace(),
+            false => Problem::not_watched(name),
+        })
     }
 
     /// Waits until every accept begun has ended.
@@ -187,7 +203,7 @@ impl Ingest {
             &self.metrics.auth_misses
         };
         counter.inc();
-        let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
+        let view = self.namespace(namespace)?;
         // Boxed: what these hold must not make every event's future larger.
         let query = head.uri.query();
         match route {
@@ -319,7 +335,7 @@ impl Ingest {
             }
         }
         // They were created a moment ago: what the watch has brought meanwhile counts.
-        let view = self.registry.namespace(namespace).ok_or_else(Problem::no_namespace)?;
+        let view = self.namespace(namespace)?;
         match missing(&view) {
             Some(position) => Err(Problem::not_loaded(
                 &events.as_slice()[position].r#type,

@@ -1,4 +1,5 @@
-//! What both sides need of the Kubernetes API: server-side apply of status, Leases, Events, write budgets, Services.
+//! What both sides need of the Kubernetes API: server-side apply of status, Leases, Events, write budgets, Services,
+//! which namespaces are watched.
 //!
 //! Imported by controller, report, ingest and the watches only. It knows nothing of what is written, only how: every write
 //! has a timeout, and none lands on an object other than the one that was read.
@@ -6,6 +7,7 @@
 pub mod budget;
 pub mod events;
 pub mod lease;
+pub mod scope;
 pub mod services;
 pub mod status;
 

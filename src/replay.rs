@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::stream::StreamExt;
+use futures::stream::{StreamExt, select_all};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use tokio::sync::{Semaphore, watch as latest};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -26,11 +26,13 @@ use crate::engine::Again;
 use crate::ids::UnixMillis;
 use crate::kubernetes::budget::Budget;
 use crate::kubernetes::events::{Happening, Reporter, publish};
+use crate::kubernetes::scope::{Part, Scope};
 use crate::queue::{Fence, Queue};
 use crate::registry::Registry;
 use crate::watch::source::{Step, steps};
 
 mod happening;
+mod known;
 mod line;
 pub mod metrics;
 mod run;
@@ -38,6 +40,7 @@ mod select;
 mod show;
 mod status;
 
+use known::Known;
 use line::Line;
 use metrics::Metrics;
 use run::Run;
@@ -65,6 +68,8 @@ pub struct Tools {
     pub queue: Arc<dyn Queue>,
     pub fence: Fence,
     pub registry: Arc<Registry>,
+    /// The namespaces whose Replays are run.
+    pub scope: Scope,
     pub again: Again,
     pub reporter: Reporter,
     pub metrics: Metrics,
@@ -111,8 +116,13 @@ struct Running {
 
 /// Runs until `shutdown`.
 pub async fn follow(tools: Tools, shutdown: CancellationToken) {
-    let events = watcher(Api::<Replay>::all(tools.client.clone()), watcher::Config::default());
-    let mut steps = std::pin::pin!(steps("replays", events, tools.metrics.watch_errors.clone()));
+    let known = Known::of(&tools.scope);
+    let of_part = |part: Part| {
+        let events = watcher(part.api::<Replay>(&tools.client), watcher::Config::default());
+        let steps = steps("replays", events, tools.metrics.watch_errors.clone());
+        steps.map(move |step| (part.clone(), step)).boxed()
+    };
+    let mut steps = select_all(tools.scope.parts().into_iter().map(of_part));
     let shared = Arc::new(Shared {
         tools,
         writes: Budget::new(WRITES_PER_SECOND, WRITE_BURST),
@@ -126,7 +136,7 @@ pub async fn follow(tools: Tools, shutdown: CancellationToken) {
         running: HashMap::new(),
         aside: HashMap::new(),
         untold: BTreeMap::new(),
-        known: None,
+        known,
         gone: HashSet::new(),
         forgotten: true,
         tasks: JoinSet::new(),
@@ -135,7 +145,7 @@ pub async fn follow(tools: Tools, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(step) = steps.next() => replays.take(step),
+            Some((part, step)) = steps.next() => replays.take(&part, step),
             Some(ended) = replays.tasks.join_next_with_id() => replays.ended(ended),
             Some(told) = replays.telling.join_next() => replays.told(told),
             () = tokio::time::sleep(FORGET_AGAIN), if !replays.forgotten => {}
@@ -158,8 +168,7 @@ struct Replays {
     aside: HashMap<String, Run>,
     /// By UID those that wait or have ended and whose status does not say what it should.
     untold: BTreeMap<String, Arc<Replay>>,
-    /// UIDs of all there are; none before the first complete list.
-    known: Option<HashSet<String>>,
+    known: Known,
     /// UIDs of those whose task has ended after they were gone: a step of it may reach the store after a look at what it knows.
     gone: HashSet<String>,
     /// The store knows of none that is gone.
@@ -171,29 +180,25 @@ struct Replays {
 }
 
 impl Replays {
-    fn take(&mut self, step: Step<Replay>) {
+    fn take(&mut self, part: &Part, step: Step<Replay>) {
         match step {
             Step::Listed(list) => {
                 let uids: HashSet<String> = list.iter().filter_map(ResourceExt::uid).collect();
-                let all = self.running.keys().chain(self.line.uids()).chain(self.untold.keys());
-                let missing: Vec<String> = all.filter(|uid| !uids.contains(*uid)).cloned().collect();
+                let missing = self.known.listed(part, uids);
                 missing.iter().for_each(|uid| self.leave(uid));
-                self.known = Some(uids);
                 self.forgotten = false;
                 list.into_iter().for_each(|replay| self.put(replay));
             }
             Step::Put(replay) => {
-                if let (Some(known), Some(uid)) = (&mut self.known, replay.uid()) {
-                    known.insert(uid);
+                if let Some(uid) = replay.uid() {
+                    self.known.put(part, uid);
                 }
                 self.put(*replay);
             }
             Step::Gone(replay) => {
                 let uid = replay.uid().unwrap_or_default();
                 self.leave(&uid);
-                if let Some(known) = &mut self.known {
-                    known.remove(&uid);
-                }
+                self.known.remove(part, &uid);
                 self.forgotten = false;
             }
         }
@@ -229,7 +234,7 @@ impl Replays {
 
     /// Starts those that may run, once all are known: those that had begun go first.
     fn start(&mut self) {
-        if self.known.is_none() {
+        if !self.known.is_complete() {
             return;
         }
         while let Some(replay) = self.line.next() {
@@ -275,7 +280,7 @@ impl Replays {
     /// Writes the status of one that waits, or of one that has ended and was changed since.
     fn tell(&mut self) {
         while self.telling.is_empty()
-            && self.known.is_some()
+            && self.known.is_complete()
             && let Some((uid, replay)) = self.untold.pop_first()
         {
             let Some(status) = self.to_tell(&uid, &replay) else {
@@ -312,7 +317,7 @@ impl Replays {
     fn told(&mut self, told: Result<Option<(String, Arc<Replay>)>, JoinError>) {
         // A newer form that came meanwhile is the one to tell; of one that runs, or is gone, nothing is.
         if let Ok(Some((uid, replay))) = told
-            && self.known.as_ref().is_some_and(|known| known.contains(&uid))
+            && self.known.has(&uid)
             && !self.running.contains_key(&uid)
         {
             self.untold.entry(uid).or_insert(replay);
@@ -335,7 +340,7 @@ impl Replays {
             return;
         };
         self.line.ended(&running.namespace);
-        if self.known.as_ref().is_some_and(|known| !known.contains(&uid)) {
+        if self.known.lacks(&uid) {
             self.gone.insert(uid);
             self.forgotten = false;
         } else if running.stop.is_cancelled() {
@@ -350,14 +355,18 @@ impl Replays {
 
     /// Forgets what the store knows of Replays that are gone.
     async fn forget(&mut self) {
-        let Some(known) = self.known.as_ref().filter(|_| !self.forgotten) else {
+        if self.forgotten || !self.known.is_complete() {
             return;
-        };
+        }
+        let known = &self.known;
         let Tools { queue, fence, .. } = &self.shared.tools;
         let forget = async {
             for (ticket, _) in queue.replays().await? {
                 // What still runs may yet write its row: it is forgotten after its end.
-                if !known.contains(&ticket) && !self.running.contains_key(&ticket) && !self.gone.contains(&ticket) {
+                if known.may_be_forgotten(&ticket)
+                    && !self.running.contains_key(&ticket)
+                    && !self.gone.contains(&ticket)
+                {
                     queue.forget_replay(*fence, &ticket).await?;
                 }
             }
@@ -370,6 +379,7 @@ impl Replays {
             Ok(()) => {
                 self.forgotten = true;
                 self.gone.clear();
+                self.known.forgotten();
             }
             Err(error) => tracing::warn!(%error, "failed to forget deleted Replays; tried again"),
         }

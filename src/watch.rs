@@ -1,8 +1,9 @@
 //! The watches: from the cluster's resources to the registry.
 //!
-//! Owns five kube watches (namespaces by metadata only, Services by a few fields), the reads of what endpoints refer to, and the ids the store gives;
-//! knows nothing of messages or of delivery. Invariant: while the API server is away everything that was loaded stays in
-//! use, and absence means deletion only after a complete list.
+//! Owns five kube watches, of the cluster or of each namespace that is named (namespaces by metadata only, Services by a few
+//! fields), the reads of what endpoints refer to, and the ids the store gives; knows nothing of messages or of delivery.
+//! Invariant: while the API server is away everything that was loaded stays in use, and absence means deletion only after a
+//! complete list.
 
 pub mod fetch;
 pub mod load;
@@ -13,11 +14,13 @@ pub mod source;
 pub mod versions;
 pub mod world;
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::stream::{BoxStream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::{Namespace, Service};
+use kube::core::NamespaceResourceScope;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -32,6 +35,7 @@ use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
 use crate::ids::EndpointId;
+use crate::kubernetes::scope::{Part, Scope};
 use crate::kubernetes::services;
 use crate::queue::Queue;
 use crate::registry::Registry;
@@ -51,16 +55,21 @@ pub struct WatchConfig {
     pub registry: Arc<Registry>,
     /// The administrator's policy; a change resolves every endpoint anew.
     pub policy: watch::Receiver<Arc<Policy>>,
+    /// The namespaces that are watched.
+    pub scope: Scope,
     pub metrics: Metrics,
 }
 
-/// Per kind, the `resourceVersion` up to which everything is in the registry; none before the first complete list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The `resourceVersion` up to which everything that one watch sees is in the registry; none before its first complete list.
+pub type Done = BTreeMap<Part, Option<u64>>;
+
+/// Per kind, how far its watches are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
-    pub namespaces: Option<u64>,
-    pub endpoints: Option<u64>,
-    pub subscriptions: Option<u64>,
-    pub types: Option<u64>,
+    pub namespaces: Done,
+    pub endpoints: Done,
+    pub subscriptions: Done,
+    pub types: Done,
 }
 
 /// The running watches.
@@ -116,12 +125,13 @@ pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
     let objects = Arc::new(Objects::default());
     let (loaded_sender, loaded) = watch::channel(Loaded::default());
     let (refresh, refreshes) = mpsc::channel(REFRESHES);
-    let steps = inputs(&config.client, &config.metrics);
+    let steps = inputs(&config.client, &config.scope, &config.metrics);
     let loader = Loader::new(Tools {
         client: config.client,
         queue: config.queue,
         registry: config.registry,
         policy: config.policy,
+        scope: config.scope,
         objects: objects.clone(),
         loaded: loaded_sender,
         metrics: config.metrics,
@@ -135,21 +145,41 @@ pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
     }
 }
 
-fn inputs(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
-    select_all([
-        follow::<PartialObjectMeta<Namespace>>("namespaces", client, metrics, |_| {}, Input::Namespaces),
-        follow::<WebhookEndpoint>("webhookendpoints", client, metrics, lean, Input::Endpoints),
-        follow::<EventSubscription>("eventsubscriptions", client, metrics, |_| {}, Input::Subscriptions),
-        follow::<EventType>("eventtypes", client, metrics, |_| {}, Input::Types),
-        follow_services(client, metrics),
-    ])
-    .boxed()
+fn inputs(client: &kube::Client, scope: &Scope, metrics: &Metrics) -> BoxStream<'static, Input> {
+    let of_part = |part: Part| {
+        [
+            follow_namespaces(&part, client, metrics),
+            follow::<WebhookEndpoint>("webhookendpoints", &part, client, metrics, lean, Input::Endpoints),
+            follow::<EventSubscription>(
+                "eventsubscriptions",
+                &part,
+                client,
+                metrics,
+                |_| {},
+                Input::Subscriptions,
+            ),
+            follow::<EventType>("eventtypes", &part, client, metrics, |_| {}, Input::Types),
+            follow_services(&part, client, metrics),
+        ]
+    };
+    select_all(scope.parts().into_iter().flat_map(of_part)).boxed()
 }
 
-fn follow_services(client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
-    let events = watcher(Api::<Service>::all(client.clone()), watcher::Config::default());
-    let events = calm("services", events, metrics.errors("services"));
-    events.map(|event| Input::Services(services::found(event))).boxed()
+fn follow_namespaces(part: &Part, client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
+    let api = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    let events = watcher(api, part.namespaces());
+    let part = part.clone();
+    steps("namespaces", events, metrics.errors("namespaces"))
+        .map(move |step| Input::Namespaces(part.clone(), step))
+        .boxed()
+}
+
+fn follow_services(part: &Part, client: &kube::Client, metrics: &Metrics) -> BoxStream<'static, Input> {
+    let events = watcher(part.api::<Service>(client), watcher::Config::default());
+    let part = part.clone();
+    calm("services", events, metrics.errors("services"))
+        .map(move |event| Input::Services(part.clone(), services::found(event)))
+        .boxed()
 }
 
 /// Leaves out what only others read, of annotations and of status: of ten thousand endpoints it takes megabytes.
@@ -167,16 +197,20 @@ fn lean(endpoint: &mut WebhookEndpoint) {
 
 fn follow<K>(
     plural: &'static str,
+    part: &Part,
     client: &kube::Client,
     metrics: &Metrics,
     lean: fn(&mut K),
-    input: impl Fn(Step<K>) -> Input + Send + 'static,
+    input: fn(Part, Step<K>) -> Input,
 ) -> BoxStream<'static, Input>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).modify(lean);
-    steps(plural, events, metrics.errors(plural)).map(input).boxed()
+    let events = watcher(part.api::<K>(client), watcher::Config::default()).modify(lean);
+    let part = part.clone();
+    steps(plural, events, metrics.errors(plural))
+        .map(move |step| input(part.clone(), step))
+        .boxed()
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod it {
     mod manifests;
     mod messages;
     mod misbehaving;
+    mod namespaces;
     mod oauth2;
     mod observed;
     mod ordering;

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Common, beside_telemetry, connect};
 use crate::controller::{self, Config, WRITES_PER_SECOND, metrics::Metrics};
+use crate::kubernetes::scope::Scope;
 use crate::telemetry::Health;
 
 #[derive(Debug, clap::Args)]
@@ -28,6 +29,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         namespace: common.namespace,
         identity: common.identity,
         policy: common.policy,
+        scope: Scope::of(common.watch_namespace),
         dispatcher_service_account: args.dispatcher_service_account,
         writes_per_second: args.writes_per_second,
         metrics,

@@ -12,6 +12,7 @@ use crate::delivery::Origin;
 use crate::dispatcher::{self, Config, metrics::Metrics};
 use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
+use crate::kubernetes::scope::Scope;
 use crate::report::plan::RATE;
 use crate::telemetry::Health;
 use crate::tls::TlsFiles;
@@ -79,6 +80,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         data_dir: args.data_dir,
         store_limit: args.store_limit,
         policy: common.policy,
+        scope: Scope::of(common.watch_namespace),
         dns_server: args.dns_server,
         origin: args.origin,
         status_writes_per_second: args.status_writes_per_second,

@@ -21,6 +21,7 @@ use super::memory::Memory;
 use super::metrics::Write;
 use super::queue::Queue;
 use super::references::References;
+use super::stored::Stored;
 use super::watches::Writers;
 use super::work::Failures;
 use crate::api::census::Census;
@@ -59,11 +60,11 @@ impl Key {
 
 /// The watched objects.
 pub struct Stores {
-    pub endpoints: Store<WebhookEndpoint>,
-    pub subscriptions: Store<EventSubscription>,
-    pub event_types: Store<EventType>,
-    pub replays: Store<Replay>,
-    pub namespaces: Store<Namespace>,
+    pub endpoints: Stored<WebhookEndpoint>,
+    pub subscriptions: Stored<EventSubscription>,
+    pub event_types: Stored<EventType>,
+    pub replays: Stored<Replay>,
+    pub namespaces: Stored<Namespace>,
     pub leases: Store<Lease>,
 }
 
@@ -116,11 +117,11 @@ pub struct Context {
 impl Context {
     /// Nothing read yet.
     pub fn new(config: Arc<Config>) -> Context {
-        let (writers, stores) = Writers::new();
+        let (writers, stores) = Writers::new(&config.scope);
         Context {
             client: config.client.clone(),
             stores,
-            services: watch::Sender::default(),
+            services: watch::Sender::new(Services::of(&config.scope)),
             writers: Mutex::new(Some(writers)),
             queue: Queue::default(),
             failures: Failures::default(),

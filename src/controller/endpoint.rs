@@ -75,6 +75,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     }
     let standing = Standing {
         granted,
+        namespace,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         seen: &seen,
     };

@@ -53,7 +53,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         Err(failed) => failed,
         Ok(()) => {
             let fleet = context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone();
-            if was_ready(previous, generation) || seen.is_loaded(PLURAL, &fleet) {
+            if was_ready(previous, generation) || seen.is_loaded(PLURAL, namespace, &fleet) {
                 Readiness::Ready {
                     reason: reasons::COMPILED,
                     message: format!("generation {generation} is loaded: events of this type are checked"),

@@ -7,16 +7,16 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::kubernetes::lease::{self, Liveness};
+use crate::kubernetes::lease::{self, Liveness, LoadedPart};
 
 /// What every living replica has applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fleet {
     /// Living replicas.
     pub live: usize,
-    /// For each kind (plural) the lowest `resourceVersion` over the living replicas; a kind that one of them has not
+    /// For each kind (plural) and part the lowest `resourceVersion` over the living replicas; what one of them has not
     /// loaded is absent.
-    loaded: BTreeMap<String, u64>,
+    loaded: BTreeMap<LoadedPart, u64>,
 }
 
 impl Fleet {
@@ -45,9 +45,13 @@ impl Fleet {
         fleet
     }
 
-    /// Whether at least one replica lives and all of them have applied `version` of this kind.
-    pub fn has_loaded(&self, plural: &str, version: u64) -> bool {
-        self.live > 0 && self.loaded.get(plural).is_some_and(|loaded| *loaded >= version)
+    /// Whether at least one replica lives and all of them have applied `version` of this kind in the namespace.
+    pub fn has_loaded(&self, plural: &str, namespace: &str, version: u64) -> bool {
+        let mut of_namespace = self
+            .loaded
+            .iter()
+            .filter(|((kind, part), _)| kind == plural && part.has(namespace));
+        self.live > 0 && of_namespace.any(|(_, loaded)| *loaded >= version)
     }
 }
 
@@ -77,19 +81,19 @@ mod tests {
         let mut liveness = Liveness::default();
         let kind = "webhookendpoints";
         let of = |leases: &[Arc<Lease>], liveness: &mut Liveness, now| Fleet::of(leases, liveness, now);
-        assert!(!of(&[], &mut liveness, now).has_loaded(kind, 0), "no replica");
+        assert!(!of(&[], &mut liveness, now).has_loaded(kind, "team", 0), "no replica");
         let a = replica("a", Some("a"), Some("10"));
         let b = replica("b", Some("b"), Some("9"));
         let both = of(&[a.clone(), b.clone()], &mut liveness, now);
-        assert!(both.has_loaded(kind, 9) && !both.has_loaded(kind, 10));
-        assert!(!both.has_loaded("eventtypes", 1));
+        assert!(both.has_loaded(kind, "team", 9) && !both.has_loaded(kind, "team", 10));
+        assert!(!both.has_loaded("eventtypes", "team", 1));
         let starting = replica("c", Some("c"), None);
         assert!(
-            !of(&[a.clone(), starting], &mut liveness, now).has_loaded(kind, 1),
+            !of(&[a.clone(), starting], &mut liveness, now).has_loaded(kind, "team", 1),
             "one has loaded nothing yet"
         );
         let vacated = replica("b", None, Some("1"));
-        assert!(of(&[a, vacated], &mut liveness, now).has_loaded(kind, 10));
+        assert!(of(&[a, vacated], &mut liveness, now).has_loaded(kind, "team", 10));
         let later = now + Duration::from_secs(60);
         let renewed = replica("a", Some("a2"), Some("10"));
         assert!(
@@ -99,8 +103,18 @@ mod tests {
         let mut liveness = Liveness::default();
         of(std::slice::from_ref(&b), &mut liveness, now);
         assert!(
-            of(&[renewed, b], &mut liveness, later).has_loaded(kind, 10),
+            of(&[renewed, b], &mut liveness, later).has_loaded(kind, "team", 10),
             "b is dead by then"
         );
+    }
+
+    #[test]
+    fn a_version_loaded_in_one_namespace_is_not_loaded_in_another() {
+        let mut liveness = Liveness::default();
+        let a = replica("a", Some("a"), Some("sales=10,shop=3"));
+        let fleet = Fleet::of(&[a], &mut liveness, Instant::now());
+        let loaded = |namespace, version| fleet.has_loaded("webhookendpoints", namespace, version);
+        assert!(loaded("sales", 10) && loaded("shop", 3) && !loaded("shop", 4));
+        assert!(!loaded("other", 1), "nothing is known of what is not watched");
     }
 }

@@ -32,9 +32,9 @@ pub struct Seen {
 
 impl Seen {
     /// Whether every living dispatcher has what makes the object ready.
-    pub fn is_loaded(&self, plural: &str, fleet: &Fleet) -> bool {
+    pub fn is_loaded(&self, plural: &str, namespace: &str, fleet: &Fleet) -> bool {
         // Versions that are no numbers cannot be compared: any version a dispatcher reports must do.
-        fleet.has_loaded(plural, self.version.unwrap_or(0))
+        fleet.has_loaded(plural, namespace, self.version.unwrap_or(0))
     }
 }
 

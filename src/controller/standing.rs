@@ -7,6 +7,7 @@ use super::memory::Seen;
 pub struct Standing<'a> {
     /// They may read everything the object names.
     pub granted: bool,
+    pub namespace: &'a str,
     pub fleet: Fleet,
     pub seen: &'a Seen,
 }
@@ -19,7 +20,7 @@ impl Standing<'_> {
             Some("no dispatcher is running: its Lease in Tidings' namespace would say so".to_owned())
         } else if !self.granted {
             Some("the dispatcher is being given access to the Secrets that are named".to_owned())
-        } else if !references_are_told || !self.seen.is_loaded(plural, &self.fleet) {
+        } else if !references_are_told || !self.seen.is_loaded(plural, self.namespace, &self.fleet) {
             Some(format!("the dispatcher is loading generation {generation}"))
         } else {
             None

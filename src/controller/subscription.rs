@@ -71,6 +71,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     };
     let standing = Standing {
         granted: covers(context, namespace, &references),
+        namespace,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
         seen: &seen,
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Service};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -17,11 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
+use super::stored::Stored;
 use super::subscription::endpoints_of;
 use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::resolve::subscription_references;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
+use crate::kubernetes::scope::{Part, Scope};
 use crate::kubernetes::services::{self, Change};
 use crate::kubernetes::{lease, slim};
 
@@ -34,30 +37,33 @@ const SLOTS: u32 = 1 << 12;
 
 /// The writing halves of the stores.
 pub struct Writers {
-    endpoints: Writer<WebhookEndpoint>,
-    subscriptions: Writer<EventSubscription>,
-    event_types: Writer<EventType>,
-    replays: Writer<Replay>,
-    namespaces: Writer<Namespace>,
+    endpoints: Parts<WebhookEndpoint>,
+    subscriptions: Parts<EventSubscription>,
+    event_types: Parts<EventType>,
+    replays: Parts<Replay>,
+    namespaces: Parts<Namespace>,
     leases: Writer<Lease>,
 }
 
+/// One for each watch.
+type Parts<K> = Vec<(Part, Writer<K>)>;
+
 impl Writers {
     /// Empty stores.
-    pub fn new() -> (Writers, Stores) {
-        let (endpoints, endpoints_writer) = reflector::store();
-        let (subscriptions, subscriptions_writer) = reflector::store();
-        let (event_types, event_types_writer) = reflector::store();
-        let (replays, replays_writer) = reflector::store();
-        let (namespaces, namespaces_writer) = reflector::store();
+    pub fn new(scope: &Scope) -> (Writers, Stores) {
+        let (endpoints, endpoints_writers) = Stored::of(scope);
+        let (subscriptions, subscriptions_writers) = Stored::of(scope);
+        let (event_types, event_types_writers) = Stored::of(scope);
+        let (replays, replays_writers) = Stored::of(scope);
+        let (namespaces, namespaces_writers) = Stored::of(scope);
         let (leases, leases_writer) = reflector::store();
         (
             Writers {
-                endpoints: endpoints_writer,
-                subscriptions: subscriptions_writer,
-                event_types: event_types_writer,
-                replays: replays_writer,
-                namespaces: namespaces_writer,
+                endpoints: endpoints_writers,
+                subscriptions: subscriptions_writers,
+                event_types: event_types_writers,
+                replays: replays_writers,
+                namespaces: namespaces_writers,
                 leases: leases_writer,
             },
             Stores {
@@ -72,75 +78,87 @@ impl Writers {
     }
 }
 
+/// What a change of an object of the kind leads to.
+struct Follow<K> {
+    census: Option<fn(&Context) -> &Mutex<Census>>,
+    touch: fn(&Context, &K),
+}
+
 /// Starts every watch; does nothing when called again.
 pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
     let Some(writers) = context.writers.lock().unwrap_or_else(|e| e.into_inner()).take() else {
         return;
     };
-    let client = || context.client.clone();
-    let all = watcher::Config::default();
-    let dispatchers = watcher::Config::default().labels(&format!("{}={}", lease::COMPONENT_LABEL, lease::DISPATCHER));
-    let own = &context.config.namespace;
-    tasks.spawn(watch(
-        context.clone(),
-        Api::all(client()),
-        all.clone(),
-        writers.endpoints,
-        Some(|context| &context.endpoints),
-        touch_endpoint,
-    ));
-    tasks.spawn(watch(
-        context.clone(),
-        Api::all(client()),
-        all.clone(),
-        writers.subscriptions,
-        Some(|context| &context.subscriptions),
-        touch_subscription,
-    ));
-    tasks.spawn(watch(
-        context.clone(),
-        Api::all(client()),
-        all.clone(),
-        writers.event_types,
-        None,
-        touch_event_type,
-    ));
-    tasks.spawn(watch(
-        context.clone(),
-        Api::all(client()),
-        all.clone(),
-        writers.replays,
-        None,
-        touch_replay,
-    ));
-    tasks.spawn(watch_services(context.clone(), Api::all(client())));
-    tasks.spawn(watch(
-        context.clone(),
-        Api::all(client()),
-        all,
-        writers.namespaces,
-        None,
-        touch_namespace,
-    ));
+    let follow = Follow {
+        census: Some(|context| &context.endpoints),
+        touch: touch_endpoint,
+    };
+    watch_parts(context, tasks, writers.endpoints, &follow);
+    let follow = Follow {
+        census: Some(|context| &context.subscriptions),
+        touch: touch_subscription,
+    };
+    watch_parts(context, tasks, writers.subscriptions, &follow);
+    let follow = Follow {
+        census: None,
+        touch: touch_event_type,
+    };
+    watch_parts(context, tasks, writers.event_types, &follow);
+    let follow = Follow {
+        census: None,
+        touch: touch_replay,
+    };
+    watch_parts(context, tasks, writers.replays, &follow);
+    for part in context.config.scope.parts() {
+        tasks.spawn(watch_services(context.clone(), part));
+    }
+    for (part, writer) in writers.namespaces {
+        let api = Api::all(context.client.clone());
+        let follow = Follow {
+            census: None,
+            touch: touch_namespace,
+        };
+        tasks.spawn(watch(context.clone(), api, part.namespaces(), writer, follow));
+    }
     // The fleet is looked at by the tick: liveness is a matter of time, not only of changes.
-    tasks.spawn(watch(
-        context.clone(),
-        Api::namespaced(client(), own),
-        dispatchers,
-        writers.leases,
-        None,
-        |_, _: &Lease| {},
-    ));
+    let dispatchers = watcher::Config::default().labels(&format!("{}={}", lease::COMPONENT_LABEL, lease::DISPATCHER));
+    let own = Api::namespaced(context.client.clone(), &context.config.namespace);
+    let follow = Follow {
+        census: None,
+        touch: |_, _: &Lease| {},
+    };
+    tasks.spawn(watch(context.clone(), own, dispatchers, writers.leases, follow));
+}
+
+fn watch_parts<K>(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    writers: Parts<K>,
+    &Follow { census, touch }: &Follow<K>,
+) where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    for (part, writer) in writers {
+        let api = part.api::<K>(&context.client);
+        let follow = Follow { census, touch };
+        tasks.spawn(watch(context.clone(), api, watcher::Config::default(), writer, follow));
+    }
 }
 
 /// Waits for the first complete list of every kind.
 pub async fn synced(context: &Context) -> anyhow::Result<()> {
     let stores = &context.stores;
-    stores.namespaces.wait_until_ready().await?;
-    stores.endpoints.wait_until_ready().await?;
-    stores.subscriptions.wait_until_ready().await?;
-    stores.event_types.wait_until_ready().await?;
-    stores.replays.wait_until_ready().await?;
+    stores.namespaces.listed().await?;
+    stores.endpoints.listed().await?;
+    stores.subscriptions.listed().await?;
+    stores.event_types.listed().await?;
+    stores.replays.listed().await?;
     stores.leases.wait_until_ready().await?;
     let mut services = context.services.subscribe();
     services.wait_for(|services| services.is_listed()).await?;
@@ -152,8 +170,7 @@ async fn watch<K>(
     api: Api<K>,
     config: watcher::Config,
     mut writer: Writer<K>,
-    census: Option<fn(&Context) -> &Mutex<Census>>,
-    touch: fn(&Context, &K),
+    Follow { census, touch }: Follow<K>,
 ) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -206,7 +223,8 @@ where
 }
 
 /// Services are kept by a few words each, not as objects.
-async fn watch_services(context: Arc<Context>, api: Api<Service>) -> anyhow::Result<()> {
+async fn watch_services(context: Arc<Context>, part: Part) -> anyhow::Result<()> {
+    let api = part.api::<Service>(&context.client);
     let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
     while let Some(event) = events.next().await {
         let event = match event {
@@ -217,7 +235,9 @@ async fn watch_services(context: Arc<Context>, api: Api<Service>) -> anyhow::Res
             }
         };
         let mut change = Change::None;
-        context.services.send_modify(|services| change = services.apply(event));
+        context
+            .services
+            .send_modify(|services| change = services.apply(&part, event));
         touch_those_that_name(&context, &change);
     }
     Ok(())

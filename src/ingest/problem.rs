@@ -131,6 +131,15 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "NamespaceNotFound", "there is no such namespace")
     }
 
+    /// 404 of a namespace of which nothing is known here.
+    pub fn not_watched(namespace: &str) -> Problem {
+        let detail = format!(
+            "this Tidings is installed for some namespaces only, and {namespace} is not one of them: ask the administrator to \
+             add it (watchNamespaces of the chart, --watch-namespace of the processes)"
+        );
+        Problem::new(StatusCode::NOT_FOUND, "NamespaceNotWatched", detail)
+    }
+
     /// 422: data that does not fit its declared type.
     pub fn does_not_fit(event_type: &str, event: Option<usize>, errors: Vec<Violation>) -> Problem {
         let detail = format!("the data does not fit the schema of EventType {event_type}");

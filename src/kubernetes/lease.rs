@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::scope::Part;
 use super::{RequestError, within};
 
 /// How often a holder renews.
@@ -293,16 +294,33 @@ impl Claim {
     }
 }
 
-/// What a living dispatcher has loaded, from its Lease's annotations: plural kind to `resourceVersion`.
-pub fn loaded(lease: &Lease) -> BTreeMap<String, u64> {
-    lease
-        .annotations()
-        .iter()
-        .filter_map(|(key, version)| {
-            let plural = key.strip_prefix("tidings.dev/loaded-")?;
-            Some((plural.to_owned(), version.parse().ok()?))
-        })
-        .collect()
+/// A kind of which everything in a part is loaded, up to a version.
+pub type LoadedPart = (String, Part);
+
+/// What a living dispatcher has loaded, from its Lease's annotations: plural kind and part to `resourceVersion`.
+pub fn loaded(lease: &Lease) -> BTreeMap<LoadedPart, u64> {
+    let annotations = lease.annotations().iter();
+    let versions = annotations.flat_map(|(key, text)| {
+        let plural = key.strip_prefix("tidings.dev/loaded-").unwrap_or_default();
+        let of_part = move |text: &str| {
+            let (part, version) = match text.split_once('=') {
+                Some((namespace, version)) => (Part::One(namespace.into()), version),
+                None => (Part::All, text),
+            };
+            Some(((plural.to_owned(), part), version.parse().ok()?))
+        };
+        text.split(',').filter(|_| !plural.is_empty()).filter_map(of_part)
+    });
+    versions.collect()
+}
+
+/// The text of such an annotation: a version, or `namespace=version` for each namespace that is watched.
+pub fn shown<'a>(versions: impl Iterator<Item = (&'a Part, u64)>) -> String {
+    let each = versions.map(|(part, version)| match part {
+        Part::All => version.to_string(),
+        Part::One(namespace) => format!("{namespace}={version}"),
+    });
+    each.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -385,6 +403,20 @@ mod tests {
             (loaded_annotation("eventtypes"), "x".to_owned()),
             ("other".to_owned(), "1".to_owned()),
         ]));
-        assert_eq!(loaded(&l), BTreeMap::from([("webhookendpoints".to_owned(), 42)]));
+        assert_eq!(
+            loaded(&l),
+            BTreeMap::from([(("webhookendpoints".to_owned(), Part::All), 42)])
+        );
+    }
+
+    #[test]
+    fn where_namespaces_are_watched_each_has_a_version_of_its_own() {
+        let parts = ["sales", "shop"].map(|name| Part::One(name.into()));
+        let text = shown(parts.iter().zip([7, 0]));
+        assert_eq!(text, "sales=7,shop=0");
+        let mut l = lease(None, 0);
+        l.metadata.annotations = Some([(loaded_annotation("eventtypes"), text)].into());
+        let [sales, shop] = parts.map(|part| ("eventtypes".to_owned(), part));
+        assert_eq!(loaded(&l), BTreeMap::from([(sales, 7), (shop, 0)]));
     }
 }

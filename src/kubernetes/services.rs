@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
+use super::scope::{Part, Scope};
 use crate::api::resolve::FoundService;
 
 /// Namespace and name.
@@ -30,6 +31,12 @@ pub enum Change {
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     found: BTreeMap<Key, Arc<FoundService>>,
+    watches: BTreeMap<Part, Progress>,
+}
+
+/// How far one watch is.
+#[derive(Clone, Debug, Default)]
+struct Progress {
     /// What a list has brought so far.
     listing: BTreeMap<Key, Arc<FoundService>>,
     /// The highest version seen; none before the first complete list.
@@ -37,25 +44,40 @@ pub struct Services {
 }
 
 impl Services {
-    /// Takes one event in.
-    pub fn apply(&mut self, event: Event<Named>) -> Change {
+    /// None seen yet.
+    pub fn of(scope: &Scope) -> Services {
+        Services {
+            found: BTreeMap::new(),
+            watches: scope
+                .parts()
+                .into_iter()
+                .map(|part| (part, Progress::default()))
+                .collect(),
+        }
+    }
+
+    /// Takes one event of a watch in.
+    pub fn apply(&mut self, part: &Part, event: Event<Named>) -> Change {
+        let watch = self.watches.entry(part.clone()).or_default();
         match event {
             Event::Init => {
-                self.listing.clear();
+                watch.listing.clear();
                 Change::None
             }
             Event::InitApply((key, found)) => {
-                self.listing.insert(key, found);
+                watch.listing.insert(key, found);
                 Change::None
             }
             Event::InitDone => {
-                self.found = std::mem::take(&mut self.listing);
-                let highest = self.found.values().map(|found| number(found)).max();
-                self.seen = self.seen.max(highest).or(Some(0));
+                let mut listing = std::mem::take(&mut watch.listing);
+                let highest = listing.values().map(|found| number(found)).max();
+                watch.seen = watch.seen.max(highest).or(Some(0));
+                self.found.retain(|(namespace, _), _| !part.has(namespace));
+                self.found.append(&mut listing);
                 Change::Any
             }
             Event::Apply((key, found)) => {
-                self.seen = self.seen.max(Some(number(&found)));
+                watch.seen = watch.seen.max(Some(number(&found)));
                 let before = self.found.insert(key.clone(), Arc::clone(&found));
                 match before == Some(found) {
                     true => Change::None,
@@ -63,7 +85,7 @@ impl Services {
                 }
             }
             Event::Delete((key, found)) => {
-                self.seen = self.seen.max(Some(number(&found)));
+                watch.seen = watch.seen.max(Some(number(&found)));
                 match self.found.remove(&key) {
                     Some(_) => Change::One(key),
                     None => Change::None,
@@ -77,16 +99,17 @@ impl Services {
         self.found.get(&(namespace.to_owned(), name.to_owned()))
     }
 
-    /// Whether a complete list has come.
+    /// Whether every watch has brought a complete list.
     pub fn is_listed(&self) -> bool {
-        self.seen.is_some()
+        self.watches.values().all(|watch| watch.seen.is_some())
     }
 
-    /// Whether they are as they were at this version, or later.
-    pub fn has_seen(&self, version: Option<&str>) -> bool {
+    /// Whether those of a namespace are as they were at this version, or later.
+    pub fn has_seen(&self, namespace: &str, version: Option<&str>) -> bool {
         let version = version.and_then(|version| version.parse::<u64>().ok());
-        self.seen
-            .is_some_and(|seen| version.is_none_or(|version| version <= seen))
+        let watch = self.watches.iter().find(|(part, _)| part.has(namespace));
+        let seen = watch.and_then(|(_, watch)| watch.seen);
+        seen.is_some_and(|seen| version.is_none_or(|version| version <= seen))
     }
 }
 
@@ -131,8 +154,8 @@ mod tests {
 
     #[test]
     fn a_complete_list_replaces_and_an_interrupted_one_takes_nothing_away() {
-        let mut services = Services::default();
-        let mut apply = |event| services.apply(found(event));
+        let mut services = Services::of(&Scope::default());
+        let mut apply = |event| services.apply(&Part::All, found(event));
         for event in [
             Event::Init,
             Event::InitApply(service("a", "3")),
@@ -146,26 +169,26 @@ mod tests {
         assert_eq!(apply(Event::Init), Change::None);
         assert_eq!(apply(Event::InitApply(service("a", "9"))), Change::None);
         assert!(services.get("team", "b").is_some(), "the list is not complete");
-        assert_eq!(services.apply(found(Event::InitDone)), Change::Any);
+        assert_eq!(services.apply(&Part::All, found(Event::InitDone)), Change::Any);
         assert!(services.get("team", "b").is_none() && services.get("team", "a").is_some());
-        let gone = services.apply(found(Event::Delete(service("a", "11"))));
+        let gone = services.apply(&Part::All, found(Event::Delete(service("a", "11"))));
         assert_eq!((gone, services.get("team", "a")), (Change::One(key("a")), None));
     }
 
     #[test]
     fn what_was_seen_counts_from_the_first_complete_list_and_never_falls() {
-        let mut services = Services::default();
-        assert!(!services.has_seen(None) && !services.is_listed());
-        services.apply(Event::InitDone);
+        let mut services = Services::of(&Scope::default());
+        assert!(!services.has_seen("team", None) && !services.is_listed());
+        services.apply(&Part::All, Event::InitDone);
         assert!(
-            services.has_seen(None) && !services.has_seen(Some("7")),
+            services.has_seen("team", None) && !services.has_seen("team", Some("7")),
             "an empty list"
         );
-        services.apply(found(Event::Apply(service("a", "7"))));
-        assert!(services.has_seen(Some("7")) && !services.has_seen(Some("8")));
-        services.apply(found(Event::Delete(service("a", "8"))));
-        services.apply(Event::Init);
-        services.apply(Event::InitDone);
-        assert!(services.has_seen(Some("8")));
+        services.apply(&Part::All, found(Event::Apply(service("a", "7"))));
+        assert!(services.has_seen("team", Some("7")) && !services.has_seen("team", Some("8")));
+        services.apply(&Part::All, found(Event::Delete(service("a", "8"))));
+        services.apply(&Part::All, Event::Init);
+        services.apply(&Part::All, Event::InitDone);
+        assert!(services.has_seen("team", Some("8")));
     }
 }

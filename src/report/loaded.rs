@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::lease::{
-    COMPONENT_LABEL, Claim, DISPATCHER, dispatcher_lease_name, heartbeat, loaded_annotation,
+    COMPONENT_LABEL, Claim, DISPATCHER, dispatcher_lease_name, heartbeat, loaded_annotation, shown,
 };
-use crate::watch::Loaded;
+use crate::watch::{Done, Loaded};
 
 /// Renews the Lease `tidings-dispatcher-<identity>` in `namespace` until `shutdown`, then vacates it.
 pub async fn keep(
@@ -28,11 +28,11 @@ pub async fn keep(
         identity: identity.to_owned(),
         labels: BTreeMap::from([(COMPONENT_LABEL.to_owned(), DISPATCHER.to_owned())]),
     };
-    let (sender, receiver) = watch::channel(annotations(*loaded.borrow_and_update()));
+    let (sender, receiver) = watch::channel(annotations(&loaded.borrow_and_update()));
     let beat = heartbeat(claim, receiver, shutdown);
     let follow = async {
         while loaded.changed().await.is_ok() {
-            sender.send_replace(annotations(*loaded.borrow_and_update()));
+            sender.send_replace(annotations(&loaded.borrow_and_update()));
         }
         // The watches ended: the Lease goes on saying what is still loaded.
         std::future::pending::<()>().await;
@@ -45,27 +45,35 @@ pub async fn keep(
 
 /// The Lease's annotations: kinds without a complete list yet say zero, so that a restarted replica does not seem to have
 /// what its predecessor of the same name had.
-fn annotations(loaded: Loaded) -> BTreeMap<String, String> {
+fn annotations(loaded: &Loaded) -> BTreeMap<String, String> {
+    let versions = |done: &Done| {
+        let each = done.iter().map(|(part, version)| (part, version.unwrap_or(0)));
+        shown(each)
+    };
     [
-        ("namespaces", loaded.namespaces),
-        ("webhookendpoints", loaded.endpoints),
-        ("eventsubscriptions", loaded.subscriptions),
-        ("eventtypes", loaded.types),
+        ("namespaces", &loaded.namespaces),
+        ("webhookendpoints", &loaded.endpoints),
+        ("eventsubscriptions", &loaded.subscriptions),
+        ("eventtypes", &loaded.types),
     ]
     .into_iter()
-    .map(|(plural, version)| (loaded_annotation(plural), version.unwrap_or(0).to_string()))
+    .map(|(plural, done)| (loaded_annotation(plural), versions(done)))
     .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubernetes::scope::Part;
 
     #[test]
     fn a_kind_without_a_complete_list_says_zero() {
-        let shown = annotations(Loaded {
-            endpoints: Some(7),
-            ..Loaded::default()
+        let all = |version| Done::from([(Part::All, version)]);
+        let shown = annotations(&Loaded {
+            namespaces: all(None),
+            endpoints: all(Some(7)),
+            subscriptions: all(None),
+            types: all(None),
         });
         assert_eq!(shown["tidings.dev/loaded-webhookendpoints"], "7");
         assert_eq!(shown["tidings.dev/loaded-eventtypes"], "0");

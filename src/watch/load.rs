@@ -25,6 +25,7 @@ use super::objects::Objects;
 use super::world::{Input, Key, World, of_namespace};
 use crate::api::policy::Policy;
 use crate::ids::{EndpointId, SubscriptionId};
+use crate::kubernetes::scope::Scope;
 use crate::queue::{Queue, QueueError, ResourceKey};
 use crate::registry::{Registry, SubscriptionEntry};
 use endpoints::Endpoint;
@@ -52,6 +53,7 @@ pub struct Tools {
     pub queue: Arc<dyn Queue>,
     pub registry: Arc<Registry>,
     pub policy: watch::Receiver<Arc<Policy>>,
+    pub scope: Scope,
     pub objects: Arc<Objects>,
     pub loaded: watch::Sender<Loaded>,
     pub metrics: Metrics,
@@ -93,8 +95,8 @@ pub struct Loader {
 impl Loader {
     pub fn new(tools: Tools) -> Loader {
         Loader {
+            world: World::of(&tools.scope),
             tools,
-            world: World::default(),
             endpoints: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             holdings: BTreeMap::new(),

@@ -5,7 +5,52 @@
 
 use std::collections::BTreeMap;
 
-/// Progress of one kind.
+use crate::kubernetes::scope::{Part, Scope};
+
+/// Progress of one kind, watch by watch: versions of one say nothing about what another has seen.
+#[derive(Debug)]
+pub struct Tracks {
+    each: BTreeMap<Part, Versions>,
+}
+
+impl Tracks {
+    /// Nothing seen yet.
+    pub fn of(scope: &Scope) -> Tracks {
+        Tracks {
+            each: scope
+                .parts()
+                .into_iter()
+                .map(|part| (part, Versions::default()))
+                .collect(),
+        }
+    }
+
+    /// The one that sees this namespace.
+    pub fn of_namespace(&mut self, namespace: &str) -> &mut Versions {
+        let part = self.each.keys().find(|part| part.has(namespace)).cloned();
+        self.each.entry(part.unwrap_or_default()).or_default()
+    }
+
+    /// The one of this watch.
+    pub fn of_part(&mut self, part: &Part) -> &mut Versions {
+        self.each.entry(part.clone()).or_default()
+    }
+
+    /// Up to where everything is loaded, for each watch.
+    pub fn done(&self) -> BTreeMap<Part, Option<u64>> {
+        self.each
+            .iter()
+            .map(|(part, versions)| (part.clone(), versions.done()))
+            .collect()
+    }
+
+    /// Whether every watch has brought its first complete list.
+    pub fn are_listed(&self) -> bool {
+        self.each.values().all(Versions::is_listed)
+    }
+}
+
+/// Progress of one watch.
 #[derive(Debug, Default)]
 pub struct Versions {
     /// The highest version seen; none before the first complete list.

@@ -11,22 +11,23 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
 use super::source::Step;
-use super::versions::{Versions, number};
+use super::versions::{Tracks, number};
 use crate::api::census::Census;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::kubernetes::scope::{Part, Scope};
 use crate::kubernetes::services::{Change, Named, Services};
 
 /// Namespace and name.
 pub type Key = (String, String);
 
-/// One step of one of the watches.
+/// One step of one of the watches, which sees the part.
 #[derive(Debug)]
 pub enum Input {
-    Namespaces(Step<PartialObjectMeta<Namespace>>),
-    Endpoints(Step<WebhookEndpoint>),
-    Subscriptions(Step<EventSubscription>),
-    Types(Step<EventType>),
-    Services(Event<Named>),
+    Namespaces(Part, Step<PartialObjectMeta<Namespace>>),
+    Endpoints(Part, Step<WebhookEndpoint>),
+    Subscriptions(Part, Step<EventSubscription>),
+    Types(Part, Step<EventType>),
+    Services(Part, Event<Named>),
 }
 
 /// A namespace that exists.
@@ -44,37 +45,37 @@ pub struct Kind<K> {
     pub dirty: BTreeSet<Key>,
     /// Gone, or replaced by a namesake, since it was loaded.
     pub gone: BTreeSet<Key>,
-    pub versions: Versions,
+    pub versions: Tracks,
     /// Which of them count where only so many may.
     pub census: Census,
 }
 
-impl<K> Default for Kind<K> {
-    fn default() -> Self {
+impl<K> Kind<K> {
+    fn of_scope(scope: &Scope) -> Self {
         Kind {
             objects: BTreeMap::new(),
             dirty: BTreeSet::new(),
             gone: BTreeSet::new(),
-            versions: Versions::default(),
+            versions: Tracks::of(scope),
             census: Census::default(),
         }
     }
 }
 
 impl<K: Resource> Kind<K> {
-    fn apply(&mut self, step: Step<K>) {
+    fn apply(&mut self, part: &Part, step: Step<K>) {
         match step {
             Step::Listed(objects) => {
                 let highest = objects
                     .iter()
                     .map(|o| number(o.meta().resource_version.as_deref()))
                     .max();
-                self.versions.listed(highest.unwrap_or(0));
+                self.versions.of_part(part).listed(highest.unwrap_or(0));
                 let listed: BTreeSet<Key> = objects.iter().map(key).collect();
                 let missing: Vec<Key> = self
                     .objects
                     .keys()
-                    .filter(|key| !listed.contains(*key))
+                    .filter(|key| part.has(&key.0) && !listed.contains(*key))
                     .cloned()
                     .collect();
                 for key in missing {
@@ -87,7 +88,8 @@ impl<K: Resource> Kind<K> {
             Step::Put(object) => self.put(*object),
             Step::Gone(object) => {
                 self.remove(&key(&*object));
-                self.versions.passed(number(object.meta().resource_version.as_deref()));
+                let version = number(object.meta().resource_version.as_deref());
+                self.versions.of_part(part).passed(version);
             }
         }
     }
@@ -101,7 +103,7 @@ impl<K: Resource> Kind<K> {
             self.gone.insert(key.clone());
         }
         self.census.put(&object);
-        self.versions.saw(key.clone(), version);
+        self.versions.of_namespace(&key.0).saw(key.clone(), version);
         self.dirty.insert(key.clone());
         self.objects.insert(key, Arc::new(object));
     }
@@ -112,13 +114,13 @@ impl<K: Resource> Kind<K> {
             self.census.remove(&key.0, &key.1);
         }
         self.dirty.remove(key);
-        self.versions.loaded(key);
+        self.versions.of_namespace(&key.0).loaded(key);
     }
 
     /// It is in the registry as it is here.
     pub fn loaded(&mut self, key: &Key) {
         self.dirty.remove(key);
-        self.versions.loaded(key);
+        self.versions.of_namespace(&key.0).loaded(key);
     }
 
     /// It is in the registry, but not yet as its version wants it: what it refers to is still to be read.
@@ -139,28 +141,41 @@ impl<K: Resource> Kind<K> {
 }
 
 /// Everything.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct World {
     pub spaces: BTreeMap<String, Space>,
     pub endpoints: Kind<WebhookEndpoint>,
     pub subscriptions: Kind<EventSubscription>,
     pub types: Kind<EventType>,
-    pub namespaces: Versions,
+    pub namespaces: Tracks,
     pub services: Services,
     /// Namespaces whose view is to be built anew (or taken away).
     pub views: BTreeSet<String>,
 }
 
 impl World {
+    /// Nothing seen yet.
+    pub fn of(scope: &Scope) -> World {
+        World {
+            spaces: BTreeMap::new(),
+            endpoints: Kind::of_scope(scope),
+            subscriptions: Kind::of_scope(scope),
+            types: Kind::of_scope(scope),
+            namespaces: Tracks::of(scope),
+            services: Services::of(scope),
+            views: BTreeSet::new(),
+        }
+    }
+
     /// Takes one step in.
     pub fn apply(&mut self, input: Input) {
         match input {
-            Input::Namespaces(step) => self.namespaces(step),
-            Input::Endpoints(step) => self.endpoints.apply(step),
-            Input::Subscriptions(step) => self.subscriptions.apply(step),
-            Input::Types(step) => self.types.apply(step),
-            Input::Services(event) => {
-                let change = self.services.apply(event);
+            Input::Namespaces(part, step) => self.namespaces(&part, step),
+            Input::Endpoints(part, step) => self.endpoints.apply(&part, step),
+            Input::Subscriptions(part, step) => self.subscriptions.apply(&part, step),
+            Input::Types(part, step) => self.types.apply(&part, step),
+            Input::Services(part, event) => {
+                let change = self.services.apply(&part, event);
                 self.touch_those_that_name(&change);
             }
         }
@@ -168,10 +183,10 @@ impl World {
 
     /// Whether every watch has given its first complete list.
     pub fn is_listed(&self) -> bool {
-        self.namespaces.is_listed()
-            && self.endpoints.versions.is_listed()
-            && self.subscriptions.versions.is_listed()
-            && self.types.versions.is_listed()
+        self.namespaces.are_listed()
+            && self.endpoints.versions.are_listed()
+            && self.subscriptions.versions.are_listed()
+            && self.types.versions.are_listed()
     }
 
     /// The policy changed: every endpoint is resolved anew.
@@ -199,13 +214,15 @@ impl World {
         endpoints.dirty.extend(touched);
     }
 
-    fn namespaces(&mut self, step: Step<PartialObjectMeta<Namespace>>) {
+    fn namespaces(&mut self, part: &Part, step: Step<PartialObjectMeta<Namespace>>) {
         let version = |space: &PartialObjectMeta<Namespace>| number(space.metadata.resource_version.as_deref());
         match step {
             Step::Listed(list) => {
-                self.namespaces.listed(list.iter().map(version).max().unwrap_or(0));
+                let highest = list.iter().map(version).max().unwrap_or(0);
+                self.namespaces.of_part(part).listed(highest);
                 let names: BTreeSet<String> = list.iter().map(ResourceExt::name_any).collect();
-                let missing: Vec<String> = self.spaces.keys().filter(|n| !names.contains(*n)).cloned().collect();
+                let is_missing = |name: &&String| part.has(name) && !names.contains(*name);
+                let missing: Vec<String> = self.spaces.keys().filter(is_missing).cloned().collect();
                 for name in missing {
                     self.close_space(&name);
                 }
@@ -214,7 +231,7 @@ impl World {
                 }
             }
             Step::Put(space) => {
-                self.namespaces.passed(version(&space));
+                self.namespaces.of_part(part).passed(version(&space));
                 self.open_space(&space);
             }
             Step::Gone(space) => self.close_space(&space.name_any()),
@@ -280,19 +297,23 @@ mod tests {
         ("team".into(), name.into())
     }
 
+    fn done(world: &World) -> Option<u64> {
+        world.types.versions.done()[&Part::All]
+    }
+
     #[test]
     fn what_a_complete_list_lacks_is_gone_and_what_an_error_hides_is_not() {
-        let mut world = World::default();
-        world.apply(Input::Types(Step::Put(Box::new(event_type("a", "1", "3")))));
-        world.apply(Input::Types(Step::Listed(vec![
-            event_type("a", "1", "3"),
-            event_type("b", "2", "5"),
-        ])));
-        assert_eq!(world.types.versions.done(), Some(2), "a is not loaded");
+        let mut world = World::of(&Scope::default());
+        world.apply(Input::Types(Part::All, Step::Put(Box::new(event_type("a", "1", "3")))));
+        world.apply(Input::Types(
+            Part::All,
+            Step::Listed(vec![event_type("a", "1", "3"), event_type("b", "2", "5")]),
+        ));
+        assert_eq!(done(&world), Some(2), "a is not loaded");
         world.types.loaded(&team("a"));
         world.types.loaded(&team("b"));
-        assert_eq!(world.types.versions.done(), Some(5));
-        world.apply(Input::Types(Step::Listed(vec![event_type("b", "2", "6")])));
+        assert_eq!(done(&world), Some(5));
+        world.apply(Input::Types(Part::All, Step::Listed(vec![event_type("b", "2", "6")])));
         assert_eq!(world.types.gone, BTreeSet::from([team("a")]));
         assert_eq!(world.types.dirty, BTreeSet::from([team("b")]));
     }
@@ -309,29 +330,66 @@ mod tests {
 
     #[test]
     fn a_namesake_is_both_gone_and_new() {
-        let mut world = World::default();
-        world.apply(Input::Types(Step::Listed(vec![event_type("a", "1", "3")])));
+        let mut world = World::of(&Scope::default());
+        world.apply(Input::Types(Part::All, Step::Listed(vec![event_type("a", "1", "3")])));
         world.types.loaded(&team("a"));
-        world.apply(Input::Types(Step::Put(Box::new(event_type("a", "2", "4")))));
+        world.apply(Input::Types(Part::All, Step::Put(Box::new(event_type("a", "2", "4")))));
         assert!(world.types.gone.contains(&team("a")) && world.types.dirty.contains(&team("a")));
     }
 
     #[test]
     fn new_labels_touch_what_refers_to_secrets_and_a_new_uid_touches_all() {
-        let mut world = World::default();
-        world.apply(Input::Types(Step::Listed(vec![event_type("a", "1", "3")])));
-        world.apply(Input::Namespaces(Step::Listed(vec![space("team", "u1", "x")])));
+        let mut world = World::of(&Scope::default());
+        world.apply(Input::Types(Part::All, Step::Listed(vec![event_type("a", "1", "3")])));
+        world.apply(Input::Namespaces(
+            Part::All,
+            Step::Listed(vec![space("team", "u1", "x")]),
+        ));
         assert!(world.views.contains("team"));
         world.types.loaded(&team("a"));
         world.views.clear();
-        world.apply(Input::Namespaces(Step::Put(Box::new(space("team", "u1", "y")))));
+        world.apply(Input::Namespaces(
+            Part::All,
+            Step::Put(Box::new(space("team", "u1", "y"))),
+        ));
         assert!(
             world.types.dirty.is_empty() && world.views.contains("team"),
             "the policy may say otherwise now"
         );
-        world.apply(Input::Namespaces(Step::Put(Box::new(space("team", "u2", "y")))));
+        world.apply(Input::Namespaces(
+            Part::All,
+            Step::Put(Box::new(space("team", "u2", "y"))),
+        ));
         assert!(world.types.dirty.contains(&team("a")) && world.views.contains("team"));
-        world.apply(Input::Namespaces(Step::Gone(Box::new(space("team", "u2", "y")))));
+        world.apply(Input::Namespaces(
+            Part::All,
+            Step::Gone(Box::new(space("team", "u2", "y"))),
+        ));
         assert!(world.spaces.is_empty());
+    }
+
+    #[test]
+    fn a_list_of_one_namespace_says_nothing_about_another() {
+        let parts = Scope::of(["team", "other"].map(str::to_owned)).parts();
+        let [other, part] = &parts[..] else {
+            unreachable!("two parts")
+        };
+        let mut world = World::of(&Scope::of(["team", "other"].map(str::to_owned)));
+        world.apply(Input::Types(
+            part.clone(),
+            Step::Listed(vec![event_type("a", "1", "90")]),
+        ));
+        assert!(!world.types.versions.are_listed(), "the other namespace may have more");
+        world.apply(Input::Types(other.clone(), Step::Listed(vec![])));
+        assert!(world.types.versions.are_listed());
+        assert!(world.types.gone.is_empty() && world.types.objects.contains_key(&team("a")));
+        let done = world.types.versions.done();
+        assert_eq!((done[part], done[other]), (Some(89), Some(0)), "a is not loaded");
+        world.apply(Input::Namespaces(
+            part.clone(),
+            Step::Listed(vec![space("team", "u1", "x")]),
+        ));
+        world.apply(Input::Namespaces(other.clone(), Step::Listed(vec![])));
+        assert!(world.spaces.contains_key("team"));
     }
 }

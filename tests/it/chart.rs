@@ -23,7 +23,7 @@ use tidings_cluster::{Helm, repository_root};
 const WRITE: &str = "TIDINGS_WRITE_MANIFESTS";
 const NAMESPACE: &str = "tidings-system";
 /// Sets of values in `tests/chart/`.
-const SETS: [&str; 3] = ["defaults", "everything", "given"];
+const SETS: [&str; 4] = ["defaults", "everything", "given", "namespaces"];
 
 pub fn path(name: &str) -> PathBuf {
     repository_root().join(name)

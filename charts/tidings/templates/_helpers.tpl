@@ -60,6 +60,23 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* Of a process: where its objects are watched. */}}
+{{- define "tidings.watchArgs" -}}
+{{- range .Values.watchNamespaces }}
+- --watch-namespace={{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "tidings.namespacesRule" -}}
+# The policy selects namespaces by their labels; what is stored is keyed by their UID.
+- apiGroups: [""]
+  resources: [namespaces]
+  {{- with .Values.watchNamespaces }}
+  resourceNames: {{ toJson . }}
+  {{- end }}
+  verbs: [get, list, watch]
+{{- end }}
+
 {{- define "tidings.ingestPort" -}}
 {{- default (ternary 443 80 (ne .Values.dispatcher.tls.secretName "")) .Values.dispatcher.service.port }}
 {{- end }}

@@ -99,7 +99,8 @@ impl Endpoint {
         let status = self.object.status.as_ref();
         let told = status.map(|status| status.references.as_slice()).unwrap_or_default();
         let version = fetch::version_in(told, ReferenceKind::Service, &reference.name);
-        !is_in_use && !services.has_seen(version.as_deref())
+        let namespace = self.object.metadata.namespace.as_deref().unwrap_or_default();
+        !is_in_use && !services.has_seen(namespace, version.as_deref())
     }
 
     /// When something is to be done without being told: a read, or publishing as it is.

@@ -18,7 +18,7 @@ use crate::matching::Index;
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointState, NamespaceView, SubscriptionEntry};
 use crate::schema::TypeRule;
-use crate::watch::world::{Key, Kind};
+use crate::watch::world::{Key, Kind, Space};
 
 /// A declared type.
 #[derive(Debug)]
@@ -185,7 +185,7 @@ impl Loader {
             return;
         }
         let exists = self.world.endpoints.objects.contains_key(key);
-        if self.world.endpoints.versions.is_listed() && !exists && self.tools.registry.endpoint(id).is_none() {
+        if self.world.endpoints.versions.are_listed() && !exists && self.tools.registry.endpoint(id).is_none() {
             self.put_endpoint(id, resource, &key.0, EndpointState::Missing).await;
         }
     }
@@ -291,8 +291,9 @@ impl Loader {
                 continue;
             }
             // Whether one that a subscription still names was deleted or never created is not known after a restart:
-            // waiting loses nothing, and ends with the messages' age.
-            let state = if named.contains(id) {
+            // waiting loses nothing, and ends with the messages' age. Of one in a namespace that is not watched (any more)
+            // nothing is known at all.
+            let state = if named.contains(id) || self.is_out_of_sight(resource) {
                 EndpointState::Missing
             } else {
                 EndpointState::Deleted { at }
@@ -307,11 +308,17 @@ impl Loader {
         for (id, resource, namespace, state) in gone {
             self.put_endpoint(id, resource, &namespace, state).await;
         }
-        for id in self.subscription_ids.values() {
-            if self.tools.registry.subscription(*id).is_none() {
+        for (resource, id) in &self.subscription_ids {
+            if self.tools.registry.subscription(*id).is_none() && !self.is_out_of_sight(resource) {
                 self.tools.registry.subscription_gone(*id, at).await;
             }
         }
+    }
+
+    /// Whether it may be in a namespace that is not watched: the store knows namespaces by their UIDs.
+    fn is_out_of_sight(&self, resource: &ResourceKey) -> bool {
+        let is_of = |space: &Space| *space.uid == *resource.namespace_uid;
+        !self.tools.scope.is_all() && !self.world.spaces.values().any(is_of)
     }
 }
 
@@ -369,6 +376,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::kubernetes::scope::{Part, Scope};
     use crate::watch::source::Step;
     use crate::watch::world::{Input, World};
 
@@ -383,16 +391,19 @@ mod tests {
             )
             .unwrap()
         };
-        let mut world = World::default();
+        let mut world = World::of(&Scope::default());
         let listed = [("a", 3), ("b", 1), ("c", 2)].map(|(name, second)| subscription(name, second));
-        world.apply(Input::Subscriptions(Step::Listed(listed.to_vec())));
+        world.apply(Input::Subscriptions(Part::All, Step::Listed(listed.to_vec())));
         let names = |world: &World, limit| -> Vec<String> {
             let all = world.subscriptions.objects.keys().map(|key| (key, key.1.clone()));
             counted(&world.subscriptions, "sales", limit, all).collect()
         };
         assert_eq!(names(&world, 3), ["a", "b", "c"]);
         assert_eq!(names(&world, 2), ["b", "c"]);
-        world.apply(Input::Subscriptions(Step::Gone(Box::new(subscription("c", 2)))));
+        world.apply(Input::Subscriptions(
+            Part::All,
+            Step::Gone(Box::new(subscription("c", 2))),
+        ));
         assert_eq!(names(&world, 2), ["a", "b"], "the next in line is matched");
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::certificates::ServerCertificate;
 use crate::cluster::Cluster;
+use crate::helm::Helm;
 use crate::kubectl::{eventually, repository_root};
 use crate::process::{Process, Spec, free_port, http_get, http_status, write_private};
 
@@ -28,6 +29,14 @@ pub const OPEN_LOOPBACK_LABEL: (&str, &str) = ("tidings.dev/loopback", "open");
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A free port can be taken by somebody else before it is bound.
 const START_ATTEMPTS: u32 = 4;
+
+/// Of the chart: who the processes are, and what they may do.
+const RBAC_TEMPLATES: [&str; 4] = [
+    "templates/controller/serviceaccount.yaml",
+    "templates/controller/rbac.yaml",
+    "templates/dispatcher/serviceaccount.yaml",
+    "templates/dispatcher/rbac.yaml",
+];
 
 const KINDS: [&str; 4] = ["webhookendpoints", "eventsubscriptions", "eventtypes", "replays"];
 
@@ -104,6 +113,34 @@ impl<'a> Tidings<'a> {
     /// `env!("CARGO_BIN_EXE_tidings")`.
     pub fn install(cluster: &'a Cluster, binary: impl Into<PathBuf>) -> Result<Tidings<'a>> {
         install_manifests(cluster)?;
+        Ok(Tidings {
+            cluster,
+            binary: binary.into(),
+            started: AtomicU32::new(0),
+        })
+    }
+
+    /// The same with what the chart has for these namespaces alone, which must exist: Roles in them instead of `deploy/rbac`.
+    pub fn install_for(cluster: &'a Cluster, binary: impl Into<PathBuf>, namespaces: &[&str]) -> Result<Tidings<'a>> {
+        let watched = format!("watchNamespaces={}", serde_json::to_string(namespaces)?);
+        let chart = Helm::chart();
+        let chart = chart.to_str().context("the repository's path is not UTF-8")?;
+        let mut args = vec![
+            "template",
+            "tidings",
+            chart,
+            "-n",
+            SYSTEM_NAMESPACE,
+            "--set-json",
+            &watched,
+        ];
+        for template in RBAC_TEMPLATES {
+            args.extend(["--show-only", template]);
+        }
+        let rendered = Helm::offline()?.ok(&args)?;
+        cluster.create_namespace(SYSTEM_NAMESPACE, &[])?;
+        cluster.apply(&rendered)?;
+        install_definitions(cluster)?;
         Ok(Tidings {
             cluster,
             binary: binary.into(),
@@ -249,11 +286,19 @@ impl<'a> Tidings<'a> {
 
 /// Applies the CRDs and everything in `deploy/` but the pods, as an administrator would, and waits until the kinds are served.
 fn install_manifests(cluster: &Cluster) -> Result<()> {
-    for folder in ["crds", "deploy/rbac"] {
-        let folder = repository_root().join(folder);
-        let folder = folder.to_str().context("the repository's path is not UTF-8")?;
-        cluster.kubectl_ok(&["apply", "--server-side", "-k", folder])?;
-    }
+    apply_folder(cluster, "deploy/rbac")?;
+    install_definitions(cluster)
+}
+
+fn apply_folder(cluster: &Cluster, folder: &str) -> Result<()> {
+    let folder = repository_root().join(folder);
+    let folder = folder.to_str().context("the repository's path is not UTF-8")?;
+    cluster.kubectl_ok(&["apply", "--server-side", "-k", folder])?;
+    Ok(())
+}
+
+fn install_definitions(cluster: &Cluster) -> Result<()> {
+    apply_folder(cluster, "crds")?;
     for kind in KINDS {
         cluster.wait_for(
             "default",

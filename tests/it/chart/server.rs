@@ -34,8 +34,8 @@ fn applied(cluster: &Cluster, args: &[&str], manifest: &str) {
 fn the_api_server_takes_every_rendering_without_a_warning() {
     let cluster = Cluster::start().unwrap();
     cluster.create_namespace(NAMESPACE, &RESTRICTED).unwrap();
-    // Where the set `everything` puts what is for others.
-    for namespace in ["monitoring", "grafana"] {
+    // Where the set `everything` puts what is for others, and those that the set `namespaces` names.
+    for namespace in ["monitoring", "grafana", "sales", "shop"] {
         cluster.create_namespace(namespace, &[]).unwrap();
     }
     applied(&cluster, &[], &operator_definitions().unwrap());
