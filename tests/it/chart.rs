@@ -141,8 +141,9 @@ fn told(annotation: &str) -> Vec<Value> {
 fn what_artifact_hub_is_told_is_what_the_chart_installs() {
     let rendered = documents(&render(&[]));
     for workload in workloads(&rendered) {
-        let container = &workload["spec"]["template"]["spec"]["containers"][0];
-        assert_eq!(container["image"], told("images")[0]["image"]);
+        let image = &workload["spec"]["template"]["spec"]["containers"][0]["image"];
+        assert_eq!(*image, told("images")[0]["image"]);
+        assert_eq!(*image, concat!("ghcr.io/tidings/tidings:", env!("CARGO_PKG_VERSION")));
     }
     let names = |all: &[Value], at: &str| -> BTreeSet<String> {
         let names = all

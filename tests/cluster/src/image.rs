@@ -96,12 +96,17 @@ impl Image<'_> {
         Ok(digest(&manifest))
     }
 
-    fn files(&self) -> Result<Files> {
-        let mut files = Files::new();
-        for library in shared_libraries(self.program)? {
+    /// The shared libraries that the program loads, which the image has too.
+    pub fn libraries(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+        let read = |library: PathBuf| {
             let bytes = fs::read(&library).with_context(|| format!("failed to read {}", library.display()))?;
-            files.insert(library, bytes);
-        }
+            Ok((library, bytes))
+        };
+        shared_libraries(self.program)?.into_iter().map(read).collect()
+    }
+
+    fn files(&self) -> Result<Files> {
+        let mut files = self.libraries()?;
         files.insert(Path::new(PATH).join(file_name(self.program)?), stripped(self.program)?);
         let passwd = format!("root:x:0:0:root:/:/sbin/nologin\nnonroot:x:{USER}:{USER}:nonroot:/:/sbin/nologin\n");
         files.insert("/etc/passwd".into(), passwd.into_bytes());
@@ -196,7 +201,7 @@ fn relative(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(bytes))
 }
 

@@ -24,6 +24,7 @@ pub mod node;
 pub mod pids;
 pub mod process;
 mod prometheus;
+pub mod sbom;
 mod tidings;
 mod verifiers;
 mod writes;
