@@ -5,7 +5,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 LOCAL = $(TARGET)/release/tidings-local
 CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
-.PHONY: help test fmt clippy unit deny release image node ground demo up down bench crds manifests
+.PHONY: help test fmt clippy unit deny matrix release image node ground demo up down bench crds manifests
 
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -24,12 +24,19 @@ unit:
 deny:
 	.ci/deny
 
+matrix: ## The cluster tests on every Kubernetes that is supported, one after the other; before a release. FILTER= some of them.
+	@for version in $(notdir $(wildcard tests/cluster/kubernetes/1.*)); do \
+		echo "Kubernetes $$version"; \
+		TIDINGS_KUBERNETES=$$version $(CARGO) test --locked --test it -- $(FILTER) || exit 1; \
+	done
+
 release:
 	$(CARGO) build --release --locked --workspace --bin tidings --bin tidings-local
 
-image: release ## The container image, without a container engine: target/image/tidings.tar.
+image: release ## The container image and its SBOM, without a container engine: target/image/tidings.tar, tidings.cdx.json.
+	@.ci/sbom $(TARGET)/image/tidings.cdx.json
 	@$(CARGO) run --quiet --locked --package tidings-cluster --bin tidings-image -- \
-		--program $(TARGET)/release/tidings --out $(TARGET)/image/tidings.tar
+		--program $(TARGET)/release/tidings --out $(TARGET)/image/tidings.tar --sbom $(TARGET)/image/tidings.cdx.json
 
 node: image ## The tests on a real node; as root. Elsewhere they are skipped, and say so.
 	$(CARGO) test --locked --package tidings-cluster --test node

@@ -10,6 +10,19 @@ const DISPATCHER: &str = "system:serviceaccount:tidings-system:tidings-dispatche
 const CONTROLLER: &str = "system:serviceaccount:tidings-system:tidings-controller";
 
 #[test]
+fn the_cluster_is_the_kubernetes_that_was_chosen() {
+    let cluster = Cluster::shared().unwrap();
+    let shown = cluster.kubectl_ok(&["version", "-o", "json"]).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let Some(version) = cluster.binaries().kubernetes_version().unwrap() else {
+        return;
+    };
+    for side in ["clientVersion", "serverVersion"] {
+        assert_eq!(shown[side]["gitVersion"], format!("v{version}"));
+    }
+}
+
+#[test]
 fn nobody_lists_secrets_and_nobody_publishes_without_being_named() {
     let cluster = Cluster::shared().unwrap();
     Tidings::install(cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();

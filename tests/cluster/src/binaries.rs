@@ -36,8 +36,13 @@ macro_rules! kubernetes {
     };
 }
 
-/// Those that are supported, each at the newest patch there is of it. README.md says so.
-const KUBERNETES: [Module; 1] = [kubernetes!("36", "3")];
+/// Those that a release is tested on, each at the newest patch that is published as a Go module. README.md says so.
+const KUBERNETES: [Module; 4] = [
+    kubernetes!("34", "4"),
+    kubernetes!("35", "4"),
+    kubernetes!("36", "3"),
+    kubernetes!("37", "2"),
+];
 /// The one that the tests run on unless told otherwise.
 const USUAL: &str = "1.36";
 /// Chooses another by its minor version, such as 1.34.
