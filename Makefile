@@ -61,8 +61,8 @@ down: ## Stop what `make up` started. Twice is no error.
 bench: ## Load against the release dispatcher; prints one table, and JSON under target/bench/.
 	$(CARGO) bench --locked --bench load
 
-crds: ## Make crds/ and the chart's definitions anew.
-	$(CARGO) run --quiet --bin tidings -- crds --out crds
+crds: ## Make crds/, docs/reference.md and the chart's definitions anew.
+	$(CARGO) run --quiet --bin tidings -- crds --out crds --reference docs/reference.md
 	$(CARGO) run --quiet --bin tidings -- crds --out charts/tidings/files/crds
 
 manifests: crds ## Make deploy/ and the chart's kept renderings anew.

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod names;
 pub mod ordering;
 pub mod policy;
+pub mod reference;
 pub mod replay;
 pub mod request;
 pub mod resolve;

@@ -5,11 +5,13 @@ mod it {
     mod admin;
     mod argocd;
     mod away;
+    mod backup;
     mod bodies;
     mod chart;
     mod credentials;
     mod disk;
     mod dns;
+    mod docs;
     mod durability;
     mod event_types;
     mod filters;
@@ -38,7 +40,9 @@ mod it {
     mod observed;
     mod ordering;
     mod outage;
+    mod pages;
     mod policy;
+    mod producers;
     mod pulling;
     mod quotas;
     mod ready;
@@ -60,5 +64,7 @@ mod it {
     mod team;
     mod traces;
     mod upgrades;
+    mod verifying;
+    mod walkthrough;
     mod way;
 }

@@ -35,13 +35,13 @@ fn program() -> &'static Path {
 }
 
 /// A directory for `up`; whatever a failed test leaves running in it is stopped.
-struct Place {
+pub struct Place {
     _around: tempfile::TempDir,
-    dir: PathBuf,
+    pub dir: PathBuf,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub fn new() -> Place {
         let around = tempfile::tempdir().unwrap();
         let dir = around.path().join("local");
         Place { _around: around, dir }
@@ -61,7 +61,7 @@ fn local(dir: &Path, command: &str) -> Command {
 }
 
 /// Runs it to its end; what it printed.
-fn run(dir: &Path, command: &str) -> String {
+pub fn run(dir: &Path, command: &str) -> String {
     succeeded(local(dir, command).output().unwrap())
 }
 
@@ -75,7 +75,7 @@ fn succeeded(output: Output) -> String {
 }
 
 /// Runs a script in a shell that knows nothing but what the env file of `up` tells it.
-fn shell(dir: &Path, script: &str) -> String {
+pub fn shell(dir: &Path, script: &str) -> String {
     let script = format!("set -e\n. '{}'\n{script}", dir.join("env").display());
     succeeded(
         Command::new("sh")

@@ -20,7 +20,7 @@ const GOOD: &str = include_str!("../manifests/good.yaml");
 
 /// A cluster with the definitions and nothing else, and an empty namespace in it. The tests of this file that run together
 /// share it, and the last one stops it.
-fn cluster(namespace: &str) -> Arc<Cluster> {
+pub fn cluster(namespace: &str) -> Arc<Cluster> {
     static RUNNING: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
     let mut running = RUNNING.lock().unwrap_or_else(|e| e.into_inner());
     let cluster = running.upgrade().unwrap_or_else(|| Arc::new(installed()));

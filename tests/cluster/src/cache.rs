@@ -3,11 +3,12 @@
 //! Invariant: what is found under a name in the cache is whole: it is made elsewhere and renamed.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// `$TIDINGS_CACHE_DIR`, else `$XDG_CACHE_HOME/tidings`, else `~/.cache/tidings`.
@@ -50,4 +51,82 @@ pub(crate) fn lock(path: &Path, what: &str) -> Result<File> {
 /// Progress goes to standard error past the test harness's capture: a silent six minutes look like a hang.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What is installed into a folder of the cache, once.
+pub(crate) struct Folder<'a> {
+    /// The folder's name begins with it.
+    pub name: &'a str,
+    /// As people call it.
+    pub title: &'a str,
+    /// The pins: path in the folder and content. Other pins are another folder.
+    pub files: &'a [(&'a str, &'a str)],
+}
+
+impl Folder<'_> {
+    /// Finds the folder, or makes it: `fill` runs in one that holds the files.
+    pub fn ensure(&self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let root = dir()?;
+        let contents: Vec<&str> = self.files.iter().map(|(_, content)| *content).collect();
+        let folder = root.join(format!("{}-{}", self.name, digest(&contents)));
+        // Written last: a virtual environment knows its own path, so it cannot be built elsewhere and renamed.
+        let done = folder.join(".complete");
+        if done.is_file() {
+            return Ok(folder);
+        }
+        fs::create_dir_all(&root).with_context(|| format!("failed to create {}", root.display()))?;
+        let _lock = lock(&root.join(format!(".{}.lock", self.name)), self.title)?;
+        if done.is_file() {
+            return Ok(folder);
+        }
+        let _ = fs::remove_dir_all(&folder);
+        for (name, content) in self.files {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap_or(&folder))
+                .and_then(|()| fs::write(&path, content))
+                .with_context(|| format!("failed to write {}", path.display()))?;
+        }
+        say(&format!("installing {} ...", self.title));
+        fill(&folder)?;
+        fs::write(&done, "").with_context(|| format!("failed to mark {} as installed", self.title))?;
+        Ok(folder)
+    }
+}
+
+/// Runs a program in this folder to its end; the error has what it said.
+pub(crate) fn run(dir: &Path, program: &str, args: &[&str]) -> Result<()> {
+    // A relative program is looked up from our own directory, not the child's.
+    let path = if program.contains('/') {
+        dir.join(program)
+    } else {
+        program.into()
+    };
+    let output = Command::new(path)
+        .args(args)
+        .current_dir(dir)
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off")
+        .output()
+        .with_context(|| format!("failed to run {program}, which the tests need"))?;
+    if !output.status.success() {
+        bail!(
+            "{program} {} failed: {}{}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// A virtual environment in `dir/venv` with what `dir/requirements.txt` pins.
+pub(crate) fn venv(dir: &Path) -> Result<()> {
+    run(dir, "python3", &["-m", "venv", "venv"])?;
+    let install = ["-m", "pip", "install", "--quiet", "-r", "requirements.txt"];
+    run(dir, "venv/bin/python", &install)
+}
+
+/// `node_modules` of what `package-lock.json` in this folder pins.
+pub(crate) fn node_modules(dir: &Path) -> Result<()> {
+    run(dir, "npm", &["ci", "--no-audit", "--no-fund", "--loglevel=error"])
 }

@@ -23,6 +23,7 @@ mod leaks;
 pub mod node;
 pub mod pids;
 pub mod process;
+mod producers;
 mod prometheus;
 pub mod sbom;
 mod tidings;
@@ -35,6 +36,7 @@ pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
 pub use judges::{Kstatus, crdify, kstatus};
 pub use kubectl::{eventually, repository_root};
+pub use producers::Producers;
 pub use prometheus::{Prometheus, operator_definitions, promtool};
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,

@@ -1,4 +1,4 @@
-//! The libraries that receivers verify with in Python and JavaScript (of Standard Webhooks, of GitHub's and Stripe's
+//! The libraries that receivers verify with in Python, JavaScript and Java (of Standard Webhooks, of GitHub's and Stripe's
 //! webhooks, and of Ed25519), installed once into the cache.
 //!
 //! Invariant: the versions are those pinned beside this crate, in `verifiers/`.
@@ -7,13 +7,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
-use crate::cache;
+use crate::cache::{self, Folder};
 
-const REQUIREMENTS: &str = include_str!("../verifiers/requirements.txt");
-const PACKAGE: &str = include_str!("../verifiers/package.json");
-const PACKAGE_LOCK: &str = include_str!("../verifiers/package-lock.json");
+const FILES: [(&str, &str); 3] = [
+    ("requirements.txt", include_str!("../verifiers/requirements.txt")),
+    ("package.json", include_str!("../verifiers/package.json")),
+    ("package-lock.json", include_str!("../verifiers/package-lock.json")),
+];
+/// Coordinates and checksum, in two lines.
+const JAR: &str = include_str!("../verifiers/jar.txt");
 
 /// Where the libraries are.
 #[derive(Clone, Debug)]
@@ -28,65 +33,53 @@ pub struct Verifiers {
 impl Verifiers {
     /// Finds or installs both; needs python3 and npm.
     pub fn ensure() -> Result<Verifiers> {
-        let root = cache::dir()?;
-        let dir = root.join(format!(
-            "verifiers-{}",
-            cache::digest(&[REQUIREMENTS, PACKAGE, PACKAGE_LOCK])
-        ));
-        let found = Verifiers {
-            python: dir.join("venv/bin/python"),
-            node_dir: dir.clone(),
+        let folder = Folder {
+            name: "verifiers",
+            title: "the libraries of Python and JavaScript that verify signatures",
+            files: &FILES,
         };
-        // Written last: a virtual environment knows its own path, so it cannot be built elsewhere and renamed.
-        let done = dir.join(".complete");
-        if done.is_file() {
-            return Ok(found);
+        let dir = folder.ensure(|dir| {
+            cache::venv(dir)?;
+            cache::node_modules(dir)
+        })?;
+        Ok(Verifiers {
+            python: dir.join("venv/bin/python"),
+            node_dir: dir,
+        })
+    }
+
+    /// Java's library as a jar; `None` where there is no JDK or no Maven.
+    pub fn jar() -> Result<Option<PathBuf>> {
+        let runs = |program: &str| Command::new(program).arg("-version").output().is_ok();
+        if !runs("javac") || !runs("mvn") {
+            return Ok(None);
         }
-        fs::create_dir_all(&root).with_context(|| format!("failed to create {}", root.display()))?;
-        let _lock = cache::lock(&root.join(".verifiers.lock"), "the signature libraries")?;
-        if done.is_file() {
-            return Ok(found);
-        }
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
-        for (name, content) in [
-            ("requirements.txt", REQUIREMENTS),
-            ("package.json", PACKAGE),
-            ("package-lock.json", PACKAGE_LOCK),
-        ] {
-            fs::write(dir.join(name), content).with_context(|| format!("failed to write {name}"))?;
-        }
-        cache::say("installing the libraries of Python and JavaScript that verify signatures ...");
-        run(&dir, "python3", &["-m", "venv", "venv"])?;
-        run(
-            &dir,
-            "venv/bin/python",
-            &["-m", "pip", "install", "--quiet", "-r", "requirements.txt"],
-        )?;
-        run(&dir, "npm", &["ci", "--no-audit", "--no-fund", "--loglevel=error"])?;
-        fs::write(&done, "").context("failed to mark the libraries as installed")?;
-        Ok(found)
+        let folder = Folder {
+            name: "verifiers-java",
+            title: "the library of Java that verifies signatures",
+            files: &[("jar.txt", JAR)],
+        };
+        let dir = folder.ensure(fetch_jar)?;
+        Ok(Some(dir.join("library.jar")))
     }
 }
 
-fn run(dir: &Path, program: &str, args: &[&str]) -> Result<()> {
-    // A relative program is looked up from our own directory, not the child's.
-    let path = if program.contains('/') {
-        dir.join(program)
-    } else {
-        program.into()
-    };
-    let output = Command::new(path)
-        .args(args)
-        .current_dir(dir)
-        .output()
-        .with_context(|| format!("failed to run {program}: it is needed to verify signatures as receivers do"))?;
-    if !output.status.success() {
-        bail!(
-            "{program} {} failed: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
+fn fetch_jar(dir: &Path) -> Result<()> {
+    let (artifact, checksum) = JAR.trim().split_once('\n').context("jar.txt has two lines")?;
+    let copy = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy";
+    let artifact = format!("-Dartifact={artifact}");
+    let flags = ["-DoutputDirectory=.", "-Dmdep.stripVersion=true"];
+    cache::run(
+        dir,
+        "mvn",
+        &["--batch-mode", "--quiet", copy, &artifact, flags[0], flags[1]],
+    )?;
+    let jar = dir.join("standardwebhooks.jar");
+    let bytes = fs::read(&jar).with_context(|| format!("failed to read {}", jar.display()))?;
+    let found: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    ensure!(found == checksum, "{artifact} has the checksum {found}, not {checksum}");
+    fs::rename(&jar, dir.join("library.jar")).context("failed to name the library")
 }

@@ -1,0 +1,270 @@
+//! What the pages say holds: links lead somewhere, commands name what exists, the API server takes the manifests, and what is
+//! called by name (metrics, conditions, reasons, annotations, flags, values, tests) is called so in the code.
+//!
+//! That the commands of the pages that a person follows do what is said is `walkthrough`'s.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use tidings_cluster::repository_root;
+
+use super::pages::Page;
+use super::team::Shared;
+
+mod commands;
+mod manifests;
+
+const TIDINGS: &str = env!("CARGO_BIN_EXE_tidings");
+const PROCESSES: [&str; 4] = ["controller", "dispatcher", "inspect", "crds"];
+
+/// Fails with all of them at once.
+fn none(wrong: &[String]) {
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// `path` without `.` and `..`.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => assert!(clean.pop(), "{} leads out of the repository", path.display()),
+            Component::CurDir => {}
+            part => clean.push(part),
+        }
+    }
+    clean
+}
+
+#[test]
+fn every_link_and_anchor_leads_somewhere() {
+    let root = repository_root();
+    let (mut wrong, mut followed) = (Vec::new(), 0);
+    for page in Page::all() {
+        for (link, at) in page.links() {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            followed += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let here = Path::new(&page.path);
+            let target = match file {
+                "" => here.to_owned(),
+                file => clean(&here.parent().unwrap().join(file)),
+            };
+            if !root.join(&target).exists() {
+                wrong.push(format!("{at}: {link}: there is no {}", target.display()));
+            } else if !anchor.is_empty() && !Page::read(target.to_str().unwrap()).anchors().contains(anchor) {
+                wrong.push(format!("{at}: {link}: there is no such heading"));
+            }
+        }
+    }
+    none(&wrong);
+    assert!(followed > 150, "only {followed} links were found");
+}
+
+/// All text of the code, and of what is shipped with it.
+fn code() -> String {
+    let mut text = String::new();
+    for folder in ["src", "crds", "deploy", "examples", "charts", "tests"] {
+        read_all(&repository_root().join(folder), &mut text);
+    }
+    text
+}
+
+fn read_all(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        let kind = path.extension().and_then(|ext| ext.to_str()).unwrap_or_default();
+        if path.is_dir() {
+            // What it says of names may not prove them.
+            if !path.ends_with("tests/it/docs") {
+                read_all(&path, into);
+            }
+        } else if ["rs", "yaml", "tpl", "lua", "py", "go", "mjs", "sh"].contains(&kind) {
+            into.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// Its words of letters and digits.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric()).collect()
+}
+
+/// `SecretNotFound`: several words in one.
+fn is_camel(word: &str) -> bool {
+    let humps = word.matches(|c: char| c.is_ascii_uppercase()).count();
+    humps > 1
+        && word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.contains(|c: char| c.is_ascii_lowercase())
+        && word.chars().all(|c| c.is_ascii_alphanumeric())
+}
+
+#[test]
+fn every_condition_reason_annotation_and_kind_that_is_named_is_in_the_code() {
+    let code = code();
+    let known = words(&code);
+    let mut wrong = Vec::new();
+    for page in Page::all() {
+        for (name, at) in page.code() {
+            let missing = match name.split_once("tidings.dev/") {
+                Some((_, rest)) => {
+                    let label = rest
+                        .split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'))
+                        .next();
+                    !code.contains(&format!("tidings.dev/{}", label.unwrap()))
+                }
+                None => is_camel(&name) && !known.contains(&*name),
+            };
+            if missing {
+                wrong.push(format!("{at}: nothing in the code is called {name}"));
+            }
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
+fn every_condition_and_reason_is_explained() {
+    let conditions = fs::read_to_string(repository_root().join("src/api/conditions.rs")).unwrap();
+    let (api, operations) = (Page::read("docs/api.md").text, Page::read("docs/operations.md").text);
+    let (in_api, in_operations) = (words(&api), words(&operations));
+    // What they mean is in the API page; what to do about it, where there is something to do, in operations.
+    let nothing_to_do = [
+        "Resolved",
+        "Compiled",
+        "Succeeding",
+        "Overlap",
+        "Queued",
+        "Counting",
+        "Sending",
+        "AllSent",
+        "DryRun",
+        "True",
+        "False",
+        "Unknown",
+        "Ready",
+        "Reconciling",
+        "Stalled",
+        "KeyRotating",
+        "Delivering",
+        "FilterFailing",
+        "Unconsumed",
+        "Complete",
+        "Failed",
+        "DeadLetter",
+        "SubscriptionNotFound",
+        "KeysBlocked",
+    ];
+    let mut wrong = Vec::new();
+    let mut names = 0;
+    for line in conditions
+        .lines()
+        .filter(|line| line.trim_start().starts_with("pub const") && line.contains("&str ="))
+    {
+        let name = line.split('"').nth(1).unwrap();
+        names += 1;
+        if !in_api.contains(name) {
+            wrong.push(format!("docs/api.md does not name {name}"));
+        }
+        if !in_operations.contains(name) && !nothing_to_do.contains(&name) {
+            wrong.push(format!("docs/operations.md does not say what to do about {name}"));
+        }
+    }
+    none(&wrong);
+    assert!(names > 50, "only {names} were found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_that_is_named_is_shown_by_a_process() {
+    let shared = Shared::get();
+    let shown = shared.dispatcher.metrics().unwrap() + &shared.controller.metrics().unwrap();
+    let families: BTreeSet<&str> = shown
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let mut wrong = Vec::new();
+    for page in Page::all() {
+        let blocks = page.blocks().into_iter().map(|block| (block.text, block.at));
+        for (text, at) in page.code().into_iter().chain(blocks) {
+            for name in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+                if !name.starts_with("tidings_") {
+                    continue;
+                }
+                let family = ["_total", "_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| name.strip_suffix(end));
+                if !families.contains(name) && !family.is_some_and(|family| families.contains(family)) {
+                    wrong.push(format!("{at}: no process shows {name}"));
+                }
+            }
+        }
+    }
+    none(&wrong);
+}
+
+/// The long flags of each process.
+fn flags() -> HashMap<&'static str, BTreeSet<String>> {
+    let of = |process: &'static str| {
+        let help = Command::new(TIDINGS).args([process, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let flags = help.split_whitespace().filter(|word| word.starts_with("--"));
+        let flags = flags.map(|flag| flag.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned());
+        (process, flags.collect())
+    };
+    PROCESSES.map(of).into()
+}
+
+#[test]
+fn every_flag_is_in_operations_and_every_flag_there_is_one() {
+    let flags = flags();
+    let page = Page::read("docs/operations.md");
+    let named: BTreeSet<String> = page
+        .code()
+        .iter()
+        .flat_map(|(code, _)| code.split(' '))
+        .filter(|word| word.starts_with("--"))
+        .map(|word| {
+            word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric())
+                .split('=')
+                .next()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    let mut real: BTreeSet<String> = flags.values().flatten().cloned().collect();
+    real.remove("--help");
+    let missing: Vec<_> = real.difference(&named).collect();
+    assert!(missing.is_empty(), "docs/operations.md does not name {missing:?}");
+    // Of other programs.
+    let others = ["--overwrite", "--patch-file", "--replicas"].map(str::to_owned);
+    let unknown: Vec<_> = named.difference(&real).filter(|flag| !others.contains(flag)).collect();
+    assert!(unknown.is_empty(), "docs/operations.md names {unknown:?}");
+}
+
+#[test]
+fn every_test_that_the_design_names_is_there() {
+    let mut tests = String::new();
+    for folder in ["src", "tests"] {
+        read_all(&repository_root().join(folder), &mut tests);
+    }
+    let mut wrong = Vec::new();
+    let mut named = 0;
+    for (code, at) in Page::read("docs/design.md").code() {
+        let name = code.rsplit("::").next().unwrap();
+        let is_test = name.matches('_').count() > 3
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if is_test {
+            named += 1;
+            if !tests.contains(&format!("fn {name}(")) {
+                wrong.push(format!("{at}: there is no test {name}"));
+            }
+        }
+    }
+    none(&wrong);
+    assert!(named > 20, "only {named} were found");
+}
