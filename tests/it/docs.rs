@@ -185,6 +185,19 @@ async fn every_metric_that_is_named_is_shown_by_a_process() {
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
         .collect();
+    // A family of which nothing was counted yet is not shown: then its last words are a name in the code, and its first those
+    // of others.
+    let mut code = String::new();
+    read_all(&repository_root().join("src"), &mut code);
+    let registered = |name: &str| {
+        let named = |words: &str| code.contains(&format!("\"{words}\""));
+        let mut splits = name.match_indices('_').skip(1);
+        named(name)
+            || splits.any(|(at, _)| {
+                let (group, own) = (&name[..=at], &name[at + 1..]);
+                named(own) && families.iter().any(|family| family.starts_with(group))
+            })
+    };
     let mut wrong = Vec::new();
     for page in Page::all() {
         let blocks = page.blocks().into_iter().map(|block| (block.text, block.at));
@@ -195,8 +208,10 @@ async fn every_metric_that_is_named_is_shown_by_a_process() {
                 }
                 let family = ["_total", "_bucket", "_sum", "_count"]
                     .iter()
-                    .find_map(|end| name.strip_suffix(end));
-                if !families.contains(name) && !family.is_some_and(|family| families.contains(family)) {
+                    .find_map(|end| name.strip_suffix(end))
+                    .unwrap_or(name);
+                let shown = families.contains(name) || families.contains(family);
+                if !shown && !registered(family) {
                     wrong.push(format!("{at}: no process shows {name}"));
                 }
             }

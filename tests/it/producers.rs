@@ -321,11 +321,6 @@ async fn argo_events_trigger_is_one_that_it_knows_and_what_it_posts_is_accepted_
         for (name, value) in http["headers"].as_object().unwrap() {
             request = request.header(name, value.as_str().unwrap());
         }
-        for one in http["dynamicHeaders"].as_array().unwrap() {
-            let key = one["src"]["contextKey"].as_str().unwrap();
-            let value = event["context"][key].as_str().unwrap();
-            request = request.header(one["dest"].as_str().unwrap(), value);
-        }
         for one in http["secureHeaders"].as_array().unwrap() {
             let secret = &one["valueFrom"]["secretKeyRef"];
             let template = format!(
@@ -338,13 +333,23 @@ async fn argo_events_trigger_is_one_that_it_knows_and_what_it_posts_is_accepted_
         }
         let mut body = json!({});
         for one in http["payload"].as_array().unwrap() {
-            let key = one["src"]["dataKey"].as_str().unwrap();
-            body[one["dest"].as_str().unwrap()] = event["data"][key].clone();
+            let (src, dest) = (&one["src"], one["dest"].as_str().unwrap());
+            body[dest] = match (src["contextKey"].as_str(), src["dataKey"].as_str()) {
+                (Some(key), _) => event["context"][key].clone(),
+                (_, Some(key)) if src["useRawData"] == true => event["data"][key].clone(),
+                (_, Some(key)) => json!(event["data"][key].to_string()),
+                _ => src["value"].clone(),
+            };
         }
         request.body(body.to_string())
     };
     let allowed = &sensor["spec"]["triggers"][0]["policy"]["status"]["allow"];
     assert_eq!(allowed, &json!([200, 202]));
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventType", "metadata": {"name": "lead"}, "spec": {
+        "type": "lead.qualified", "schema": {"type": "object", "required": ["name"]}}}),
+    );
+    team.ready("evtype/lead");
     for status in [202, 200] {
         let answer = Answer::of(post().send().await.unwrap()).await.unwrap();
         assert_eq!(
@@ -383,6 +388,7 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from hera.events.models import Sensor
 given = json.load(sys.stdin)
+assert given.pop("apiVersion") == "argoproj.io/v1alpha1" and given.pop("kind") == "Sensor"
 retry = given["spec"]["triggers"][0]["retryStrategy"]
 assert retry.pop("duration") == "2s" and retry.pop("factor") == 2
 known = json.loads(Sensor.parse_obj(given).json(by_alias=True, exclude_unset=True))
