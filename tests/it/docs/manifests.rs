@@ -115,8 +115,13 @@ fn accepted(cluster: &Cluster, document: &Value) -> Result<(), String> {
         return dry_run(cluster, &manifest("EventSubscription", spec));
     }
     if fits(&of("WebhookEndpoint", "spec")) {
-        let mut spec = json!({"url": "https://crm.example.com/"});
-        spec.as_object_mut().unwrap().extend(fields.clone());
+        let mut spec = document.clone();
+        if !["url", "urlFrom", "serviceRef"]
+            .iter()
+            .any(|target| fields.contains_key(*target))
+        {
+            spec["url"] = json!("https://crm.example.com/");
+        }
         return dry_run(cluster, &manifest("WebhookEndpoint", spec));
     }
     // The chart's values, then: its own schema refuses what is misspelt.
