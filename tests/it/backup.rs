@@ -141,6 +141,8 @@ async fn keys_that_are_restored_as_the_page_says_are_those_that_receivers_know()
     team.until_event("crm", "SigningKeyLost");
     assert_ne!(key(), known);
     run(restore);
+    // Sooner than the controller's next look, within a minute.
+    team.ask("crm", "reconcile");
     assert_eq!(key(), known);
     let id = team.get("secret", "crm-signing")["metadata"]["annotations"]["tidings.dev/current-id"].clone();
     team.until("in use", "whe", "crm", |whe| {
