@@ -36,11 +36,12 @@ pub struct Door {
 }
 
 impl Template {
-    /// One event in binary mode, as the CloudEvents SDKs send it.
+    /// One event in binary mode, as the CloudEvents SDKs send it. Each type has a source of its own: two books give out the same
+    /// numbers, and an event of the same source and number would be a duplicate.
     pub fn one(door: &Door, event_type: &str) -> Template {
         let head = head(door, "application/json", DATA);
         let attributes = format!(
-            "ce-specversion: 1.0\r\nce-type: {event_type}\r\nce-source: /bench\r\nce-time: 2026-01-31T08:00:00Z\r\nce-id: "
+            "ce-specversion: 1.0\r\nce-type: {event_type}\r\nce-source: /bench/{event_type}\r\nce-time: 2026-01-31T08:00:00Z\r\nce-id: "
         );
         let mut bytes = format!("{head}{attributes}").into_bytes();
         let id = bytes.len();
@@ -76,7 +77,7 @@ impl Template {
     pub fn batch(door: &Door, event_type: &str, events: usize) -> Template {
         let before = r#"{"specversion":"1.0","id":""#;
         let between =
-            format!(r#"","type":"{event_type}","source":"/bench","datacontenttype":"application/json","data":"#);
+            format!(r#"","type":"{event_type}","source":"/bench/{event_type}","datacontenttype":"application/json","data":"#);
         let mut body = String::from("[");
         let mut places = Vec::with_capacity(events);
         for event in 0..events {
