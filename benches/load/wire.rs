@@ -76,8 +76,9 @@ impl Template {
     /// A batch, for filling the store: no load like this is measured.
     pub fn batch(door: &Door, event_type: &str, events: usize) -> Template {
         let before = r#"{"specversion":"1.0","id":""#;
-        let between =
-            format!(r#"","type":"{event_type}","source":"/bench/{event_type}","datacontenttype":"application/json","data":"#);
+        let between = format!(
+            r#"","type":"{event_type}","source":"/bench/{event_type}","datacontenttype":"application/json","data":"#
+        );
         let mut body = String::from("[");
         let mut places = Vec::with_capacity(events);
         for event in 0..events {
