@@ -183,8 +183,9 @@ fn slack_api(_: &mut Known, seen: &Seen) -> Answer {
 }
 
 fn teams(_: &mut Known, seen: &Seen) -> Answer {
-    let path = "/workflows/0/triggers/manual/paths/invoke?api-version=2016-06-01&sig=your-signature";
-    let body = body(seen, &format!("POST {path}"));
+    let path = "/powerautomate/automations/direct/workflows/your-workflow/triggers/manual/paths/invoke";
+    let query = "api-version=1&sp=%2Ftriggers%2Fmanual%2Frun&sv=1.0&sig=your-signature";
+    let body = body(seen, &format!("POST {path}?{query}"));
     let attachment = &body["attachments"][0];
     let card = &attachment["content"];
     let elements = card["body"].as_array().cloned().unwrap_or_default();
