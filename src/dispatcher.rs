@@ -4,6 +4,7 @@
 //! that cannot be stored and nothing is sent whose outcome cannot be recorded. Invariant: when a part that the others need
 //! ends by itself the process ends too; what is on disk is then read by the next one.
 
+mod lane;
 pub mod metrics;
 
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ use crate::registry::Registry;
 use crate::tls::{Certificate, TlsFiles};
 use crate::traces::{self, Traces};
 use crate::watch::{self, WatchConfig};
+use lane::Lane;
 use metrics::{Metrics, StoreMetrics};
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
@@ -90,8 +92,10 @@ pub struct Config {
 /// Runs until `shutdown`, then drains.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Config { metrics, gate, .. } = &config;
-    let listener = TcpListener::bind(config.ingest)
-        .await
+    let lane = Lane::start().context("failed to start threads for events")?;
+    let listener = lane
+        .spawn(TcpListener::bind(config.ingest))
+        .await?
         .with_context(|| format!("failed to listen on {}", config.ingest))?;
     let certificate = match config.ingest_tls.clone() {
         None => None,
@@ -136,10 +140,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         origin: config.origin.clone(),
         ..delivery::Config::default()
     };
-    let sender = HttpsSender::new(client, metrics.delivery.clone()).context("failed to set up the HTTPS client")?;
+    let delivered = metrics.delivery.clone();
+    let sender = lane.spawn(async { HttpsSender::new(client, delivered) }).await?;
+    let sender = sender.context("failed to set up the HTTPS client")?;
     let board = Arc::new(Board::default());
     let refresher = watches.refresher();
-    let engine = Engine::start(EngineConfig {
+    let engine = lane.spawn(Engine::start(EngineConfig {
         queue: queue.clone(),
         fence,
         registry: registry.clone(),
@@ -153,9 +159,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         random: rand::random::<f64>,
         bury_after: BURY_AFTER,
         refused: Box::new(move |id| refresher.refresh(id)),
-    })
-    .await
-    .context("failed to read the store")?;
+    }));
+    let engine = engine.await?.context("failed to read the store")?;
     tasks.spawn(replay::follow(
         replay::Tools {
             client: config.client.clone(),
@@ -197,7 +202,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         metrics.ingest.clone(),
     )
     .within(config.scope.clone());
-    let mut serving = tokio::spawn(ingest::serve(
+    let mut serving = lane.spawn(ingest::serve(
         listener,
         certificate,
         Arc::new(ingest.traced(requests)),

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::queue::DeadReason;
+use crate::queue::{Backlog, DeadReason};
 use crate::schedule::decide::REASONS;
 
 /// Why nobody is told of a dead letter, as the store counts it.
@@ -66,6 +66,14 @@ impl Default for EngineMetrics {
 }
 
 impl EngineMetrics {
+    /// What is held in order, by a count of the store.
+    pub fn show_order(&self, backlogs: &[Backlog]) {
+        let sum =
+            |count: fn(&Backlog) -> u64| i64::try_from(backlogs.iter().map(count).sum::<u64>()).unwrap_or(i64::MAX);
+        self.held.set(sum(|backlog| backlog.held));
+        self.blocked_keys.set(sum(|backlog| backlog.blocking));
+    }
+
     /// Registers all of them.
     pub fn register(registry: &mut Registry) -> EngineMetrics {
         let metrics = EngineMetrics::default();

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::endpoint::Endpoint;
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
 use super::view::standing;
 use crate::delivery::{AttemptResult, Grant};
-use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
 use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
@@ -307,23 +308,22 @@ impl State {
         self.evaluate(endpoint, now);
     }
 
-    /// Takes counts from the store, which never lose one: what came before this process, and hints that were dropped.
-    pub fn counted(&mut self, backlogs: &[Backlog], now: UnixMillis) {
-        let sum = |count: fn(&Backlog) -> u64| backlogs.iter().map(count).sum::<u64>() as i64;
-        self.metrics.held.set(sum(|backlog| backlog.held));
-        self.metrics.blocked_keys.set(sum(|backlog| backlog.blocking));
-        for endpoint in self.endpoints.values_mut() {
-            endpoint.oldest = None;
-            for known in endpoint.subscriptions.values_mut() {
-                known.counted = false;
-            }
+    /// Takes all of an endpoint's counts from the store, which never lose one: what came before this process, and hints that
+    /// were dropped.
+    pub fn counted(&mut self, id: EndpointId, backlogs: &[Backlog], now: UnixMillis) {
+        if backlogs.is_empty() && !self.endpoints.contains_key(&id) {
+            return;
         }
+        let endpoint = self.endpoint(id);
+        endpoint.oldest = backlogs.iter().filter_map(|backlog| backlog.oldest).min();
+        for known in endpoint.subscriptions.values_mut() {
+            known.counted = false;
+        }
+        let (paging, none_held) = (endpoint.paging, endpoint.held.is_empty());
         for backlog in backlogs {
-            let endpoint = self.endpoint(backlog.endpoint);
-            let (paging, none_held) = (endpoint.paging, endpoint.held.is_empty());
-            let known = self.subscription(backlog.endpoint, backlog.subscription);
-            let (pending, dead) = (backlog.pending as i64, backlog.dead as i64);
+            let known = self.subscription(id, backlog.subscription);
             known.counted = true;
+            let (pending, dead) = (backlog.pending as i64, backlog.dead as i64);
             known.view_dirty |= (known.pending, known.dead) != (pending, dead);
             (known.pending, known.dead) = (pending, dead);
             let (held, blocking) = (backlog.held as i64, backlog.blocking as i64);
@@ -337,30 +337,22 @@ impl State {
                 known.note_due(due, paging);
             }
             if held + blocking > 0 {
-                self.look_at_order(backlog.endpoint);
-            }
-            if let Some(oldest) = backlog.oldest {
-                let endpoint = self.endpoint(backlog.endpoint);
-                endpoint.oldest = Some(endpoint.oldest.map_or(oldest, |known: MessageId| known.min(oldest)));
+                self.look_at_order(id);
             }
         }
-        let mut changed = Vec::new();
-        for (id, endpoint) in &mut self.endpoints {
-            let mut pending = 0;
-            for known in endpoint.subscriptions.values_mut() {
-                if !known.counted && (known.pending, known.dead) != (0, 0) {
-                    (known.pending, known.dead) = (0, 0);
-                    (known.held, known.blocking) = (0, 0);
-                    known.view_dirty = true;
-                }
-                pending += known.pending;
-                if known.view_dirty {
-                    changed.push(*id);
-                }
+        let endpoint = self.endpoint(id);
+        let (mut pending, mut is_changed) = (0, false);
+        for known in endpoint.subscriptions.values_mut() {
+            if !known.counted && (known.pending, known.dead) != (0, 0) {
+                (known.pending, known.dead) = (0, 0);
+                (known.held, known.blocking) = (0, 0);
+                known.view_dirty = true;
             }
-            endpoint.gauge.add_pending(pending - endpoint.gauge.pending());
+            pending += known.pending;
+            is_changed |= known.view_dirty;
         }
-        for id in changed {
+        endpoint.gauge.add_pending(pending - endpoint.gauge.pending());
+        if is_changed {
             self.note_change(id);
             self.evaluate(id, now);
         }
@@ -381,18 +373,17 @@ impl State {
         }
     }
 
+    /// Endpoints that have something to be read from the store now.
+    pub fn due(&self, now: UnixMillis) -> Vec<EndpointId> {
+        let is_due = |endpoint: &Endpoint| !endpoint.paging && endpoint.has_due(now);
+        let due = self.endpoints.iter().filter(|(_, endpoint)| is_due(endpoint));
+        due.map(|(id, _)| *id).collect()
+    }
+
     /// What a failed page or a full window left behind is looked at again; who runs out of places gets more.
-    pub fn look_again(&mut self, now: UnixMillis) {
-        let due: Vec<EndpointId> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.paging && endpoint.has_due(now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            self.widen(id);
-            self.evaluate(id, now);
-        }
+    pub fn look_again(&mut self, id: EndpointId, now: UnixMillis) {
+        self.widen(id);
+        self.evaluate(id, now);
     }
 
     /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
@@ -414,20 +405,35 @@ impl State {
         }
     }
 
-    /// The states to be kept: those that changed, or all.
-    pub fn dirty_states(&mut self, all: bool) -> Vec<(EndpointId, Bytes)> {
-        let mut states = Vec::new();
-        for (id, endpoint) in &mut self.endpoints {
-            if std::mem::take(&mut endpoint.health_dirty) || (all && endpoint.entry.is_some()) {
+    /// Endpoints whose state changed since it was kept.
+    pub fn changed_states(&self) -> Vec<EndpointId> {
+        let changed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.health_dirty);
+        changed.map(|(id, _)| *id).collect()
+    }
+
+    /// Their states, to be kept.
+    pub fn states(&mut self, ids: &[EndpointId]) -> Vec<(EndpointId, Bytes)> {
+        let mut states = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(endpoint) = self.endpoints.get_mut(id) {
+                endpoint.health_dirty = false;
                 states.push((*id, endpoint.health.store()));
             }
         }
         states
     }
 
-    /// States that could not be kept.
-    pub fn dirty_again(&mut self, states: &[(EndpointId, Bytes)]) {
-        for (id, _) in states {
+    /// Every state that is to be kept: the last ones.
+    pub fn all_states(&mut self) -> Vec<(EndpointId, Bytes)> {
+        let kept = |endpoint: &Endpoint| endpoint.health_dirty || endpoint.entry.is_some();
+        let all = self.endpoints.iter().filter(|(_, endpoint)| kept(endpoint));
+        let all: Vec<EndpointId> = all.map(|(id, _)| *id).collect();
+        self.states(&all)
+    }
+
+    /// Their states could not be kept.
+    pub fn states_changed(&mut self, ids: &[EndpointId]) {
+        for id in ids {
             if let Some(endpoint) = self.endpoints.get_mut(id) {
                 endpoint.health_dirty = true;
             }

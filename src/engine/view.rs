@@ -216,26 +216,21 @@ fn next_try(endpoint: &Endpoint, gate: Gate, now: UnixMillis) -> Option<UnixMill
 }
 
 impl State {
-    /// Posts endpoints whose reason changed.
-    pub fn post_urgent(&mut self, board: &Board, now: UnixMillis) {
-        for id in std::mem::take(&mut self.urgent) {
+    /// Posts at most so many endpoints whose reason changed; whether there are more.
+    pub fn post_urgent(&mut self, board: &Board, now: UnixMillis, most: usize) -> bool {
+        let rest = self.urgent.len().saturating_sub(most);
+        for id in self.urgent.split_off(rest) {
             self.post(board, id, now);
         }
+        rest > 0
     }
 
-    /// Posts every endpoint that changed, at most once a second each; what was posted lately stays for the next time.
-    pub fn post_changed(&mut self, board: &Board, now: UnixMillis) {
-        for id in std::mem::take(&mut self.changed) {
-            let lately = self
-                .endpoints
-                .get(&id)
-                .and_then(|endpoint| endpoint.posted)
-                .is_some_and(|(_, at)| now.0 - at.0 < POST_EVERY_MILLIS && now.0 > at.0);
-            if lately {
-                self.changed.insert(id);
-            } else {
-                self.post(board, id, now);
-            }
+    /// Posts an endpoint that changed, at most once a second; what was posted lately stays for the next time.
+    pub fn post_changed(&mut self, board: &Board, id: EndpointId, now: UnixMillis) {
+        let posted = self.endpoints.get(&id).and_then(|endpoint| endpoint.posted);
+        let lately = posted.is_some_and(|(_, at)| now.0 - at.0 < POST_EVERY_MILLIS && now.0 > at.0);
+        if !lately && self.changed.remove(&id) {
+            self.post(board, id, now);
         }
     }
 
