@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tidings::api::WebhookEndpoint;
 use tidings::api::resolve::{EgressRules, Found, Lookup, Reference, References, ResolvedEndpoint, resolve_endpoint};
 use tidings::delivery::{Fault, HttpsSender, OurFault, Outcome, TokenTrouble};
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::credentials::{put_secret, reread};
 use super::receiver::{Receiver, Seen, TRUSTED, send, sender, status};
@@ -75,8 +76,12 @@ impl Tokens {
 
     /// Opens the token server.
     pub async fn serve(&self, at: SocketAddr) -> Receiver {
+        self.serve_on(TcpListener::bind(at).await.unwrap()).await
+    }
+
+    async fn serve_on(&self, listener: TcpListener) -> Receiver {
         let shop = self.shop.clone();
-        Receiver::with(&TRUSTED, at, move |mut connection, seen| {
+        Receiver::serve_on(Some(TRUSTED.acceptor()), listener, move |mut connection, seen| {
             let shop = shop.clone();
             async move {
                 while let Some(request) = connection.request().await {
@@ -301,8 +306,8 @@ async fn messages_wait_for_the_token_server_and_a_changed_client_secret_is_used_
     let team = Team::open(shared.cluster, "oauth2");
     let tokens = Tokens::new("first-client-secret").await;
     put_secret(&team, "client", true, json!({"secret": "first-client-secret\n"}));
-    // Reserved, and nobody listens.
-    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    // Reserved, and nobody listens yet.
+    let reserved = TcpSocket::new_v4().unwrap();
     reserved.bind(SOMEWHERE.into()).unwrap();
     let at = reserved.local_addr().unwrap();
     let spec = json!({
@@ -313,8 +318,7 @@ async fn messages_wait_for_the_token_server_and_a_changed_client_secret_is_used_
     team.deliver_to("crm", &format!("https://{}/", tokens.receiver.address), spec);
     team.send(&shared.dispatcher, "lead-1").await;
     team.until_reason("whe", "crm", "Delivering", "TokenUnavailable");
-    drop(reserved);
-    let server = tokens.serve(at).await;
+    let server = tokens.serve_on(reserved.listen(128).unwrap()).await;
     let whe = team.until("delivered", "whe", "crm", |whe| {
         let delivery = &whe["status"]["delivery"];
         delivery["lastStatusCode"] == 200 && delivery["pending"] == 0

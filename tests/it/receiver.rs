@@ -210,7 +210,15 @@ impl Receiver {
         F: Fn(Connection, Log) -> B + Send + Sync + 'static,
         B: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind(at).await.unwrap();
+        Receiver::serve_on(acceptor, TcpListener::bind(at).await.unwrap(), behaviour).await
+    }
+
+    /// On an address that is taken already.
+    pub async fn serve_on<F, B>(acceptor: Option<TlsAcceptor>, listener: TcpListener, behaviour: F) -> Receiver
+    where
+        F: Fn(Connection, Log) -> B + Send + Sync + 'static,
+        B: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         let (accepted, seen) = (Arc::<Mutex<Vec<_>>>::default(), Log::default());
         let task = tokio::spawn({
