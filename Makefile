@@ -33,7 +33,8 @@ matrix: ## The cluster tests on every Kubernetes that is supported, one after th
 release:
 	$(CARGO) build --release --locked --workspace --bin tidings --bin tidings-local
 
-image: release ## The container image and its SBOM, without a container engine: target/image/tidings.tar, tidings.cdx.json.
+image: ## The container image and its SBOM, without a container engine: target/image/tidings.tar, tidings.cdx.json.
+	$(CARGO) build --release --locked --bin tidings
 	@.ci/sbom $(TARGET)/image/tidings.cdx.json
 	@$(CARGO) run --quiet --locked --package tidings-cluster --bin tidings-image -- \
 		--program $(TARGET)/release/tidings --out $(TARGET)/image/tidings.tar --sbom $(TARGET)/image/tidings.cdx.json

@@ -149,11 +149,16 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client of the API server: of the pod's ServiceAccount, or of KUBECONFIG.
 async fn connect() -> anyhow::Result<kube::Client> {
+    kube::Client::try_from(kubernetes().await?).context("failed to set up the Kubernetes client")
+}
+
+/// Where the API server is, and who asks it.
+async fn kubernetes() -> anyhow::Result<kube::Config> {
     let mut config = kube::Config::infer()
         .await
         .context("failed to find the Kubernetes API: run in a pod, or set KUBECONFIG")?;
     config.connect_timeout = Some(CONNECT_PATIENCE);
-    kube::Client::try_from(config).context("failed to set up the Kubernetes client")
+    Ok(config)
 }
 
 /// Serves metrics and health beside `process` until it ends. What the process counts is in `metrics` by now.

@@ -4,8 +4,8 @@
 //! that cannot be stored and nothing is sent whose outcome cannot be recorded. Invariant: when a part that the others need
 //! ends by itself the process ends too; what is on disk is then read by the next one.
 
-mod lane;
 pub mod metrics;
+mod threads;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,13 +33,13 @@ use crate::report::board::Board;
 use crate::report::{self, ReportConfig};
 use crate::telemetry::health::Gate;
 
-use crate::engine::{BURY_AFTER, Clock, Engine, EngineConfig};
+use crate::engine::{Clock, Engine, EngineConfig};
 use crate::registry::Registry;
 use crate::tls::{Certificate, TlsFiles};
 use crate::traces::{self, Traces};
 use crate::watch::{self, WatchConfig};
-use lane::Lane;
 use metrics::{Metrics, StoreMetrics};
+use threads::EventThreads;
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
 const CHANGES: usize = 1024;
@@ -48,12 +48,15 @@ const CHANGES: usize = 1024;
 const LAST_REPORT: Duration = Duration::from_secs(2);
 /// How often readiness looks whether everything is loaded.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the threads of events may take to run something, three times in a row. More is a defect: only a new process helps.
+const STILL: Duration = Duration::from_secs(10);
 /// How often the store is asked how it stands.
 const USAGE_EVERY: Duration = Duration::from_secs(5);
 
 /// How the dispatcher is to run.
 pub struct Config {
-    pub client: Client,
+    /// The API server, and who asks it.
+    pub kubernetes: kube::Config,
     /// The namespace Tidings runs in: its Lease is there.
     pub namespace: String,
     /// This replica: the pod's name.
@@ -80,6 +83,8 @@ pub struct Config {
     pub origin: delivery::Origin,
     /// Writes of status and Events, together.
     pub status_writes_per_second: u32,
+    /// How long a deleted endpoint or subscription may come back and find its messages.
+    pub bury_after: Duration,
     /// How long attempts under way may go on after the shutdown began.
     pub drain: Duration,
     /// Where spans go; none: nothing is traced.
@@ -92,8 +97,15 @@ pub struct Config {
 /// Runs until `shutdown`, then drains.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Config { metrics, gate, .. } = &config;
-    let lane = Lane::start().context("failed to start threads for events")?;
-    let listener = lane
+    let events = EventThreads::start().context("failed to start threads for events")?;
+    let client = || Client::try_from(config.kubernetes.clone()).context("failed to set up the Kubernetes client");
+    // Events that wait for a review of their producer's token do not wait for what else is asked.
+    let reviewing = {
+        let _there = events.enter();
+        client()?
+    };
+    let client = client()?;
+    let listener = events
         .spawn(TcpListener::bind(config.ingest))
         .await?
         .with_context(|| format!("failed to listen on {}", config.ingest))?;
@@ -126,7 +138,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let policy = follow_policy(&config, &tasks, &background).await;
     let mut watches = watch::start(
         WatchConfig {
-            client: config.client.clone(),
+            client: client.clone(),
             queue: queue.clone(),
             registry: registry.clone(),
             policy,
@@ -135,17 +147,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         },
         watching.clone(),
     );
-    let client = delivery::Config {
+    let delivery = delivery::Config {
         dns_server: config.dns_server,
         origin: config.origin.clone(),
         ..delivery::Config::default()
     };
     let delivered = metrics.delivery.clone();
-    let sender = lane.spawn(async { HttpsSender::new(client, delivered) }).await?;
+    let sender = events.spawn(async { HttpsSender::new(delivery, delivered) }).await?;
     let sender = sender.context("failed to set up the HTTPS client")?;
     let board = Arc::new(Board::default());
     let refresher = watches.refresher();
-    let engine = lane.spawn(Engine::start(EngineConfig {
+    let engine = events.spawn(Engine::start(EngineConfig {
         queue: queue.clone(),
         fence,
         registry: registry.clone(),
@@ -157,13 +169,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         metrics: metrics.engine.clone(),
         traces: traces.clone(),
         random: rand::random::<f64>,
-        bury_after: BURY_AFTER,
+        bury_after: config.bury_after,
         refused: Box::new(move |id| refresher.refresh(id)),
     }));
     let engine = engine.await?.context("failed to read the store")?;
     tasks.spawn(replay::follow(
         replay::Tools {
-            client: config.client.clone(),
+            client: client.clone(),
             queue: queue.clone(),
             fence,
             registry: registry.clone(),
@@ -176,7 +188,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     ));
     let report = report::start(
         ReportConfig {
-            client: config.client.clone(),
+            client: client.clone(),
             board,
             objects: watches.objects.clone(),
             loaded: watches.loaded.clone(),
@@ -187,7 +199,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         },
         reporting.clone(),
     );
-    let auth = Auth::new(config.client.clone(), config.audiences.clone());
+    let auth = Auth::new(reviewing.clone(), config.audiences.clone());
     let requests = traces.map(|traces| ingest::trace::Requests {
         traces,
         https: certificate.is_some(),
@@ -196,13 +208,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         registry.clone(),
         queue.clone(),
         auth,
-        Declarations::new(config.client.clone()),
+        Declarations::new(reviewing),
         engine.consumed(),
         config.max_event,
         metrics.ingest.clone(),
     )
     .within(config.scope.clone());
-    let mut serving = lane.spawn(ingest::serve(
+    let mut serving = events.spawn(ingest::serve(
         listener,
         certificate,
         Arc::new(ingest.traced(requests)),
@@ -215,6 +227,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         () = engine.lost() => Some("another dispatcher owns the store now"),
         () = watches.ended() => Some("the watches ended by themselves"),
         _ = &mut serving => Some("ingest ended by itself"),
+        () = events.stand_still(STILL) => {
+            tracing::error!("the threads of events stand still: ending at once");
+            // A drain would wait for them.
+            std::process::exit(1);
+        }
     };
     tracing::info!("draining");
     background.cancel();

@@ -2,8 +2,8 @@
 //!
 //! Owns when each attempt starts, what is held in memory, and what is told to the store and the board; knows nothing of
 //! Kubernetes, of TLS or of SQL. What to do after an attempt is decided in `schedule`; this room carries it out. One lock
-//! over plain state, a task per attempt under way that takes its endpoint's next message when it is done, and four tasks
-//! that wait: for arrivals, for changes, for outcomes to record and for time. Rejected: a task per endpoint (thousands of
+//! over plain state, a task per attempt under way that takes its endpoint's next message when it is done, and a task for each thing
+//! that is waited for: arrivals, changes, pages, outcomes to record, time. Rejected: a task per endpoint (thousands of
 //! idle ones) and a channel per attempt (a hop more on the hot path).
 //! Invariant: an attempt that ended leaves one outcome; one that was cut off leaves none and is made again.
 
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use self::state::State;
 use crate::delivery::{Origin, Sender};
-use crate::ids::{EndpointId, MessageId};
+use crate::ids::{EndpointId, MessageId, UnixMillis};
 use crate::queue::{Arrival, Backlog, Fence, Queue, QueueError, SentAgain};
 use crate::registry::{Change, Registry};
 use crate::report::board::Board;
@@ -56,7 +56,7 @@ const TICK: Duration = Duration::from_millis(250);
 const AT_ONCE: usize = 16;
 /// Endpoints' states of one commit: of a thousand that fail together producers do not wait for all.
 const STATES_AT_ONCE: usize = 64;
-/// Ticks between two counts of the store: ten seconds.
+/// Ticks between two counts of the store: ten seconds, and what the ticks take.
 const COUNT_EVERY: u32 = 40;
 /// After a posted transition the next waits this long: a flapping endpoint costs twenty posts a second at most.
 const URGENT_PAUSE: Duration = Duration::from_millis(50);
@@ -103,6 +103,8 @@ pub(crate) struct Core {
     refused: Box<dyn Fn(EndpointId) + Send + Sync>,
     state: Mutex<State>,
     graves: Mutex<graves::Graves>,
+    /// Held while counts are taken over: an older one never follows a newer one.
+    counting: tokio::sync::Mutex<()>,
     settler: Notify,
     timer: Notify,
     pager: Notify,
@@ -183,6 +185,7 @@ impl Engine {
             refused: config.refused,
             state: Mutex::new(state),
             graves: Mutex::default(),
+            counting: tokio::sync::Mutex::default(),
             settler: Notify::new(),
             timer: Notify::new(),
             pager: Notify::new(),
@@ -255,7 +258,7 @@ impl Engine {
         let recorded = tokio::time::timeout_at(until, settle::all_recorded(core))
             .await
             .unwrap_or(false);
-        let states = core.lock().all_states();
+        let states = core.lock().take_all_states();
         let keep = core.queue.put_endpoint_states(core.fence, states);
         let kept = match core.lost.is_cancelled() {
             true => true,
@@ -272,12 +275,7 @@ impl Engine {
                 }
             },
         };
-        {
-            let now = core.clock.now();
-            let mut state = core.lock();
-            state.post_urgent(&core.board, now, usize::MAX);
-            state.post_all(&core.board, now);
-        }
+        core.lock().post_all(&core.board, core.clock.now());
         core.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -407,9 +405,9 @@ async fn read_pages(core: Arc<Core>) {
 async fn post(core: Arc<Core>) {
     loop {
         core.poster.notified().await;
-        while core.lock().post_urgent(&core.board, core.clock.now(), AT_ONCE) {
-            tokio::task::yield_now().await;
-        }
+        let urgent = std::mem::take(&mut core.lock().urgent);
+        core.each(&urgent, |state, id, now| state.post_urgent(&core.board, id, now))
+            .await;
         tokio::time::sleep(URGENT_PAUSE).await;
     }
 }
@@ -421,11 +419,10 @@ async fn tick(core: Arc<Core>) {
     loop {
         ticks.tick().await;
         count = count.wrapping_add(1);
-        let now = core.clock.now();
-        let due = core.lock().due(now);
-        core.each(&due, |state, id| state.look_again(id, now)).await;
+        let due = core.lock().due(core.clock.now());
+        core.each(&due, State::look_again).await;
         let changed: Vec<EndpointId> = core.lock().changed.iter().copied().collect();
-        core.each(&changed, |state, id| state.post_changed(&core.board, id, now))
+        core.each(&changed, |state, id, now| state.post_changed(&core.board, id, now))
             .await;
         if count.is_multiple_of(COUNT_EVERY) {
             core.recount().await;
@@ -448,48 +445,52 @@ async fn keep_states(core: Arc<Core>) {
             // Before what was said meanwhile.
             core.lock().retentions.splice(0..0, retentions);
         }
-        let changed = core.lock().changed_states();
-        for some in changed.chunks(STATES_AT_ONCE) {
-            let states = core.lock().states(some);
+        let unkept = core.lock().unkept_states();
+        for some in unkept.chunks(STATES_AT_ONCE) {
+            let states = core.lock().take_states(some);
             if let Err(error) = core.queue.put_endpoint_states(core.fence, states).await {
                 tracing::warn!(%error, "failed to keep endpoints' states; tried again");
-                core.lock().states_changed(some);
+                core.lock().states_not_kept(some);
             }
         }
     }
 }
 
 impl Core {
-    /// A step for each of these endpoints: of a thousand of them, events have their turn in between.
-    async fn each(self: &Arc<Self>, ids: &[EndpointId], mut step: impl FnMut(&mut State, EndpointId)) {
+    /// A step for each of these endpoints at its own time: of a thousand of them, events have their turn in between.
+    async fn each(self: &Arc<Self>, ids: &[EndpointId], mut step: impl FnMut(&mut State, EndpointId, UnixMillis)) {
         for some in ids.chunks(AT_ONCE) {
-            self.step(|state| some.iter().for_each(|id| step(state, *id)));
+            // An earlier one would take time back: a rate would give for it twice, a pause that is over would be on again.
+            let now = self.clock.now();
+            self.step(|state| some.iter().for_each(|id| step(state, *id, now)));
             tokio::task::yield_now().await;
         }
     }
 
     /// Takes counts and the oldest messages from the store.
     async fn recount(self: &Arc<Self>) {
+        let _counting = self.counting.lock().await;
         let backlogs = match self.queue.backlog(self.fence).await {
             Ok(backlogs) => backlogs,
             Err(error) => return tracing::warn!(%error, "failed to count what is pending"),
         };
         self.metrics.show_order(&backlogs);
         let mut counts = by_endpoint(backlogs);
-        {
+        let known: Vec<EndpointId> = {
             let mut state = self.lock();
             // By now everything that was read at the start has arrived, had it been stored meanwhile.
             state.loaded = Default::default();
-            for id in state.endpoints.keys() {
-                counts.entry(*id).or_default();
-            }
+            state.endpoints.keys().copied().collect()
+        };
+        for id in known {
+            counts.entry(id).or_default();
         }
-        let (now, ids) = (self.clock.now(), counts.keys().copied().collect::<Vec<_>>());
-        self.each(&ids, |state, id| {
+        let ids: Vec<EndpointId> = counts.keys().copied().collect();
+        self.each(&ids, |state, id, now| {
             state.counted(id, counts.get(&id).map(Vec::as_slice).unwrap_or_default(), now);
+            state.sweep_expired(id, now);
         })
         .await;
-        self.step(|state| state.sweep_expired(now));
     }
 }
 

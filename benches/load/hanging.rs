@@ -16,16 +16,19 @@ use crate::{account, await_arrivals, say};
 
 const HEALTHY: usize = 20;
 const HANGING: usize = 1_000;
-/// Endpoints that get one event together: few, so that what is measured is that they hang, and not what it costs to store one event
-/// for hundreds of endpoints, whether they hang or not.
+/// Endpoints that get one event together.
 const TOGETHER: usize = 25;
-/// Events a second to each healthy endpoint, and to all that hang.
-const RATE: u32 = 10;
-const BAD_RATE: u32 = 2;
-/// How long alone, before and after; how long those that will hang are well; and how long they hang.
-const ALONE: f64 = 10.0;
-const WELL: f64 = 4.0;
+/// Events a second to each healthy endpoint.
+const RATE: f64 = 10.0;
+/// And to each that hangs, once all of them have had their first. Little: what is measured is that they hang, and not what it costs to
+/// store messages for a thousand endpoints, which is the same where they are well.
+const BAD_RATE: f64 = 0.2;
+/// How long alone; how long beside those that will hang while they are well; and how long they hang.
+const ALONE: f64 = 20.0;
+const WELL: f64 = 20.0;
 const BESIDE: f64 = 30.0;
+/// The first requests of a process are its slowest.
+const WARM: f64 = 4.0;
 /// The time in which what hangs is found out.
 const FIRST: Duration = Duration::from_secs(1);
 /// The time that is shown by itself.
@@ -83,44 +86,52 @@ pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
             Ingest::new(dispatcher.ingest_port, &bad_inbox),
         );
         let door = team.door(&dispatcher);
-        // Producers that know nothing of each other: their clocks are spread over a period, not all at one instant.
-        let load = |types: &[String], ingest, rate: u32, seconds| -> Result<Vec<Load>> {
-            let apart = Duration::from_secs(1) / (rate * types.len() as u32);
-            let templates = types.iter().map(|name| Template::one(&door, name));
-            templates
-                .map(|template| {
-                    std::thread::sleep(apart);
-                    producer::open_loop(ingest, &template, rate, seconds)
-                })
-                .collect()
-        };
         let (healthy_types, bad_types) = types.split_at(HEALTHY);
+        // Producers that know nothing of each other: their clocks are spread over a period, not all at one instant.
+        let load = |begin: Instant, types: &[String], ingest, rate: f64, seconds| -> Result<Vec<Load>> {
+            let apart = Duration::from_secs_f64(1.0 / (rate * types.len() as f64));
+            let clocks = (0..).map(|n| begin + apart * n);
+            let load_of = |(name, begin): (&String, _)| {
+                producer::open_loop_from(begin, ingest, &Template::one(&door, name), rate, seconds)
+            };
+            types.iter().zip(clocks).map(load_of).collect()
+        };
+        // To all of them within the first second, and then now and again.
+        let bad_load = |seconds: f64| -> Result<Vec<Load>> {
+            let (begin, first) = (producer::soon(), FIRST.as_secs_f64());
+            let mut loads = load(begin, bad_types, &bad_ingest, 1.0 / first, first)?;
+            loads.extend(load(begin + FIRST, bad_types, &bad_ingest, BAD_RATE, seconds - first)?);
+            Ok(loads)
+        };
         let phase = |seconds| -> Result<Span> {
             let from = Instant::now();
-            let loads = load(healthy_types, &ingest, RATE, seconds)?;
+            let loads = load(producer::soon(), healthy_types, &ingest, RATE, seconds)?;
             loads.into_iter().try_for_each(Load::wait)?;
             Ok(Span {
                 from,
                 until: Instant::now(),
             })
         };
-        // The first requests of a process are its slowest.
-        phase(WELL)?;
+        phase(WARM)?;
+        let giving_way = stage.control_plane_gives_way();
         say("the healthy ones alone");
-        let before = phase(ALONE)?;
+        let alone = phase(ALONE)?;
+        let mut well = None;
         if begin == Begin::AtOnce {
+            say("beside those that will hang");
             bad_inbox.turned.store(false, Ordering::Relaxed);
-            load(bad_types, &bad_ingest, BAD_RATE, WELL)?
-                .into_iter()
-                .try_for_each(Load::wait)?;
+            let bad_load = bad_load(WELL)?;
+            well = Some(phase(WELL)?);
+            bad_load.into_iter().try_for_each(Load::wait)?;
         }
         say("beside those that hang");
         bad_inbox.turned.store(true, Ordering::Relaxed);
-        let hanging = load(bad_types, &bad_ingest, BAD_RATE, BESIDE)?;
+        let bad_load = bad_load(BESIDE)?;
         let beside = phase(BESIDE)?;
-        hanging.into_iter().try_for_each(Load::wait)?;
+        bad_load.into_iter().try_for_each(Load::wait)?;
+        drop(giving_way);
         await_arrivals(&inbox)?;
-        sections.push(section(begin, &inbox.ledger, before, beside));
+        sections.push(section(begin, &inbox.ledger, alone, well, beside));
     }
     if let Some(last) = sections.last_mut() {
         account(last, &inbox, &Ingest::new(0, &inbox));
@@ -128,30 +139,34 @@ pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
     Ok(sections)
 }
 
-fn section(begin: Begin, ledger: &Ledger, alone: Span, beside: Span) -> Section {
+fn section(begin: Begin, ledger: &Ledger, alone: Span, well: Option<Span>, beside: Span) -> Section {
     let (key, how) = match begin {
         Begin::AtOnce => ("hangAtOnce", "all at once"),
         Begin::FromTheStart => ("hangFromTheStart", "from the start"),
     };
     let heading = format!("{HEALTHY} healthy endpoints at {RATE}/s each, beside {HANGING} that hang, {how}");
     let mut section = Section::new(key, heading);
-    let part = |from: Duration, until: Duration| Span {
-        from: beside.from + from,
-        until: beside.until.min(beside.from + until),
+    let part = |of: Span, from: Duration, until: Duration| Span {
+        from: of.from + from,
+        until: of.until.min(of.from + until),
     };
     let p99 = |span| ledger.end_to_end_latencies(span).percentile(99.0);
-    let (alone, after) = (p99(alone), p99(part(FIRST, LONG)));
+    let (alone, after) = (p99(alone), p99(part(beside, FIRST, LONG)));
     section.note("aloneP99", "end to end p99, alone", alone, "ms");
+    if let Some(well) = well {
+        let well = p99(part(well, FIRST, LONG));
+        section.note("wellP99", "p99, beside them before they hang", well, "ms");
+    }
     section.note(
         "firstSecondP99",
         "p99, the first second",
-        p99(part(Duration::ZERO, FIRST)),
+        p99(part(beside, Duration::ZERO, FIRST)),
         "ms",
     );
     section.note(
         "firstTenP99",
         "p99, the first 10 s",
-        p99(part(Duration::ZERO, SOON)),
+        p99(part(beside, Duration::ZERO, SOON)),
         "ms",
     );
     section.note("afterP99", "p99, after the first second", after, "ms");

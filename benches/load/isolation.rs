@@ -19,9 +19,9 @@ const ROUNDS: usize = 5;
 /// Seconds of each of a round's three phases.
 const SECONDS: f64 = 6.0;
 /// Events a second to the healthy endpoint.
-const RATE: u32 = 200;
+const RATE: f64 = 200.0;
 /// Events a second to each bad one.
-const BAD_RATE: u32 = 50;
+const BAD_RATE: f64 = 50.0;
 const EVENTS: usize = 200_000;
 const TYPE: &str = "bench.healthy";
 const BAD: [(&str, Behaviour); 3] = [
@@ -73,6 +73,7 @@ pub fn run(stage: &Stage<'_>) -> Result<Section> {
             until: Instant::now(),
         })
     };
+    let _giving_way = stage.control_plane_gives_way();
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     // The first requests of a process are its slowest.
     phase()?;

@@ -146,18 +146,33 @@ fn whole(answer: &[u8]) -> bool {
 
 /// So many events a second for so long, each at its time, whatever became of those before. Blocking threads: the timer of
 /// an event loop has milliseconds, and would be most of what is measured.
-pub fn open_loop(target: &Arc<Target>, template: &Template, rate: u32, seconds: f64) -> Result<Load> {
+pub fn open_loop(target: &Arc<Target>, template: &Template, rate: f64, seconds: f64) -> Result<Load> {
+    open_loop_from(soon(), target, template, rate, seconds)
+}
+
+/// When a loop can begin whose threads are not started yet.
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(50)
+}
+
+/// The same, its first event at a time.
+pub fn open_loop_from(
+    begin: Instant,
+    target: &Arc<Target>,
+    template: &Template,
+    rate: f64,
+    seconds: f64,
+) -> Result<Load> {
     // An answer may take 80 ms before the next event of its connection is late.
-    let connections = (rate / 12).max(1);
-    let begin = Instant::now() + Duration::from_millis(50);
-    let events = (f64::from(rate) * seconds) as u32;
+    let connections = (rate / 12.0).max(1.0) as u32;
+    let events = (rate * seconds).round() as u32;
     let stop = Arc::new(AtomicBool::new(false));
     let threads = (0..connections)
         .map(|lane| {
             let (target, template, stop) = (Arc::clone(target), template.clone(), Arc::clone(&stop));
             let schedule = (lane..events)
                 .step_by(connections as usize)
-                .map(move |event| begin + Duration::from_secs_f64(f64::from(event) / f64::from(rate)));
+                .map(move |event| begin + Duration::from_secs_f64(f64::from(event) / rate));
             std::thread::Builder::new()
                 .name("producer".into())
                 .spawn(move || by_the_clock(&target, template, schedule, &stop))

@@ -15,7 +15,7 @@ use tidings_cluster::{
     ThrowawayCa, Tidings,
 };
 
-use crate::machine;
+use crate::machine::{self, GivingWay};
 use crate::wire::Door;
 
 /// How long what must come may take on a machine that is busy.
@@ -78,9 +78,18 @@ impl<'a> Stage<'a> {
 
     /// CPU that everything beside dispatcher and bench has used so far: etcd, API server, controllers.
     pub fn control_plane_cpu(&self) -> Duration {
+        self.control_plane().into_iter().map(machine::cpu).sum()
+    }
+
+    /// Makes all that give way, until it is dropped: in a cluster the API server has cores of its own, and what it does with a
+    /// status that it is told must not be measured as the dispatcher's.
+    pub fn control_plane_gives_way(&self) -> GivingWay {
+        machine::give_way(self.control_plane())
+    }
+
+    fn control_plane(&self) -> Vec<u32> {
         let controller = self.controller.process.pid();
-        let pids = self.cluster.pids().into_iter().chain(controller);
-        pids.map(machine::cpu).sum()
+        self.cluster.pids().into_iter().chain(controller).collect()
     }
 
     /// A namespace that may send to loopback, with a producer for these types and the receivers' CA.

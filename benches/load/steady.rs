@@ -19,7 +19,7 @@ const CONNECTIONS: usize = 64;
 /// Until the endpoint's limit has grown and caches are warm.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// The quiet load.
-const RATE: u32 = 200;
+const RATE: f64 = 200.0;
 /// Room in the book for the fastest machine within a minute or two.
 const EVENTS: usize = 8_000_000;
 const TYPE: &str = "bench.steady";

@@ -7,9 +7,10 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Common, beside_telemetry, connect};
+use super::{Common, beside_telemetry, kubernetes};
 use crate::delivery::Origin;
 use crate::dispatcher::{self, Config, metrics::Metrics};
+use crate::engine::BURY_AFTER;
 use crate::ingest::auth::DEFAULT_AUDIENCE;
 use crate::ingest::parse::{DEFAULT_MAX_EVENT, LARGEST_MAX_EVENT};
 use crate::kubernetes::scope::Scope;
@@ -57,6 +58,9 @@ pub(super) struct Args {
     /// Writes of status and Events to the API server a second
     #[arg(long, default_value_t = RATE, value_parser = clap::value_parser!(u32).range(1..))]
     status_writes_per_second: u32,
+    /// How long a deleted endpoint or subscription may come back and find its messages, before they become dead letters
+    #[arg(long, value_name = "SECONDS", default_value_t = BURY_AFTER.as_secs())]
+    keep_deleted_seconds: u64,
     /// How long attempts under way may go on after SIGTERM; less than the pod's grace period
     #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECONDS)]
     drain_seconds: u64,
@@ -67,7 +71,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
     let (mut registry, health) = (Registry::default(), Health::new());
     let metrics = Metrics::register(&mut registry);
     let config = Config {
-        client: connect().await?,
+        kubernetes: kubernetes().await?,
         namespace: common.namespace,
         identity: common.identity,
         ingest: args.ingest_listen,
@@ -84,6 +88,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         dns_server: args.dns_server,
         origin: args.origin,
         status_writes_per_second: args.status_writes_per_second,
+        bury_after: Duration::from_secs(args.keep_deleted_seconds),
         drain: Duration::from_secs(args.drain_seconds),
         traces: traces::Settings::read(|name| std::env::var(name).ok())?,
         metrics,

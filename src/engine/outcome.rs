@@ -11,7 +11,6 @@ use bytes::Bytes;
 use super::endpoint::Endpoint;
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
-use super::view::standing;
 use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
@@ -145,9 +144,7 @@ impl State {
     /// The endpoint's view changed; at once, when its reason did.
     pub fn note_change(&mut self, id: EndpointId) {
         self.changed.insert(id);
-        if let Some(endpoint) = self.endpoints.get(&id)
-            && endpoint.posted.map(|(before, _)| before) != Some(standing(endpoint))
-        {
+        if self.is_turned(id) {
             self.urgent.push(id);
         }
     }
@@ -309,7 +306,7 @@ impl State {
     }
 
     /// Takes all of an endpoint's counts from the store, which never lose one: what came before this process, and hints that
-    /// were dropped.
+    /// were dropped. What has happened since the store counted is made up for by the next count.
     pub fn counted(&mut self, id: EndpointId, backlogs: &[Backlog], now: UnixMillis) {
         if backlogs.is_empty() && !self.endpoints.contains_key(&id) {
             return;
@@ -387,32 +384,33 @@ impl State {
     }
 
     /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
-    pub fn sweep_expired(&mut self, now: UnixMillis) {
-        for (id, endpoint) in &mut self.endpoints {
-            let pending = endpoint.subscriptions.iter().filter(|(_, known)| known.pending > 0);
-            let ages = pending.filter_map(|(subscription, _)| endpoint.max_age(*subscription, self.synced));
-            let Some(max_age) = ages.min() else { continue };
-            if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
-                for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
-                    known.next_due.get_or_insert(now);
-                }
-                if endpoint.ordered().0 > 0 {
-                    self.holding_old.insert(*id);
-                }
-                endpoint.paging = true;
-                self.to_page.push_back(*id);
+    pub fn sweep_expired(&mut self, id: EndpointId, now: UnixMillis) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        let pending = endpoint.subscriptions.iter().filter(|(_, known)| known.pending > 0);
+        let ages = pending.filter_map(|(subscription, _)| endpoint.max_age(*subscription, self.synced));
+        let Some(max_age) = ages.min() else { return };
+        if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
+            for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
+                known.next_due.get_or_insert(now);
             }
+            if endpoint.ordered().0 > 0 {
+                self.holding_old.insert(id);
+            }
+            endpoint.paging = true;
+            self.to_page.push_back(id);
         }
     }
 
     /// Endpoints whose state changed since it was kept.
-    pub fn changed_states(&self) -> Vec<EndpointId> {
+    pub fn unkept_states(&self) -> Vec<EndpointId> {
         let changed = self.endpoints.iter().filter(|(_, endpoint)| endpoint.health_dirty);
         changed.map(|(id, _)| *id).collect()
     }
 
     /// Their states, to be kept.
-    pub fn states(&mut self, ids: &[EndpointId]) -> Vec<(EndpointId, Bytes)> {
+    pub fn take_states(&mut self, ids: &[EndpointId]) -> Vec<(EndpointId, Bytes)> {
         let mut states = Vec::with_capacity(ids.len());
         for id in ids {
             if let Some(endpoint) = self.endpoints.get_mut(id) {
@@ -424,15 +422,15 @@ impl State {
     }
 
     /// Every state that is to be kept: the last ones.
-    pub fn all_states(&mut self) -> Vec<(EndpointId, Bytes)> {
+    pub fn take_all_states(&mut self) -> Vec<(EndpointId, Bytes)> {
         let kept = |endpoint: &Endpoint| endpoint.health_dirty || endpoint.entry.is_some();
         let all = self.endpoints.iter().filter(|(_, endpoint)| kept(endpoint));
         let all: Vec<EndpointId> = all.map(|(id, _)| *id).collect();
-        self.states(&all)
+        self.take_states(&all)
     }
 
     /// Their states could not be kept.
-    pub fn states_changed(&mut self, ids: &[EndpointId]) {
+    pub fn states_not_kept(&mut self, ids: &[EndpointId]) {
         for id in ids {
             if let Some(endpoint) = self.endpoints.get_mut(id) {
                 endpoint.health_dirty = true;

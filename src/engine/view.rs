@@ -216,13 +216,17 @@ fn next_try(endpoint: &Endpoint, gate: Gate, now: UnixMillis) -> Option<UnixMill
 }
 
 impl State {
-    /// Posts at most so many endpoints whose reason changed; whether there are more.
-    pub fn post_urgent(&mut self, board: &Board, now: UnixMillis, most: usize) -> bool {
-        let rest = self.urgent.len().saturating_sub(most);
-        for id in self.urgent.split_off(rest) {
+    /// Whether what is posted of an endpoint gives another reason than it has now.
+    pub fn is_turned(&self, id: EndpointId) -> bool {
+        let endpoint = self.endpoints.get(&id);
+        endpoint.is_some_and(|endpoint| endpoint.posted.map(|(before, _)| before) != Some(standing(endpoint)))
+    }
+
+    /// Posts an endpoint whose reason changed, unless that was posted meanwhile.
+    pub fn post_urgent(&mut self, board: &Board, id: EndpointId, now: UnixMillis) {
+        if self.is_turned(id) {
             self.post(board, id, now);
         }
-        rest > 0
     }
 
     /// Posts an endpoint that changed, at most once a second; what was posted lately stays for the next time.

@@ -16,6 +16,7 @@ use http::{HeaderValue, Response};
 use http_body_util::Full;
 use serde::Serialize;
 
+use crate::blocking::beside_the_worker;
 use crate::registry::{EndpointState, Registry};
 
 /// How old an answer may be.
@@ -65,7 +66,7 @@ impl PublicKeys {
         match &*known {
             Some((at, sets)) if now.duration_since(*at) < FRESH => sets.clone(),
             _ => {
-                let sets = Arc::new(of(registry));
+                let sets = Arc::new(beside_the_worker(|| of(registry)));
                 *known = Some((now, sets.clone()));
                 sets
             }

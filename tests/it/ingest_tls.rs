@@ -3,14 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use reqwest::{Certificate, Client};
 use serde_json::json;
 use tidings_cluster::{Cluster, Dispatcher, DispatcherOptions, Tidings};
 
 use super::receiver::Identity;
-use super::team::{PATIENCE, Team, lead, metric};
+use super::team::{Team, lead, metric, until};
 
 const INVALID: &str = "tidings_ingest_certificate_invalid";
 
@@ -41,14 +40,6 @@ async fn post(team: &Team<'_>, dispatcher: &Dispatcher, trusted: &Identity, id: 
         .header("content-type", "application/cloudevents+json")
         .body(lead(id, "lead.qualified").to_string());
     Ok(request.send().await?.status().as_u16())
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "it never came to {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,30 +1,39 @@
 //! Tidings for some namespaces only, with the Roles that the chart has for that and nothing else.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::json;
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, SYSTEM_NAMESPACE, Tidings};
 
 use super::receiver::{Receiver, keep_answering};
-use super::team::{Team, Webhooks};
+use super::team::{PATIENCE, Team, Webhooks, metric, until};
 
 const WATCHED: [&str; 2] = ["sales", "shop"];
+
+fn watching(namespaces: &[&str]) -> Vec<OsString> {
+    namespaces
+        .iter()
+        .map(|name| format!("--watch-namespace={name}").into())
+        .collect()
+}
+
+fn controller() -> ControllerOptions {
+    ControllerOptions {
+        extra_args: watching(&WATCHED),
+        ..ControllerOptions::default()
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_roles_in_two_namespaces_tidings_works_there_and_in_no_other_and_says_so() {
     let cluster = Cluster::start().unwrap();
     let [sales, shop, other] = ["sales", "shop", "other"].map(|name| Team::open(&cluster, name));
     let tidings = Tidings::install_for(&cluster, env!("CARGO_BIN_EXE_tidings"), &WATCHED).unwrap();
-    let watched: Vec<_> = WATCHED.map(|name| format!("--watch-namespace={name}").into()).to_vec();
-    let _controller = tidings
-        .start_controller(&ControllerOptions {
-            extra_args: watched.clone(),
-            ..ControllerOptions::default()
-        })
-        .unwrap();
+    let _controller = tidings.start_controller(&controller()).unwrap();
     let dispatcher = tidings
         .start_dispatcher(&DispatcherOptions {
-            extra_args: watched,
+            extra_args: watching(&WATCHED),
             ..DispatcherOptions::default()
         })
         .unwrap();
@@ -106,4 +115,43 @@ async fn with_roles_in_two_namespaces_tidings_works_there_and_in_no_other_and_sa
     assert_eq!(whe["status"], json!({"observedGeneration": -1}), "nobody looked at it");
     assert!(cluster.get("other", "secret", "crm-signing").unwrap().is_none());
     assert_eq!(inside.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_for_a_namespace_waits_while_it_is_not_named_and_goes_on_when_it_is_again() {
+    let cluster = Cluster::start().unwrap();
+    let [sales, shop] = WATCHED.map(|name| Team::open(&cluster, name));
+    let tidings = Tidings::install_for(&cluster, env!("CARGO_BIN_EXE_tidings"), &WATCHED).unwrap();
+    let _controller = tidings.start_controller(&controller()).unwrap();
+    let naming = |namespaces: &[&str]| {
+        let mut extra_args = watching(namespaces);
+        extra_args.push("--keep-deleted-seconds=1".into());
+        let options = DispatcherOptions {
+            data_dir: Some(cluster.dir().join("narrowed")),
+            extra_args,
+            ..DispatcherOptions::default()
+        };
+        tidings.start_dispatcher(&options).unwrap()
+    };
+
+    let receiver = Webhooks::start().await;
+    let mut both = naming(&WATCHED);
+    for team in [&sales, &shop] {
+        team.deliver_to("crm", &receiver.url(), json!({"suspend": true}));
+        team.send(&both, "1").await;
+    }
+    assert!(both.terminate(PATIENCE).unwrap().success());
+
+    // Deleted in one, in the other no longer seen. One that is deleted has a second to come back.
+    sales.delete("evsub", "crm");
+    sales.delete("whe", "crm");
+    shop.endpoint("crm", &receiver.url(), json!({"suspend": false}));
+    let mut one = naming(&WATCHED[..1]);
+    let buried = r#"tidings_dead_letters_total{reason="EndpointDeleted"}"#;
+    until("the end of what was deleted", async || metric(&one, buried) == 1.0).await;
+    assert_eq!(receiver.arrived().len(), 0);
+    assert!(one.terminate(PATIENCE).unwrap().success());
+
+    let _both = naming(&WATCHED);
+    receiver.until("what waited", |arrived| arrived.len() == 1).await;
 }

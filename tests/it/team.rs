@@ -279,6 +279,15 @@ pub fn metric(dispatcher: &Dispatcher, name: &str) -> f64 {
     line.trim().parse().unwrap()
 }
 
+/// Waits until something holds.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "it never came to {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// A structured CloudEvent of this type about this lead.
 pub fn lead(id: &str, event_type: &str) -> Value {
     json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type, "data": {"lead": id}})

@@ -171,3 +171,51 @@ async fn a_probe_that_closes_the_breaker_with_a_failure_of_its_own_waits_for_its
     world.pass(1).await;
     assert_eq!(world.script.count("crm"), 3);
 }
+
+#[tokio::test]
+async fn each_step_over_many_endpoints_has_a_time_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    let ids: Vec<EndpointId> = (1_000..1_003).flat_map(|id| [EndpointId(id); AT_ONCE]).collect();
+    let mut times = Vec::new();
+    let walk = core.each(&ids, |_, id, now| times.push((id, now)));
+    let time_passes = async {
+        loop {
+            world.clock.advance(Duration::from_secs(1));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = walk => {}
+        () = time_passes => unreachable!(),
+    }
+    times.dedup();
+    assert_eq!(times.len(), 3, "those of a step have one time");
+    assert!(
+        times.is_sorted_by(|(_, before), (_, after)| before < after),
+        "{times:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_reason_that_was_posted_is_not_urgent_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    let (board, now) = (Board::default(), world.clock.now());
+    let mut state = core.lock();
+    let mut posted_at = |turned: bool, seconds| {
+        if turned {
+            state.endpoints.get_mut(&id).unwrap().posted = None;
+        }
+        state.post_urgent(&board, id, now.plus(Duration::from_secs(seconds)));
+        state.endpoints[&id].posted.unwrap().1.0 - now.0
+    };
+    assert!(posted_at(false, 1) <= 0, "nothing has turned");
+    assert_eq!(posted_at(true, 2), 2_000);
+    assert_eq!(posted_at(false, 3), 2_000, "a second time for the same");
+}
