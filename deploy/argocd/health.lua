@@ -35,7 +35,7 @@ if is("Delivering", "False") and conditions.Delivering.reason == "Disabled" then
   return { status = "Suspended", message = said("Delivering") }
 end
 hs = { status = "Healthy", message = said("Ready") }
-for _, trouble in ipairs({ { "Delivering", "False" }, { "KeysBlocked", "True" }, { "FilterFailing", "True" } }) do
+for _, trouble in ipairs({ { "Delivering", "False" }, { "KeysBlocked", "True" }, { "FilterFailing", "True" }, { "Unconsumed", "True" } }) do
   if is(trouble[1], trouble[2]) then
     hs.message = said(trouble[1])
   end
