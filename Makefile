@@ -24,7 +24,7 @@ unit:
 deny:
 	.ci/deny
 
-matrix: ## The cluster tests on every Kubernetes that is supported, one after the other; before a release. FILTER= some of them.
+matrix: ## The cluster tests on every Kubernetes that is pinned, one after the other; before a release. FILTER= some of them.
 	@for version in $(notdir $(wildcard tests/cluster/kubernetes/1.*)); do \
 		echo "Kubernetes $$version"; \
 		TIDINGS_KUBERNETES=$$version $(CARGO) test --locked --test it -- $(FILTER) || exit 1; \

@@ -367,3 +367,79 @@ async fn until_request(receiver: &Receiver, number: usize) -> String {
 async fn until_token(receiver: &Receiver, number: usize, token: &str) {
     assert_eq!(until_request(receiver, number).await, token);
 }
+
+/// What somebody would try who has the controller's token.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controllers_token_writes_signing_keys_alone_and_grants_nobody_but_the_dispatcher() {
+    const RBAC: &str = "rbac.authorization.k8s.io/v1";
+    const ROLE: &str = "tidings-dispatcher-7";
+    const OTHER_ROLE: &str = "tidings-dispatcher-8";
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "taken-over");
+    let kubeconfig = shared
+        .cluster
+        .kubeconfig_for(SYSTEM_NAMESPACE, "tidings-controller")
+        .unwrap();
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let written = |mut object: Value| {
+        object["metadata"]["namespace"] = json!(team.namespace);
+        let args = ["--kubeconfig", kubeconfig, "apply", "--server-side", "-f", "-"];
+        let output = shared.cluster.kubectl_with_input(&args, &object.to_string()).unwrap();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    };
+    let refused = |object: Value, sentence: &str| {
+        let refusal = written(object.clone()).expect_err(&object.to_string());
+        assert!(refusal.contains(sentence), "{object}: {refusal}");
+    };
+
+    // Kubernetes would put the account's token into it.
+    let token = |kind: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "type": kind,
+            "metadata": {"name": "agents", "annotations": {"kubernetes.io/service-account.name": "default"}}})
+    };
+    for kind in ["kubernetes.io/service-account-token", "Opaque"] {
+        refused(
+            token(kind),
+            "Tidings' controller writes signing keys, no other Secrets.",
+        );
+    }
+    written(token("tidings.dev/signing-key")).unwrap();
+    team.apply(&secret("crm-token", true, json!({"token": "theirs"})));
+    let theirs =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crm-token"}, "stringData": {"more": "x"}});
+    refused(theirs, "Tidings' controller writes signing keys, no other Secrets.");
+
+    let role = |name: &str, rule: Value| json!({"apiVersion": RBAC, "kind": "Role", "metadata": {"name": name}, "rules": [rule]});
+    let named = json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"], "verbs": ["get"]});
+    let sentence = "Tidings' controller grants get on named Secrets and ConfigMaps, and nothing else.";
+    for (field, value) in [
+        ("resourceNames", json!([])),
+        ("verbs", json!(["get", "patch"])),
+        ("resources", json!(["secrets", "services"])),
+    ] {
+        let mut rule = named.clone();
+        rule[field] = value;
+        refused(role(ROLE, rule), sentence);
+    }
+    written(role(ROLE, named.clone())).unwrap();
+    written(role(OTHER_ROLE, named)).unwrap();
+
+    let binding = |role: &str, subject: Value| {
+        json!({"apiVersion": RBAC, "kind": "RoleBinding", "metadata": {"name": ROLE},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role}, "subjects": [subject]})
+    };
+    let dispatcher = json!({"kind": "ServiceAccount", "name": "tidings-dispatcher", "namespace": SYSTEM_NAMESPACE});
+    let sentence = "Tidings' controller grants to Tidings' dispatcher, and to nobody else.";
+    for subject in [
+        json!({"kind": "ServiceAccount", "name": "default", "namespace": team.namespace}),
+        json!({"kind": "ServiceAccount", "name": "tidings-dispatcher", "namespace": team.namespace}),
+        json!({"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "tidings-dispatcher"}),
+    ] {
+        refused(binding(ROLE, subject), sentence);
+    }
+    refused(binding(OTHER_ROLE, dispatcher.clone()), sentence);
+    written(binding(ROLE, dispatcher)).unwrap();
+}

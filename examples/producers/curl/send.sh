@@ -1,7 +1,7 @@
 #!/bin/sh
 # Posts one event until Tidings has it. Needs curl 7.84 or newer, and nothing else.
 #
-#   echo '{"lead": {"name": "Ada Martin"}}' | ./send.sh lead.qualified /agents/voice lead-2041
+#   ./send.sh lead.qualified /agents/voice lead-2041 <data.json
 #
 #   TIDINGS_URL     where the dispatcher listens, as in http://tidings-dispatcher.tidings-system
 #   NAMESPACE       where the event belongs

@@ -1,7 +1,7 @@
 // Posts one event until Tidings has it, with the CloudEvents SDK for Go. Arguments, environment and exit codes are those of
 // ../curl/send.sh:
 //
-//	echo '{"lead": {"name": "Ada Martin"}}' | go run . lead.qualified /agents/voice lead-2041
+//	go run . lead.qualified /agents/voice lead-2041 <data.json
 //
 // The SDK's client neither sends again unless it is asked to, nor tells Retry-After. So the SDK writes the request, and
 // net/http sends it.

@@ -1,7 +1,7 @@
 // Posts one event until Tidings has it, with the CloudEvents SDK for JavaScript. Arguments, environment and exit codes are
 // those of ../curl/send.sh:
 //
-//   echo '{"lead": {"name": "Ada Martin"}}' | node send.mjs lead.qualified /agents/voice lead-2041
+//   node send.mjs lead.qualified /agents/voice lead-2041 <data.json
 //
 // Not with the SDK's httpTransport and emitterFor: their promise is fulfilled whatever the status, and hides it, so that a 403
 // or a 503 looks like success. HTTP.binary makes headers and body, and fetch tells the status.

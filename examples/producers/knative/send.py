@@ -1,7 +1,7 @@
 """A producer as Knative's SinkBinding makes one, in Python's standard library: it knows its sink by K_SINK alone. Arguments and
 exit codes are those of ../curl/send.sh:
 
-    echo '{"lead": {"name": "Ada Martin"}}' | python3 send.py lead.qualified /agents/voice lead-2041
+    python3 send.py lead.qualified /agents/voice lead-2041 <data.json
 
 Knative gives it K_SINK (the whole URL), K_CE_OVERRIDES (extensions to add), K_CA_CERTS (PEM, with an HTTPS sink) and, with the
 feature authentication-oidc, a token in /oidc/token; TOKEN_FILE names another file.

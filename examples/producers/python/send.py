@@ -1,7 +1,7 @@
 """Posts one event until Tidings has it, with the CloudEvents SDK for Python. Arguments, environment and exit codes are those
 of ../curl/send.sh:
 
-    echo '{"lead": {"name": "Ada Martin"}}' | python3 send.py lead.qualified /agents/voice lead-2041
+    python3 send.py lead.qualified /agents/voice lead-2041 <data.json
 """
 
 import json

@@ -31,9 +31,10 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const START_ATTEMPTS: u32 = 4;
 
 /// Of the chart: who the processes are, and what they may do.
-const RBAC_TEMPLATES: [&str; 4] = [
+const RBAC_TEMPLATES: [&str; 5] = [
     "templates/controller/serviceaccount.yaml",
     "templates/controller/rbac.yaml",
+    "templates/controller/admission.yaml",
     "templates/dispatcher/serviceaccount.yaml",
     "templates/dispatcher/rbac.yaml",
 ];

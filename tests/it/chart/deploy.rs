@@ -12,7 +12,11 @@ use crate::it::chart::NAMESPACE;
 const FILES: [(&str, &[&str]); 4] = [
     (
         "rbac/controller.yaml",
-        &["controller/serviceaccount.yaml", "controller/rbac.yaml"],
+        &[
+            "controller/serviceaccount.yaml",
+            "controller/rbac.yaml",
+            "controller/admission.yaml",
+        ],
     ),
     (
         "rbac/dispatcher.yaml",
