@@ -3,6 +3,8 @@
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 LOCAL = $(TARGET)/release/tidings-local
+# Most tests wait for what they have started: more of them at a time than there are cores, where those are few.
+THREADS = $(or $(RUST_TEST_THREADS),$(shell cores=$$(nproc); echo $$((cores > 4 ? cores : 4))))
 CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
 .PHONY: help test fmt clippy unit deny matrix release image node ground demo up down bench crds manifests
@@ -10,7 +12,12 @@ CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
-test: fmt clippy unit node deny ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
+# The image takes a release build, which takes what the tests leave of the cores. What goes wrong with it is told afterwards.
+test: fmt clippy ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
+	$(CARGO) test --workspace --locked --no-run
+	@nice -n 19 $(MAKE) --no-print-directory image deny >$(TARGET)/beside.log 2>&1 & beside=$$!; \
+	$(MAKE) --no-print-directory unit; status=$$?; test $$status = 0 || kill $$beside; wait $$beside; exit $$status
+	@$(MAKE) --no-print-directory node deny
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -19,7 +26,7 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 unit:
-	$(CARGO) test --workspace --locked
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --workspace --locked
 
 deny:
 	.ci/deny
@@ -27,7 +34,7 @@ deny:
 matrix: ## The cluster tests on every Kubernetes that is pinned, one after the other; before a release. FILTER= some of them.
 	@for version in $(notdir $(wildcard tests/cluster/kubernetes/1.*)); do \
 		echo "Kubernetes $$version"; \
-		TIDINGS_KUBERNETES=$$version $(CARGO) test --locked --test it -- $(FILTER) || exit 1; \
+		RUST_TEST_THREADS=$(THREADS) TIDINGS_KUBERNETES=$$version $(CARGO) test --locked --test it -- $(FILTER) || exit 1; \
 	done
 
 release:

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::kubernetes;
 use crate::telemetry::logs::{self, LogFormat};
 use crate::telemetry::process::Process as ProcessMetrics;
 use crate::telemetry::{self, Health};
@@ -149,11 +150,11 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client of the API server: of the pod's ServiceAccount, or of KUBECONFIG.
 async fn connect() -> anyhow::Result<kube::Client> {
-    kube::Client::try_from(kubernetes().await?).context("failed to set up the Kubernetes client")
+    kubernetes::client(api_server().await?)
 }
 
 /// Where the API server is, and who asks it.
-async fn kubernetes() -> anyhow::Result<kube::Config> {
+async fn api_server() -> anyhow::Result<kube::Config> {
     let mut config = kube::Config::infer()
         .await
         .context("failed to find the Kubernetes API: run in a pod, or set KUBECONFIG")?;

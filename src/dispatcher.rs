@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kube::Client;
 use tokio::net::TcpListener;
 use tokio::sync::watch as latest;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +24,7 @@ use crate::delivery::{self, HttpsSender};
 use crate::ingest::auth::Auth;
 use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
+use crate::kubernetes;
 use crate::kubernetes::scope::Scope;
 use crate::queue::Queue;
 use crate::queue::sqlite::{Options, SqliteQueue};
@@ -98,7 +98,7 @@ pub struct Config {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Config { metrics, gate, .. } = &config;
     let events = EventThreads::start().context("failed to start threads for events")?;
-    let client = || Client::try_from(config.kubernetes.clone()).context("failed to set up the Kubernetes client");
+    let client = || kubernetes::client(config.kubernetes.clone());
     // Events that wait for a review of their producer's token do not wait for what else is asked.
     let reviewing = {
         let _there = events.enter();

@@ -13,6 +13,8 @@ pub mod status;
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 /// The longest one request may take, retries inside the client included: kube's default policy retries a 429, 503 or 504
 /// up to 15 times, and a stuck status write must not stop the others.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +41,11 @@ impl RequestError {
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
     }
+}
+
+/// A client with connections of its own. Its tasks run in the runtime that is entered now.
+pub fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
+    kube::Client::try_from(config).context("failed to set up the Kubernetes client")
 }
 
 /// Leaves out who owns which field: nobody here reads it, and it is often half of an object.

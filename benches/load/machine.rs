@@ -141,15 +141,22 @@ impl Drop for GivingWay {
     }
 }
 
+/// Makes the calling thread give way for good.
+pub fn give_way_here() {
+    schedule_thread(0, libc::SCHED_IDLE);
+}
+
 fn schedule(pids: &[u32], policy: libc::c_int) {
     let threads = pids
         .iter()
         .filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok())
         .flatten()
         .filter_map(|thread| thread.ok()?.file_name().to_str()?.parse::<libc::pid_t>().ok());
-    for thread in threads {
-        let priority = libc::sched_param { sched_priority: 0 };
-        // SAFETY: the parameter outlives the call; a thread that has ended meanwhile is an error without an effect.
-        unsafe { libc::sched_setscheduler(thread, policy, &raw const priority) };
-    }
+    threads.for_each(|thread| schedule_thread(thread, policy));
+}
+
+fn schedule_thread(thread: libc::pid_t, policy: libc::c_int) {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter outlives the call; a thread that has ended meanwhile is an error without an effect.
+    unsafe { libc::sched_setscheduler(thread, policy, &raw const priority) };
 }

@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::Ledger;
-use crate::wire;
+use crate::{machine, wire};
 
 /// One of so many requests has its signature verified: all of them would measure the receiver.
 const VERIFY_EVERY: u32 = 1_000;
@@ -98,7 +98,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts one on loopback, on a thread of its own.
+    /// Starts one on loopback, on a thread of its own. A bad one gives way, as if it had a machine of its own: what is measured is what
+    /// it costs the dispatcher.
     pub fn start(certificate: &ServerCertificate, behaviour: Behaviour, inbox: Arc<Inbox>) -> Result<Receiver> {
         let acceptor = acceptor(certificate)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -115,6 +116,9 @@ impl Receiver {
         let thread = std::thread::Builder::new()
             .name("receiver".into())
             .spawn(move || {
+                if behaviour != Behaviour::Accept {
+                    machine::give_way_here();
+                }
                 runtime.block_on(async {
                     tokio::select! {
                         () = stopped.cancelled() => {}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Common, beside_telemetry, kubernetes};
+use super::{Common, api_server, beside_telemetry};
 use crate::delivery::Origin;
 use crate::dispatcher::{self, Config, metrics::Metrics};
 use crate::engine::BURY_AFTER;
@@ -71,7 +71,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
     let (mut registry, health) = (Registry::default(), Health::new());
     let metrics = Metrics::register(&mut registry);
     let config = Config {
-        kubernetes: kubernetes().await?,
+        kubernetes: api_server().await?,
         namespace: common.namespace,
         identity: common.identity,
         ingest: args.ingest_listen,

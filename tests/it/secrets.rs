@@ -53,10 +53,8 @@ impl AsDispatcher<'_> {
 
 /// What the dispatcher's Roles in a namespace name, as `resource/name`.
 pub fn granted(team: &Team) -> BTreeSet<String> {
-    let args = ["get", "roles", "-n", &team.namespace, "-o", "json"];
-    let list: Value = serde_json::from_str(&team.cluster.kubectl_ok(&args).unwrap()).unwrap();
     let mut granted = BTreeSet::new();
-    for role in list["items"].as_array().unwrap() {
+    for role in team.cluster.list(&team.namespace, "role").unwrap() {
         let name = role["metadata"]["name"].as_str().unwrap();
         let Some(number) = name.strip_prefix("tidings-dispatcher-") else {
             continue;

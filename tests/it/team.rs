@@ -182,10 +182,9 @@ impl<'a> Team<'a> {
 
     /// The Kubernetes Events of a reason.
     pub fn all_events(&self, reason: &str) -> Vec<Value> {
-        let args = ["get", "events.events.k8s.io", "-n", &self.namespace, "-o", "json"];
-        let list: Value = serde_json::from_str(&self.cluster.kubectl_ok(&args).unwrap()).unwrap();
-        let all = list["items"].as_array().unwrap().clone();
-        all.into_iter().filter(|event| event["reason"] == reason).collect()
+        let mut events = self.cluster.list(&self.namespace, "event").unwrap();
+        events.retain(|event| event["reason"] == reason);
+        events
     }
 
     /// Those that regard an object of this name.

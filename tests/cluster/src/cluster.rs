@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::kubectl::{base64, eventually};
 use crate::leaks;
 use crate::node;
 use crate::process::{Process, Spec, free_port, write_private};
+use crate::proxy::Proxy;
 
 /// Three seconds alone; far more when eight builds share two cores.
 const START_WITHIN: Duration = Duration::from_secs(120);
@@ -51,6 +52,8 @@ pub struct Cluster {
     etcd: Mutex<Process>,
     api_server: Mutex<Process>,
     controller_manager: Mutex<Process>,
+    /// Started by the first who asks.
+    proxy: Mutex<Option<Arc<Proxy>>>,
     /// Held as long as the directory is in use.
     _lock: File,
 }
@@ -131,6 +134,7 @@ impl Cluster {
             etcd: Mutex::new(etcd),
             api_server: Mutex::new(api_server),
             controller_manager: Mutex::new(Process::stopped(controller_manager)),
+            proxy: Mutex::default(),
             binaries,
             lifetime,
             dir,
@@ -215,8 +219,20 @@ impl Cluster {
         Ok(())
     }
 
+    /// Status and body of the API server's answer to a GET as administrator.
+    pub(crate) fn ask(&self, path: &str) -> Result<(u16, String)> {
+        let mut started = held(&self.proxy);
+        let proxy = match &*started {
+            Some(proxy) => proxy.clone(),
+            None => started.insert(Arc::new(Proxy::start(self)?)).clone(),
+        };
+        drop(started);
+        proxy.get(path)
+    }
+
     /// Stops everything and removes the directory. Twice is no error.
     pub fn stop(&self) {
+        *held(&self.proxy) = None;
         for process in [&self.controller_manager, &self.api_server, &self.etcd] {
             held(process).kill9();
         }
@@ -226,8 +242,7 @@ impl Cluster {
     fn await_api_server(&self) -> Result<()> {
         let mut api_server = held(&self.api_server);
         api_server.wait_until("ready", START_WITHIN, || {
-            self.kubectl(&["get", "--raw", "/readyz", "--request-timeout=5s"])
-                .is_ok_and(|output| output.status.success())
+            self.ask("/readyz").is_ok_and(|(status, _)| status == 200)
         })
     }
 }
@@ -291,8 +306,8 @@ fn sweep() {
 }
 
 /// A lock poisoned by a failed test still guards a process that must be stopped.
-fn held(process: &Mutex<Process>) -> MutexGuard<'_, Process> {
-    process.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 struct Pki {

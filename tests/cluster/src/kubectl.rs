@@ -1,6 +1,7 @@
 //! What one does with a cluster from outside: kubectl, kubeconfigs and tokens, as a person would.
 //!
-//! Invariant: nothing here speaks to the API server but the real kubectl.
+//! Invariant: nothing here speaks to the API server but the real kubectl, of which one that runs on ([`proxy`]) answers what is asked
+//! again and again.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Cluster;
 use crate::process::{die_with_parent, write_private};
+use crate::proxy;
 
 /// How long tokens in kubeconfigs live: longer than any test run, `make up` included for a working day.
 const TOKEN_LIFETIME: &str = "24h";
@@ -81,7 +83,10 @@ impl Cluster {
     }
 
     /// An object as JSON, if it exists.
-    pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<serde_json::Value>> {
+    pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
+        if let Some(path) = proxy::path(namespace, kind) {
+            return proxy::found(self.ask(&format!("{path}/{name}"))?);
+        }
         let args = ["get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found"];
         let text = self.kubectl_ok(&args)?;
         if text.trim().is_empty() {
@@ -90,6 +95,19 @@ impl Cluster {
         Ok(Some(
             serde_json::from_str(&text).context("failed to read kubectl's JSON")?,
         ))
+    }
+
+    /// All objects of a kind in a namespace.
+    pub fn list(&self, namespace: &str, kind: &str) -> Result<Vec<Value>> {
+        let mut list = match proxy::path(namespace, kind) {
+            Some(path) => proxy::found(self.ask(&path)?)?.unwrap_or_default(),
+            None => serde_json::from_str(&self.kubectl_ok(&["get", kind, "-n", namespace, "-o", "json"])?)
+                .context("failed to read kubectl's JSON")?,
+        };
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => bail!("this is no list of {kind}"),
+        }
     }
 
     /// `kubectl wait --for=...`, at most this long.
@@ -156,7 +174,7 @@ impl Cluster {
         Ok(path)
     }
 
-    pub(crate) fn write_kubeconfig(&self, path: &Path, user: &str, credentials: serde_json::Value) -> Result<()> {
+    pub(crate) fn write_kubeconfig(&self, path: &Path, user: &str, credentials: Value) -> Result<()> {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",

@@ -25,6 +25,7 @@ pub mod pids;
 pub mod process;
 mod producers;
 mod prometheus;
+mod proxy;
 pub mod sbom;
 mod tidings;
 mod verifiers;

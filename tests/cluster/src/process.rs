@@ -376,8 +376,13 @@ pub fn http_exchange(port: u16, request: &[u8]) -> Option<(u16, String)> {
 
 /// The same with a server anywhere.
 pub fn http_exchange_with(address: SocketAddr, request: &[u8]) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    exchange(stream, request)
+}
+
+/// The same on a connection that is there; the server closes it.
+pub(crate) fn exchange(mut stream: impl Read + Write, request: &[u8]) -> Option<(u16, String)> {
     stream.write_all(request).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
