@@ -151,15 +151,6 @@ fn section(begin: Begin, ledger: &Ledger, alone: Span, well: Option<Span>, besid
         until: of.until.min(of.from + until),
     };
     let p99 = |span| ledger.end_to_end_latencies(span).percentile(99.0);
-    for s in 0..30 {
-        let x = ledger.end_to_end_latencies(part(beside, Duration::from_secs(s), Duration::from_secs(s + 1)));
-        eprintln!(
-            "{key} second {s}: p50 {:.2} p90 {:.2} p99 {:.2}",
-            x.percentile(50.0),
-            x.percentile(90.0),
-            x.percentile(99.0)
-        );
-    }
     let (alone, after) = (p99(alone), p99(part(beside, FIRST, LONG)));
     section.note("aloneP99", "end to end p99, alone", alone, "ms");
     if let Some(well) = well {

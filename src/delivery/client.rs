@@ -15,6 +15,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::either::Either;
@@ -38,9 +39,6 @@ const MAX_BODY: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 /// Addresses of one name that are tried; with more, none would get enough of the timeout.
 const MAX_DIALLED: usize = 8;
-/// Steps of TLS handshakes, of 0.1 ms or so, before whatever else is ready: a thousand endpoints that are tried at once would
-/// else hold up all others for as long as their handshakes take together.
-const HANDSHAKES: usize = 8;
 /// How often idle connections are looked through for old ones.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
@@ -115,7 +113,9 @@ impl HttpsSender {
             identities: Identities::new(),
             pool,
             tokens: Tokens::new(),
-            handshakes: Turns::new(HANDSHAKES),
+            // One for each thread, of 0.1 ms or so: a thousand endpoints that are tried at once would else hold up all others for
+            // as long as their handshakes take together, and an event waits several times on its way.
+            handshakes: Turns::new(Handle::current().metrics().num_workers()),
             own: Own {
                 user_agent: config.user_agent,
                 origin: config.origin,
