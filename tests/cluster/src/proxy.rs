@@ -1,7 +1,7 @@
 //! What the API server says of one object, without a kubectl for each question: by one `kubectl proxy` for a cluster.
 //!
 //! Tests look at objects many times a second until they are as they must be; a kubectl for each look is most of what they
-//! would cost. Invariant: it asks at a socket in the cluster's directory, which only this user reaches.
+//! would cost. Invariant: it asks at a socket that only this user may write to.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -9,23 +9,33 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::Cluster;
 use crate::process::{Lifetime, Process, Spec, exchange};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes that a socket's path may have (unix(7)).
+const LONGEST: usize = 107;
 
 /// A running `kubectl proxy`.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     process: Process,
     socket: PathBuf,
+    _elsewhere: Option<TempDir>,
 }
 
 impl Proxy {
     pub fn start(cluster: &Cluster) -> Result<Proxy> {
-        let socket = cluster.dir().join("proxy.sock");
+        let mut socket = cluster.dir().join("proxy.sock");
+        let mut elsewhere = None;
+        if socket.as_os_str().len() > LONGEST {
+            let dir = tempfile::tempdir().context("failed to create the proxy's directory")?;
+            socket = dir.path().join("proxy.sock");
+            elsewhere = Some(dir);
+        }
         let process = Process::start(Spec {
             name: "kubectl-proxy".into(),
             program: cluster.binaries().kubectl.clone(),
@@ -34,9 +44,14 @@ impl Proxy {
             log: cluster.logs_dir().join("kubectl-proxy.log"),
             lifetime: Lifetime::WithParent,
         })?;
-        let mut proxy = Proxy { process, socket };
-        let Proxy { process, socket } = &mut proxy;
-        process.wait_until("listening", START_WITHIN, || UnixStream::connect(&*socket).is_ok())?;
+        let mut proxy = Proxy {
+            process,
+            socket: socket.clone(),
+            _elsewhere: elsewhere,
+        };
+        proxy
+            .process
+            .wait_until("listening", START_WITHIN, || UnixStream::connect(&socket).is_ok())?;
         Ok(proxy)
     }
 
