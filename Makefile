@@ -16,7 +16,8 @@ help: ## This list.
 test: fmt clippy ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
 	$(CARGO) test --workspace --locked --no-run
 	@nice -n 19 $(MAKE) --no-print-directory image deny >$(TARGET)/beside.log 2>&1 & beside=$$!; \
-	$(MAKE) --no-print-directory unit; status=$$?; test $$status = 0 || kill $$beside; wait $$beside; exit $$status
+	trap 'kill $$beside 2>/dev/null' EXIT INT TERM; \
+	$(MAKE) --no-print-directory unit || exit; wait $$beside || true
 	@$(MAKE) --no-print-directory node deny
 
 fmt:

@@ -99,11 +99,8 @@ impl Cluster {
 
     /// All objects of a kind in a namespace.
     pub fn list(&self, namespace: &str, kind: &str) -> Result<Vec<Value>> {
-        let mut list = match proxy::path(namespace, kind) {
-            Some(path) => proxy::found(self.ask(&path)?)?.unwrap_or_default(),
-            None => serde_json::from_str(&self.kubectl_ok(&["get", kind, "-n", namespace, "-o", "json"])?)
-                .context("failed to read kubectl's JSON")?,
-        };
+        let path = proxy::path(namespace, kind).with_context(|| format!("no path is known of {kind}"))?;
+        let mut list = proxy::found(self.ask(&path)?)?.unwrap_or_default();
         match list["items"].take() {
             Value::Array(items) => Ok(items),
             _ => bail!("this is no list of {kind}"),

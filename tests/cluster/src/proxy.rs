@@ -22,8 +22,8 @@ const LONGEST: usize = 107;
 /// A running `kubectl proxy`.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    process: Process,
     socket: PathBuf,
+    _process: Process,
     _elsewhere: Option<TempDir>,
 }
 
@@ -36,7 +36,7 @@ impl Proxy {
             socket = dir.path().join("proxy.sock");
             elsewhere = Some(dir);
         }
-        let process = Process::start(Spec {
+        let mut process = Process::start(Spec {
             name: "kubectl-proxy".into(),
             program: cluster.binaries().kubectl.clone(),
             args: vec!["proxy".into(), "--unix-socket".into(), socket.clone().into()],
@@ -44,15 +44,12 @@ impl Proxy {
             log: cluster.logs_dir().join("kubectl-proxy.log"),
             lifetime: Lifetime::WithParent,
         })?;
-        let mut proxy = Proxy {
-            process,
-            socket: socket.clone(),
+        process.wait_until("listening", START_WITHIN, || UnixStream::connect(&socket).is_ok())?;
+        Ok(Proxy {
+            socket,
+            _process: process,
             _elsewhere: elsewhere,
-        };
-        proxy
-            .process
-            .wait_until("listening", START_WITHIN, || UnixStream::connect(&socket).is_ok())?;
-        Ok(proxy)
+        })
     }
 
     /// Status and body of the API server's answer to a GET.
