@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tidings::api::WebhookEndpoint;
 use tidings::api::resolve::{EgressRules, Found, Lookup, Reference, References, ResolvedEndpoint, resolve_endpoint};
 use tidings::delivery::{Fault, HttpsSender, OurFault, Outcome, TokenTrouble};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
 use super::credentials::{put_secret, reread};
-use super::receiver::{Receiver, Seen, TRUSTED, send, sender, status};
+use super::receiver::{Receiver, Seen, TRUSTED, reserve, send, sender, status};
 use super::team::{Shared, Team};
 
 /// What a refusal says beside its code: it is for nobody's status.
@@ -281,7 +281,7 @@ async fn a_token_server_that_is_away_is_our_fault_and_one_that_refuses_is_not() 
     let away = Receiver::always("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n").await;
     let trouble = |trouble| Outcome::Ours(OurFault::Token(trouble));
     assert_eq!(outcome(away.address, "right").await, trouble(TokenTrouble::Status(503)));
-    let refused: SocketAddr = (Ipv4Addr::LOCALHOST, 9).into();
+    let (_reserved, refused) = reserve();
     assert_eq!(
         outcome(refused, "right").await,
         trouble(TokenTrouble::Fault(Fault::Refused))
@@ -306,10 +306,7 @@ async fn messages_wait_for_the_token_server_and_a_changed_client_secret_is_used_
     let team = Team::open(shared.cluster, "oauth2");
     let tokens = Tokens::new("first-client-secret").await;
     put_secret(&team, "client", true, json!({"secret": "first-client-secret\n"}));
-    // Reserved, and nobody listens yet.
-    let reserved = TcpSocket::new_v4().unwrap();
-    reserved.bind(SOMEWHERE.into()).unwrap();
-    let at = reserved.local_addr().unwrap();
+    let (reserved, at) = reserve();
     let spec = json!({
         "auth": auth(at, &json!({})),
         "retry": {"schedule": ["1s", "1s", "1s"]},

@@ -4,8 +4,8 @@
 //! where time is moved by hand.
 
 use serde_json::json;
-use tidings_cluster::process::free_port;
 
+use super::receiver::reserve;
 use super::team::{Shared, Team, Webhooks};
 
 const SHORT: [&str; 4] = ["100ms", "100ms", "200ms", "200ms"];
@@ -55,8 +55,8 @@ async fn one_message_answered_500_five_times_is_a_dead_letter_and_kubectl_says_w
 async fn one_message_whose_receiver_refuses_connections_outlives_its_schedule_and_arrives_when_the_receiver_is_back() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "refusing");
-    let port = free_port().unwrap();
-    let url = format!("https://127.0.0.1:{port}/hooks");
+    let (reserved, at) = reserve();
+    let url = format!("https://{at}/hooks");
     team.deliver_to("crm", &url, json!({"retry": {"schedule": SHORT}}));
     team.send(&shared.dispatcher, "lead-1").await;
 
@@ -81,7 +81,7 @@ async fn one_message_whose_receiver_refuses_connections_outlives_its_schedule_an
     );
 
     // The breaker probes thirty seconds after it opened.
-    let receiver = Webhooks::answering_at(port, |_, _| 200).await;
+    let receiver = Webhooks::answering_on(reserved, |_, _| 200).await;
     receiver.until("the message", |all| all.len() == 1).await;
     team.until_reason("whe", "crm", "Delivering", "Succeeding");
     let evsub = team.until("delivered", "evsub", "crm", |evsub| {

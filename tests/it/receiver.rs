@@ -20,7 +20,7 @@ use tidings::delivery::{AttemptResult, Config, HttpsSender, Outcome, Request, Se
 use tidings::ids::MessageId;
 use tidings::signing::SigningKeys;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -176,6 +176,16 @@ impl Connection {
         };
         stream.set_zero_linger().unwrap();
     }
+}
+
+/// A loopback port that nobody else gets and that refuses connections until it is listened on.
+///
+/// A listener that was closed would not do: a child that another test is just starting still has it open.
+pub fn reserve() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// A server that hands every connection to a behaviour; stopped when dropped.

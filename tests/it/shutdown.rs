@@ -9,6 +9,7 @@ use serde_json::json;
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
 
 use super::load::{Load, until_quiet};
+use super::receiver::reserve;
 use super::team::{Team, Webhooks};
 
 /// What a pod gets unless it asks for more.
@@ -32,7 +33,7 @@ async fn under_load_a_dispatcher_that_is_told_to_stop_finishes_what_is_under_way
             ANSWER_TIME
         }
     };
-    let receiver = Webhooks::answering_after(0, move |_, _| (answer_time(), 200)).await;
+    let receiver = Webhooks::answering_after(reserve().0, move |_, _| (answer_time(), 200)).await;
     team.deliver_to("crm", &receiver.url(), json!({}));
 
     let mut load = Load::default();
@@ -99,7 +100,7 @@ async fn an_attempt_that_outlasts_the_drain_is_cut_off_not_counted_and_made_agai
     let mut dispatcher = tidings.start_dispatcher(&options).unwrap();
     let team = Team::open(&cluster, "cut-off");
     let hangs_once = |_: &str, earlier| (Duration::from_secs(if earlier == 0 { 120 } else { 0 }), 200);
-    let receiver = Webhooks::answering_after(0, hangs_once).await;
+    let receiver = Webhooks::answering_after(reserve().0, hangs_once).await;
     // A single attempt: had the one that was cut off counted, there would be no other.
     let more = json!({"timeout": "60s", "retry": {"schedule": []}});
     team.deliver_to("crm", &receiver.url(), more);

@@ -3,7 +3,6 @@
 //! What a team does is done as a team does it: kubectl for manifests, a ServiceAccount token and HTTP for events.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,9 +11,9 @@ use serde_json::{Value, json};
 use tidings_cluster::{
     Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, OPEN_LOOPBACK_LABEL, Tidings,
 };
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use super::receiver::{Receiver, Seen, TRUSTED};
+use super::receiver::{Receiver, Seen, TRUSTED, reserve};
 
 /// How long what must come may take on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -364,24 +363,24 @@ impl Webhooks {
 
     /// One that answers as told: the event's id, and how many requests for it came before.
     pub async fn answering(answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
-        Webhooks::answering_at(0, answer).await
+        Webhooks::answering_on(reserve().0, answer).await
     }
 
-    /// The same, at a port of 127.0.0.1.
-    pub async fn answering_at(port: u16, answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
-        Webhooks::answering_after(port, move |event, earlier| (Duration::ZERO, answer(event, earlier))).await
+    /// The same, at a port that was reserved for it.
+    pub async fn answering_on(at: TcpSocket, answer: impl Fn(&str, usize) -> u16 + Send + Sync + 'static) -> Webhooks {
+        Webhooks::answering_after(at, move |event, earlier| (Duration::ZERO, answer(event, earlier))).await
     }
 
     /// The same, with how long each answer takes.
     pub async fn answering_after(
-        port: u16,
+        at: TcpSocket,
         answer: impl Fn(&str, usize) -> (Duration, u16) + Send + Sync + 'static,
     ) -> Webhooks {
         let arrivals = Arc::<Mutex<Arrivals>>::default();
         let (log, answer) = (arrivals.clone(), Arc::new(answer));
-        let receiver = Receiver::with(
-            &TRUSTED,
-            (Ipv4Addr::LOCALHOST, port).into(),
+        let receiver = Receiver::serve_on(
+            Some(TRUSTED.acceptor()),
+            at.listen(1024).unwrap(),
             move |mut connection, _| {
                 let (log, answer) = (log.clone(), answer.clone());
                 async move {
