@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::ledger::{Ledger, Span};
+use crate::ledger::{Latencies, Ledger, Span};
 use crate::producer::{self, Load, Target as Ingest};
 use crate::receiver::{Behaviour, Inbox, Receiver};
 use crate::stage::Stage;
@@ -23,6 +23,9 @@ const RATE: f64 = 10.0;
 /// And to each that hangs, once all of them have had their first. Little: what is measured is that they hang, and not what it costs to
 /// store messages for a thousand endpoints, which is the same where they are well.
 const BAD_RATE: f64 = 0.2;
+/// Rounds of each way to begin; the median counts: the p99 of some thousand latencies alone is a fifth higher or lower from one
+/// run to the next.
+const ROUNDS: usize = 3;
 /// How long alone; how long beside those that will hang while they are well; and how long they hang.
 const ALONE: f64 = 20.0;
 const WELL: f64 = 20.0;
@@ -54,6 +57,23 @@ enum Begin {
     FromTheStart,
 }
 
+impl Begin {
+    fn how(self) -> &'static str {
+        match self {
+            Begin::AtOnce => "all at once",
+            Begin::FromTheStart => "from the start",
+        }
+    }
+}
+
+/// What was measured when.
+struct Round {
+    alone: Span,
+    /// Beside them while they are well.
+    well: Option<Span>,
+    beside: Span,
+}
+
 /// Measures; one section for each way to begin.
 pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
     let (inbox, bad_inbox) = (Inbox::new(EVENTS), Inbox::new(EVENTS));
@@ -66,14 +86,12 @@ pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
         .collect();
     let all: Vec<&str> = types.iter().map(String::as_str).collect();
     let team = stage.team("bench-hanging", &all)?;
-    let mut sections = Vec::new();
-    for begin in [Begin::AtOnce, Begin::FromTheStart] {
+    let (mut at_once, mut from_the_start) = (Vec::new(), Vec::new());
+    for round in 0..2 * ROUNDS {
+        let begin = [Begin::AtOnce, Begin::FromTheStart][round % 2];
         // With a store of its own: nothing is known of any endpoint.
-        let dispatcher = stage.dispatcher(match begin {
-            Begin::AtOnce => "hanging-at-once",
-            Begin::FromTheStart => "hanging-from-the-start",
-        })?;
-        if begin == Begin::AtOnce {
+        let dispatcher = stage.dispatcher(&format!("hanging-{round}"))?;
+        if round == 0 {
             say(&format!(
                 "applying {HEALTHY} healthy endpoints and {HANGING} that will hang"
             ));
@@ -114,7 +132,11 @@ pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
         };
         phase(WARM)?;
         let giving_way = stage.control_plane_gives_way();
-        say("the healthy ones alone");
+        say(&format!(
+            "round {} of {ROUNDS}, {}: the healthy ones alone",
+            round / 2 + 1,
+            begin.how()
+        ));
         let alone = phase(ALONE)?;
         let mut well = None;
         if begin == Begin::AtOnce {
@@ -131,51 +153,53 @@ pub fn run(stage: &Stage<'_>) -> Result<Vec<Section>> {
         bad_load.into_iter().try_for_each(Load::wait)?;
         drop(giving_way);
         await_arrivals(&inbox)?;
-        sections.push(section(begin, &inbox.ledger, alone, well, beside));
+        let rounds = match begin {
+            Begin::AtOnce => &mut at_once,
+            Begin::FromTheStart => &mut from_the_start,
+        };
+        rounds.push(Round { alone, well, beside });
     }
-    if let Some(last) = sections.last_mut() {
-        account(last, &inbox, &Ingest::new(0, &inbox));
-    }
-    Ok(sections)
+    let mut last = section(Begin::FromTheStart, &inbox.ledger, &from_the_start);
+    account(&mut last, &inbox, &Ingest::new(0, &inbox));
+    Ok(vec![section(Begin::AtOnce, &inbox.ledger, &at_once), last])
 }
 
-fn section(begin: Begin, ledger: &Ledger, alone: Span, well: Option<Span>, beside: Span) -> Section {
-    let (key, how) = match begin {
-        Begin::AtOnce => ("hangAtOnce", "all at once"),
-        Begin::FromTheStart => ("hangFromTheStart", "from the start"),
+fn section(begin: Begin, ledger: &Ledger, rounds: &[Round]) -> Section {
+    let key = match begin {
+        Begin::AtOnce => "hangAtOnce",
+        Begin::FromTheStart => "hangFromTheStart",
     };
-    let heading = format!("{HEALTHY} healthy endpoints at {RATE}/s each, beside {HANGING} that hang, {how}");
+    let heading = format!(
+        "{HEALTHY} healthy endpoints at {RATE}/s each, beside {HANGING} that hang, {}; {ROUNDS} rounds",
+        begin.how()
+    );
     let mut section = Section::new(key, heading);
     let part = |of: Span, from: Duration, until: Duration| Span {
         from: of.from + from,
         until: of.until.min(of.from + until),
     };
-    let p99 = |span| ledger.end_to_end_latencies(span).percentile(99.0);
-    let (alone, after) = (p99(alone), p99(part(beside, FIRST, LONG)));
-    section.note("aloneP99", "end to end p99, alone", alone, "ms");
-    if let Some(well) = well {
-        let well = p99(part(well, FIRST, LONG));
-        section.note("wellP99", "p99, beside them before they hang", well, "ms");
+    let after = |of: Span| part(of, FIRST, LONG);
+    let mut pooled = |key, name, spans: &mut dyn Iterator<Item = Span>| {
+        let all = Latencies::merged(spans.map(|span| ledger.end_to_end_latencies(span)));
+        section.note(key, name, all.percentile(99.0), "ms");
+    };
+    let beside = || rounds.iter().map(|round| round.beside);
+    pooled(
+        "aloneP99",
+        "end to end p99, alone",
+        &mut rounds.iter().map(|round| round.alone),
+    );
+    if begin == Begin::AtOnce {
+        let mut well = rounds.iter().filter_map(|round| round.well).map(after);
+        pooled("wellP99", "p99, beside them before they hang", &mut well);
     }
-    section.note(
-        "firstSecondP99",
-        "p99, the first second",
-        p99(part(beside, Duration::ZERO, FIRST)),
-        "ms",
-    );
-    section.note(
-        "firstTenP99",
-        "p99, the first 10 s",
-        p99(part(beside, Duration::ZERO, SOON)),
-        "ms",
-    );
-    section.note("afterP99", "p99, after the first second", after, "ms");
-    section.line(
-        "ratio",
-        "after the first second, to alone",
-        after / alone,
-        "",
-        Some(Target::AtMost(1.2)),
-    );
+    let mut first = beside().map(|span| part(span, Duration::ZERO, FIRST));
+    pooled("firstSecondP99", "p99, the first second", &mut first);
+    let mut soon = beside().map(|span| part(span, Duration::ZERO, SOON));
+    pooled("firstTenP99", "p99, the first 10 s", &mut soon);
+    pooled("afterP99", "p99, after the first second", &mut beside().map(after));
+    let p99 = |span| ledger.end_to_end_latencies(span).percentile(99.0);
+    let ratios = rounds.iter().map(|round| p99(after(round.beside)) / p99(round.alone));
+    section.ratios("the latter to alone", ratios, Target::AtMost(1.2));
     section
 }

@@ -121,16 +121,11 @@ pub fn run(stage: &Stage<'_>) -> Result<Section> {
             "ms",
         );
     }
-    let ratios = ratios(ledger, &alone, &beside);
-    section.line(
-        "ratio",
-        format!("p99 beside to alone, median of {ROUNDS} rounds"),
-        ratios[ROUNDS / 2],
-        "",
-        Some(Target::AtMost(1.2)),
+    section.ratios(
+        "p99 beside to alone",
+        ratios(ledger, &alone, &beside),
+        Target::AtMost(1.2),
     );
-    section.note("ratioLeast", "the least of a round", ratios[0], "");
-    section.note("ratioMost", "the most of a round", ratios[ROUNDS - 1], "");
     account(&mut section, &inbox, &ingest);
     Ok(section)
 }
@@ -139,15 +134,9 @@ fn pooled(ledger: &Ledger, spans: &[Span]) -> Latencies {
     Latencies::merged(spans.iter().map(|span| ledger.end_to_end_latencies(*span)))
 }
 
-/// Each round's p99 beside the bad ones over that of its two phases alone, sorted.
-fn ratios(ledger: &Ledger, alone: &[Span], beside: &[Span]) -> Vec<f64> {
-    let mut ratios: Vec<f64> = beside
-        .iter()
-        .zip(alone.chunks(2))
-        .map(|(beside, alone)| {
-            ledger.end_to_end_latencies(*beside).percentile(99.0) / pooled(ledger, alone).percentile(99.0)
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios
+/// Each round's p99 beside the bad ones over that of its two phases alone.
+fn ratios(ledger: &Ledger, alone: &[Span], beside: &[Span]) -> impl Iterator<Item = f64> {
+    beside.iter().zip(alone.chunks(2)).map(|(beside, alone)| {
+        ledger.end_to_end_latencies(*beside).percentile(99.0) / pooled(ledger, alone).percentile(99.0)
+    })
 }

@@ -69,6 +69,22 @@ impl Section {
             target,
         });
     }
+
+    /// Adds the median of the rounds' ratios, with a target, and how far they lie apart.
+    pub fn ratios(&mut self, label: &str, rounds: impl Iterator<Item = f64>, target: Target) {
+        let mut rounds: Vec<f64> = rounds.collect();
+        rounds.sort_by(f64::total_cmp);
+        let at = |n: usize| rounds.get(n).copied().unwrap_or(f64::NAN);
+        let label = format!("{label}, median of {} rounds", rounds.len());
+        self.line("ratio", label, at(rounds.len() / 2), "", Some(target));
+        self.note("ratioLeast", "the least of a round", at(0), "");
+        self.note(
+            "ratioMost",
+            "the most of a round",
+            at(rounds.len().saturating_sub(1)),
+            "",
+        );
+    }
 }
 
 impl Target {

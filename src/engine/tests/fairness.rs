@@ -234,3 +234,52 @@ fn what_arrives_for_endpoints_that_hang_is_not_read_back_message_by_message() {
     assert!(waiting > 10 * HANGING, "{waiting} waited: there were too many places");
     assert!(pages <= 3 * HANGING, "{pages} pages were read of {waiting} messages");
 }
+
+#[test]
+fn a_thousand_that_give_no_answer_together_go_on_one_after_the_other_and_nobody_waits_for_them() {
+    let mut simulation = Simulation::new(true, true);
+    let at = |millis: u64| UnixMillis(1_700_000_000_000).plus(Duration::from_millis(millis));
+    let hanging = || HEALTHY..HEALTHY + HANGING;
+    hanging().for_each(|id| simulation.message(id, at(0)));
+    let mut jobs = Vec::new();
+    loop {
+        let mut granted = simulation.state.grant(at(0));
+        granted
+            .iter_mut()
+            .for_each(|job| simulation.state.body_read(job, 1_024));
+        if granted.is_empty() {
+            break;
+        }
+        jobs.append(&mut granted);
+    }
+    assert_eq!(jobs.len(), HANGING as usize);
+    // One of them answered another attempt a moment ago.
+    let alive = EndpointId(HEALTHY + HANGING - 1);
+    simulation.state.endpoint(alive).health.last_success = Some(at(14_500));
+    for job in &jobs {
+        let outcome = Outcome::Fault(Fault::Timeout);
+        let took = Duration::from_secs(15);
+        let end = End::Answered(AttemptResult { took, outcome });
+        simulation.state.complete(job, end, at(15_000), 0.0);
+    }
+    hanging().for_each(|id| simulation.message(id, at(15_000)));
+    let mut begun = Vec::new();
+    for millis in 15_000..17_000 {
+        simulation.message(0, at(millis));
+        simulation.state.tick_timers(at(millis));
+        let mut jobs = simulation.state.grant(at(millis));
+        jobs.iter_mut().for_each(|job| simulation.state.body_read(job, 1_024));
+        let (well, anew): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.pending.endpoint.0 < HEALTHY);
+        assert_eq!(well.len(), 1, "what is well begins at once");
+        for job in well {
+            simulation.state.free(&job);
+        }
+        begun.extend(anew.iter().map(|job| (millis, job.pending.endpoint)));
+    }
+    let in_turn = hanging().map(EndpointId).filter(|id| *id != alive);
+    let mut expected: Vec<(u64, EndpointId)> = (0..).map(|n| 15_000 + 2 * n).zip(in_turn).collect();
+    expected.push((15_000, alive));
+    expected.sort_unstable();
+    begun.sort_unstable();
+    assert_eq!(begun, expected);
+}
