@@ -19,8 +19,6 @@ use crate::schedule::health::{Gate, Health};
 const PATIENCE: Duration = Duration::from_millis(250);
 /// An attempt is slow when it takes this many times the usual.
 const PATIENCE_FACTOR: u32 = 3;
-/// A success is news for so long.
-const ALIVE: Duration = Duration::from_secs(1);
 /// Retries remembered for status: only the first is shown.
 const RETRIES_SHOWN: usize = 64;
 
@@ -151,8 +149,6 @@ pub(super) struct Endpoint {
     /// When an attempt ended, or one began while none was under way; of what is pulled, when something was acknowledged, or
     /// it was loaded.
     pub heard: UnixMillis,
-    /// Nothing is begun before: its place in the row of those that gave no answer.
-    pub resumes: UnixMillis,
     /// Counted among those that wait for their rate limit.
     pub paced: bool,
     pub timer: Option<UnixMillis>,
@@ -190,7 +186,6 @@ impl Endpoint {
             slow: 0,
             queued: [false; 3],
             heard: UnixMillis(0),
-            resumes: UnixMillis(0),
             paced: false,
             timer: None,
             overridden: false,
@@ -296,7 +291,6 @@ impl Endpoint {
     /// Whether it would start an attempt but for its rate limit.
     fn has_work(&self, now: UnixMillis) -> bool {
         !self.window.is_empty()
-            && self.resumes <= now
             && match self.access(now) {
                 Access::Go { limit } => self.in_flight < limit && !self.is_silent(now),
                 Access::Probe => self.in_flight == 0,
@@ -353,12 +347,6 @@ impl Endpoint {
         self.in_flight > 0 && now.since(self.heard) >= self.patience() / 2
     }
 
-    /// Whether it answered a moment ago: then one attempt without an answer says little.
-    pub fn is_alive(&self, now: UnixMillis) -> bool {
-        let last = self.health.last_success;
-        last.is_some_and(|last| now.since(last) <= ALIVE)
-    }
-
     /// Notes how long a success took: an eighth of it counts.
     pub fn note_success(&mut self, took: Duration) {
         self.usual = if self.usual.is_zero() {
@@ -370,7 +358,6 @@ impl Endpoint {
 
     /// Older due times do not count from now on.
     pub fn override_due_times(&mut self) {
-        self.resumes = UnixMillis(0);
         self.overridden = true;
         self.retried.clear();
     }

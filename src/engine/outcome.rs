@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::endpoint::Endpoint;
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
-use crate::delivery::{AttemptResult, Grant, Outcome};
+use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
@@ -126,9 +126,6 @@ impl State {
             blocks: false,
             tell: None,
         });
-        if matches!(result.outcome, Outcome::Fault(_)) {
-            self.stand_in_row(job.pending.endpoint, now);
-        }
         self.note_change(job.pending.endpoint);
     }
 

@@ -45,9 +45,6 @@ const FLIGHT_BODIES: usize = 64 << 20;
 const EXTRA_BODIES: usize = FLIGHT_BODIES / 2;
 /// What a body that is still to be read may take: the default limit of ingest.
 const UNREAD_BODY: usize = 256 << 10;
-/// Between endpoints that gave no answer, when they go on. Each has a connection made anew, which costs half a millisecond or so:
-/// a thousand whose attempts time out together would else take a core for that long, and with it whatever else is sent.
-const ANEW_EVERY: Duration = Duration::from_millis(2);
 /// Outcomes that the store has not recorded; beyond, nothing is started and no page is read, for a crash would repeat all
 /// of it.
 pub(super) const UNRECORDED: usize = 10_000;
@@ -95,8 +92,6 @@ pub(super) struct State {
     flight_bodies: usize,
     window_bodies: usize,
     places: i64,
-    /// When the next endpoint that gives no answer may go on.
-    row: UnixMillis,
     pub timers: BTreeSet<(UnixMillis, EndpointId)>,
     /// What the task that watches time sleeps until.
     pub timer_set: Option<UnixMillis>,
@@ -140,7 +135,6 @@ impl State {
             flight_bodies: 0,
             window_bodies: 0,
             places: 0,
-            row: UnixMillis::default(),
             timers: BTreeSet::new(),
             timer_set: None,
             homes: HashMap::new(),
@@ -289,16 +283,6 @@ impl State {
         endpoint.oldest = Some(endpoint.oldest.map_or(message, |oldest| oldest.min(message)));
     }
 
-    /// An endpoint gave no answer, and none of late: it goes on when those before it have.
-    pub fn stand_in_row(&mut self, id: EndpointId, now: UnixMillis) {
-        if let Some(endpoint) = self.endpoints.get_mut(&id)
-            && !endpoint.is_alive(now)
-        {
-            endpoint.resumes = self.row.max(now);
-            self.row = endpoint.resumes.plus(ANEW_EVERY);
-        }
-    }
-
     /// Puts a fresh message into its endpoint's window.
     pub fn hold_fresh(&mut self, pending: Pending, event: Option<Arc<StoredEvent>>) {
         let event = event.filter(|event| {
@@ -324,7 +308,6 @@ impl State {
         let access = endpoint.access(now);
         let due = endpoint.has_due(now);
         let paced = endpoint.paced_until(now);
-        let resumes = Some(endpoint.resumes).filter(|resumes| *resumes > now);
         let mut page = false;
         let mut wake = None;
         let mut waiting = true;
@@ -341,14 +324,14 @@ impl State {
                 let any = endpoint.probes_any();
                 page = endpoint.window.is_empty() && endpoint.in_flight == 0 && (due || (any && next.is_some()));
                 let next = next.filter(|next| *next > now && !any);
-                wake = [next, paced, resumes].into_iter().flatten().min();
+                wake = [next, paced].into_iter().flatten().min();
             }
             Access::Go { .. } => {
                 waiting = due;
                 let low_water = LOW_WATER.min(usize::try_from(endpoint.capacity).unwrap_or_default() / 4);
                 page = due && endpoint.window.len() <= low_water;
                 let due = endpoint.next_due().filter(|due| *due > now);
-                wake = [due, paced, resumes].into_iter().flatten().min();
+                wake = [due, paced].into_iter().flatten().min();
             }
         }
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
