@@ -42,7 +42,9 @@ impl Page {
     /// Every page of the repository that people read.
     pub fn all() -> Vec<Page> {
         let root = repository_root();
-        let mut found = vec![root.join("README.md"), root.join("CHANGELOG.md")];
+        let mut found = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+            .map(|page| root.join(page))
+            .to_vec();
         for folder in ["docs", "charts", "examples", "deploy"] {
             collect(&root.join(folder), &mut found);
         }
