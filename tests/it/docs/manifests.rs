@@ -11,9 +11,10 @@ use super::super::pages::Page;
 use super::none;
 
 /// Kinds of products that are not in our test cluster.
-const FOREIGN: [&str; 6] = [
+const FOREIGN: [&str; 7] = [
     "kustomize.config.k8s.io",
     "argoproj.io",
+    "cert-manager.io",
     "kustomize.toolkit.fluxcd.io",
     "external-secrets.io",
     "snapshot.storage.k8s.io",
