@@ -135,14 +135,10 @@ fn fields(schema: &Value, path: &str, page: &mut String) {
 
 /// The type, with its bounds.
 fn kind_of(schema: &Value) -> String {
-    let name = |schema: &Value| match schema["format"].as_str() {
-        Some("date-time") => "time".to_owned(),
-        _ => schema["type"].as_str().unwrap_or("any value").to_owned(),
-    };
     let mut parts = vec![
         match (schema["type"].as_str(), schema["additionalProperties"]["type"].as_str()) {
-            (Some("array"), _) => format!("list of {}s", kind_of(&schema["items"])),
-            (Some("object"), Some(_)) => format!("map of {}s", kind_of(&schema["additionalProperties"])),
+            (Some("array"), _) => format!("list of {}", kinds_of(&schema["items"])),
+            (Some("object"), Some(_)) => format!("map of {}", kinds_of(&schema["additionalProperties"])),
             _ => name(schema),
         },
     ];
@@ -153,16 +149,39 @@ fn kind_of(schema: &Value) -> String {
             .collect();
         parts = vec![values.join(", ")];
     }
-    let number = |key: &str| schema[key].as_f64();
-    parts.extend(span(number("minimum"), number("maximum"), ""));
-    parts.extend(span(number("minLength"), number("maxLength"), " characters"));
-    parts.extend(span(number("minItems"), number("maxItems"), " items"));
-    parts.extend(span(None, number("maxProperties"), " entries"));
+    parts.extend(bounds(schema));
     parts.join(", ")
+}
+
+/// The type of many: of a list's items, of a map's values. Their own bounds are in parentheses, apart from the list's.
+fn kinds_of(schema: &Value) -> String {
+    match &*bounds(schema) {
+        [] => format!("{}s", name(schema)),
+        bounds => format!("{}s ({})", name(schema), bounds.join(", ")),
+    }
+}
+
+fn name(schema: &Value) -> String {
+    match schema["format"].as_str() {
+        Some("date-time") => "time".to_owned(),
+        _ => schema["type"].as_str().unwrap_or("any value").to_owned(),
+    }
+}
+
+fn bounds(schema: &Value) -> Vec<String> {
+    let number = |key: &str| schema[key].as_f64();
+    let spans = [
+        span(number("minimum"), number("maximum"), ""),
+        span(number("minLength"), number("maxLength"), " characters"),
+        span(number("minItems"), number("maxItems"), " items"),
+        span(None, number("maxProperties"), " entries"),
+    ];
+    spans.into_iter().flatten().collect()
 }
 
 fn span(least: Option<f64>, most: Option<f64>, unit: &str) -> Option<String> {
     match (least, most) {
+        (Some(least), Some(most)) if least == most => Some(format!("{least}{unit}")),
         (Some(least), Some(most)) => Some(format!("{least} to {most}{unit}")),
         (Some(least), None) => Some(format!("at least {least}{unit}")),
         (None, Some(most)) => Some(format!("at most {most}{unit}")),
@@ -218,6 +237,9 @@ mod tests {
             "| `headers[].name` |",
             "| `signing.scheme` | `StandardWebhooks`, `StandardWebhooksEd25519`, `GitHub`, `Stripe`, `None` | `\"StandardWebhooks\"` |",
             "| `delivery.recentFailures[].reason` |",
+            "| `eventTypes` | list of strings (1 to 253 characters), 1 to 64 items | required |",
+            "| `selector.ids` | list of strings (17 characters), 1 to 500 items |",
+            "| `signing.secretTemplate.labels` | map of strings (at most 63 characters), at most 32 entries |",
         ] {
             assert!(page.contains(row), "{row}");
         }
