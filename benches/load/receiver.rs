@@ -159,6 +159,8 @@ fn acceptor(certificate: &ServerCertificate) -> Result<TlsAcceptor> {
         .with_single_cert(chain, key)
         .context("failed to set up the receiver's TLS")?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // As common servers do: what is needed to resume a session is in the client's ticket, however many there are.
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().context("failed to set up the receiver's tickets")?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

@@ -13,6 +13,7 @@ use http::HeaderValue;
 use http::header::RETRY_AFTER;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use rustls::HandshakeKind;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -169,7 +170,11 @@ impl HttpsSender {
         let stream = match connector {
             Some(connector) => {
                 let shaken = self.handshakes.pass(connector.connect(server, stream)).await;
-                Either::Left(shaken.map_err(|error| outcome::of_handshake(&error))?)
+                let stream = shaken.map_err(|error| outcome::of_handshake(&error))?;
+                if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+                    self.metrics.resumed.inc();
+                }
+                Either::Left(stream)
             }
             None => Either::Right(stream),
         };

@@ -26,6 +26,7 @@ pub struct Metrics {
     tokens: Family<Class, Counter>,
     handshakes: Family<Class, Counter>,
     pub(super) opened: Counter,
+    pub(super) resumed: Counter,
     pub(super) reused: Counter,
     pub(super) resent: Counter,
     pub(super) idle: Gauge,
@@ -43,6 +44,7 @@ impl Default for Metrics {
             tokens: Family::default(),
             handshakes: Family::default(),
             opened: Counter::default(),
+            resumed: Counter::default(),
             reused: Counter::default(),
             resent: Counter::default(),
             idle: Gauge::default(),
@@ -79,6 +81,8 @@ impl Metrics {
             "Connections dialled to receivers",
             metrics.opened.clone(),
         );
+        let help = "Dialled connections whose TLS handshake resumed a session";
+        registry.register("connections_resumed", help, metrics.resumed.clone());
         registry.register(
             "connections_reused",
             "Requests sent on a kept connection",

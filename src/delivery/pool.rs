@@ -3,13 +3,13 @@
 //! Invariant: a connection is handed out only if its peer passes the egress rules of the endpoint that asks, as they are
 //! now: two namespaces may share a receiver's name and not an administrator's leave to reach it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::Connection;
+use super::kept::Kept;
 use super::tls::Identity;
 use crate::api::address::{forbidden, forbidden_to_services};
 use crate::api::resolve::{EgressRules, Host, ServiceRoute};
@@ -34,20 +34,11 @@ pub(super) struct Bounds {
 
 struct Idle {
     connection: Connection,
-    order: u64,
     since: Instant,
 }
 
-#[derive(Default)]
-struct Inner {
-    by_key: HashMap<Arc<Key>, VecDeque<Idle>>,
-    /// Oldest first; the numbers are unique and rise.
-    by_age: BTreeMap<u64, Arc<Key>>,
-    next: u64,
-}
-
 pub(super) struct Pool {
-    inner: Mutex<Inner>,
+    idle: Mutex<Kept<Key, Idle>>,
     sockets: Arc<Semaphore>,
     bounds: Bounds,
 }
@@ -55,7 +46,7 @@ pub(super) struct Pool {
 impl Pool {
     pub(super) fn new(bounds: Bounds) -> Pool {
         Pool {
-            inner: Mutex::default(),
+            idle: Mutex::default(),
             sockets: Arc::new(Semaphore::new(bounds.sockets)),
             bounds,
         }
@@ -88,9 +79,10 @@ impl Pool {
     /// Keeps a connection for the next request; the one unused for longest gives way.
     pub(super) fn put(&self, key: Key, connection: Connection) {
         let evicted = {
-            let mut inner = self.lock();
-            inner.push(key, connection);
-            (inner.by_age.len() > self.bounds.idle).then(|| inner.pop_oldest())
+            let mut kept = self.lock();
+            let since = Instant::now();
+            kept.push(key, Idle { connection, since });
+            (kept.len() > self.bounds.idle).then(|| kept.pop_oldest())
         };
         drop(evicted);
     }
@@ -108,9 +100,11 @@ impl Pool {
     pub(super) fn sweep(&self, now: Instant) {
         loop {
             let expired = {
-                let mut inner = self.lock();
-                match inner.oldest() {
-                    Some(since) if now.saturating_duration_since(since) >= self.bounds.idle_time => inner.pop_oldest(),
+                let mut kept = self.lock();
+                match kept.oldest() {
+                    Some(idle) if now.saturating_duration_since(idle.since) >= self.bounds.idle_time => {
+                        kept.pop_oldest()
+                    }
                     _ => return,
                 }
             };
@@ -119,57 +113,14 @@ impl Pool {
     }
 
     pub(super) fn idle(&self) -> usize {
-        self.lock().by_age.len()
+        self.lock().len()
     }
 
     pub(super) fn open(&self) -> usize {
         self.bounds.sockets - self.sockets.available_permits()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl Inner {
-    fn push(&mut self, key: Key, connection: Connection) {
-        let order = self.next;
-        self.next += 1;
-        let key = match self.by_key.get_key_value(&key) {
-            Some((kept, _)) => kept.clone(),
-            None => Arc::new(key),
-        };
-        self.by_age.insert(order, key.clone());
-        let idle = Idle {
-            connection,
-            order,
-            since: Instant::now(),
-        };
-        self.by_key.entry(key).or_default().push_back(idle);
-    }
-
-    fn pop(&mut self, key: &Key) -> Option<Idle> {
-        let same = self.by_key.get_mut(key)?;
-        let idle = same.pop_back();
-        if same.is_empty() {
-            self.by_key.remove(key);
-        }
-        self.by_age.remove(&idle.as_ref()?.order);
-        idle
-    }
-
-    fn pop_oldest(&mut self) -> Option<Idle> {
-        let (_, key) = self.by_age.pop_first()?;
-        let same = self.by_key.get_mut(&key)?;
-        let idle = same.pop_front();
-        if same.is_empty() {
-            self.by_key.remove(&key);
-        }
-        idle
-    }
-
-    fn oldest(&self) -> Option<Instant> {
-        let (_, key) = self.by_age.first_key_value()?;
-        Some(self.by_key.get(key)?.front()?.since)
+    fn lock(&self) -> MutexGuard<'_, Kept<Key, Idle>> {
+        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -6,20 +6,18 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use rustls::ClientConfig;
-use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
+use rustls::{CipherSuite, ClientConfig};
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::TlsConnector;
 
+use super::sessions::Sessions;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::tls::roots;
 
-/// Configurations kept. Each holds the public roots (about 150 certificates' names and keys) and its sessions: under
-/// 200 KiB; beyond this an arbitrary one is built anew when it is needed.
+/// Configurations kept. Each holds the public roots (about 150 certificates' names and keys): under 200 KiB; beyond this
+/// an arbitrary one is built anew when it is needed.
 const CACHED_CONFIGS: usize = 256;
-/// TLS sessions kept for resumption for each configuration; a full handshake costs 180-310 us.
-const CACHED_SESSIONS: usize = 512;
 
 /// Says which connections may be shared: none is the public roots alone, and no certificate of ours.
 pub type Identity = Option<[u8; 32]>;
@@ -46,14 +44,15 @@ pub enum TlsError {
 /// Builds and keeps client configurations.
 pub struct Identities {
     provider: Arc<CryptoProvider>,
+    sessions: Sessions,
     configs: Mutex<HashMap<Identity, TlsConnector>>,
 }
 
 impl Identities {
     pub fn new() -> Identities {
         Identities {
-            // Named, not the process's default: kube and reqwest in the same binary may install another.
-            provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+            provider: Arc::new(provider()),
+            sessions: Sessions::default(),
             configs: Mutex::new(HashMap::new()),
         }
     }
@@ -85,9 +84,18 @@ impl Identities {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.resumption = Resumption::in_memory_sessions(CACHED_SESSIONS);
+        config.resumption = self.sessions.resumption();
         Ok(config)
     }
+}
+
+/// Named, not the process's default: kube and reqwest in the same binary may install another.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // As in Go and in browsers: its hash is SHA-256, which processors compute, and a handshake hashes a lot.
+    let first = CipherSuite::TLS13_AES_128_GCM_SHA256;
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != first);
+    provider
 }
 
 impl Default for Identities {

@@ -1,11 +1,16 @@
 //! Receivers that misbehave, each over a real socket: what an attempt makes of them, and that it ends.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
+use tidings::api::resolve::CaBundle;
 use tidings::delivery::metrics::Metrics;
 use tidings::delivery::{Config, Fault, HttpsSender, Outcome, Sender};
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 
 use super::receiver::{
     Connection, EXPIRED, Receiver, Seen, TRUSTED, endpoint as endpoint_at, keep_answering, request, reserve, send,
@@ -339,6 +344,39 @@ async fn connections_are_kept_and_shared_only_under_the_same_trust() {
         Outcome::Fault(Fault::Certificate)
     );
     assert_eq!(receiver.requests(), 20);
+}
+
+#[tokio::test]
+async fn as_many_connections_as_there_were_resume_their_sessions_and_only_under_the_same_trust() {
+    const AT_ONCE: usize = 40;
+    let (resumed, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(AT_ONCE)));
+    let receiver = Receiver::start({
+        let resumed = resumed.clone();
+        move |mut connection, _| {
+            let (resumed, all) = (resumed.clone(), all.clone());
+            async move {
+                resumed.fetch_add(usize::from(connection.resumed()), Ordering::Relaxed);
+                connection.request().await;
+                // None is used again: all of them are open.
+                all.wait().await;
+                connection
+                    .write("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+                    .await;
+            }
+        }
+    })
+    .await;
+    let (sender, endpoint) = (sender(), receiver.endpoint());
+    let mut otherwise = endpoint.clone();
+    otherwise.ca = Some(Arc::new(CaBundle {
+        digest: [1; 32],
+        pem: TRUSTED.bundle().pem.clone(),
+    }));
+    for (endpoint, expected) in [(&endpoint, 0), (&endpoint, AT_ONCE), (&otherwise, AT_ONCE)] {
+        let results = join_all((0..AT_ONCE).map(|_| send(&sender, endpoint))).await;
+        assert!(results.iter().all(|result| status(&result.outcome) == Some(204)));
+        assert_eq!(resumed.load(Ordering::Relaxed), expected);
+    }
 }
 
 #[tokio::test]

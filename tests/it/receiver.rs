@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
 use rustls::server::{WantsServerCert, WebPkiClientVerifier};
+use rustls::{HandshakeKind, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::Digest;
@@ -103,6 +103,8 @@ impl Identity {
             .unwrap();
         let mut config = clients(builder).with_single_cert(chain, key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // As common servers do: what resumes a session is in the client's ticket, and nothing is kept here.
+        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
         TlsAcceptor::from(Arc::new(config))
     }
 }
@@ -166,6 +168,14 @@ impl Connection {
     /// False when the sender has gone, as it may.
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).await.is_ok() && self.stream.flush().await.is_ok()
+    }
+
+    /// Whether the handshake resumed a session.
+    pub fn resumed(&self) -> bool {
+        let Either::Left(stream) = &self.stream else {
+            return false;
+        };
+        stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// Closes with RST.
