@@ -8,7 +8,9 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
-use tidings_cluster::repository_root;
+use serde::Deserialize as _;
+use serde_json::Value;
+use tidings_cluster::{Helm, repository_root};
 
 use super::pages::Page;
 use super::team::Shared;
@@ -257,6 +259,72 @@ fn every_flag_is_in_operations_and_every_flag_there_is_one() {
     let others = ["--overwrite", "--patch-file", "--replicas"].map(str::to_owned);
     let unknown: Vec<_> = named.difference(&real).filter(|flag| !others.contains(flag)).collect();
     assert!(unknown.is_empty(), "docs/operations.md names {unknown:?}");
+}
+
+#[test]
+fn every_value_of_the_chart_that_is_named_is_there() {
+    let values = fs::read_to_string(Helm::chart().join("values.yaml")).unwrap();
+    let values: Value = serde_yaml::from_str(&values).unwrap();
+    let (mut wrong, mut named) = (Vec::new(), 0);
+    for page in Page::all() {
+        for (code, at) in page.code() {
+            let path = code.split([' ', '=', ':']).next().unwrap();
+            // `policy.yaml` is a file.
+            let Some((group, rest)) = path.split_once('.').filter(|(_, rest)| *rest != "yaml") else {
+                continue;
+            };
+            if !values[group].is_object() {
+                continue;
+            }
+            named += 1;
+            let found = rest.split('.').try_fold(&values[group], |value, key| value.get(key));
+            if found.is_none() {
+                wrong.push(format!("{at}: the chart has no value {path}"));
+            }
+        }
+    }
+    none(&wrong);
+    assert!(named > 100, "only {named} were found");
+}
+
+/// What is in `deploy/install.yaml`, but for the namespace and the definitions, which stay.
+#[test]
+fn what_is_to_be_deleted_without_helm_is_all_that_was_applied() {
+    let page = Page::read("docs/install.md");
+    let blocks = page.blocks().into_iter().filter(|block| block.heading == "Removing");
+    let label = "-l app.kubernetes.io/part-of=tidings";
+    let joined = blocks.map(|block| block.text.replace("\\\n", " "));
+    let commands: String = joined.filter(|text| text.contains(label)).collect();
+    let kinds: BTreeSet<&str> = commands
+        .lines()
+        .filter_map(|line| line.strip_prefix("kubectl delete ")?.split(' ').next())
+        .flat_map(|kinds| kinds.split(','))
+        .collect();
+    let short = HashMap::from([
+        ("deployment", "deploy"),
+        ("statefulset", "sts"),
+        ("service", "svc"),
+        ("configmap", "cm"),
+        ("poddisruptionbudget", "pdb"),
+        ("serviceaccount", "sa"),
+    ]);
+    let manifests = fs::read_to_string(repository_root().join("deploy/install.yaml")).unwrap();
+    let mut wrong = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(&manifests) {
+        let object = Value::deserialize(document).unwrap();
+        let kind = object["kind"].as_str().unwrap().to_lowercase();
+        if ["namespace", "customresourcedefinition"].contains(&&*kind) {
+            continue;
+        }
+        let name = &object["metadata"]["name"];
+        if !kinds.contains(short.get(&*kind).copied().unwrap_or(&kind)) {
+            wrong.push(format!("{kind} {name} is not deleted"));
+        }
+        if object["metadata"]["labels"]["app.kubernetes.io/part-of"] != "tidings" {
+            wrong.push(format!("{kind} {name} lacks the label"));
+        }
+    }
+    none(&wrong);
 }
 
 #[test]
