@@ -49,6 +49,7 @@ mod pull;
 mod route;
 mod serve;
 pub mod trace;
+mod unread;
 mod whole;
 
 pub use serve::serve;
@@ -57,13 +58,14 @@ use crate::schema::{self, Fit};
 use accept::Acceptance;
 use answer::Told;
 use auth::{Auth, Identity, Rule};
-use body::Bodies;
+use body::{Bodies, Room};
 use declared::Declarations;
 use pace::{Pace, Refused};
 use parse::{Events, Head, Mode};
 use problem::{EVENTS_PER_SECOND, OverQuota, Problem};
 use route::{Route, route};
 use trace::Publishing;
+use unread::Answers;
 use whole::Whole;
 
 /// Questions to the API server about one batch at a time.
@@ -80,6 +82,7 @@ pub struct Ingest {
     max_event: usize,
     pace: Pace,
     bodies: Bodies,
+    answers: Answers,
     /// Looks at messages under way.
     looks: Semaphore,
     polls: pull::Polls,
@@ -115,6 +118,7 @@ impl Ingest {
             max_event: max_event.clamp(1, parse::LARGEST_MAX_EVENT),
             pace: Pace::default(),
             bodies: Bodies::default(),
+            answers: Answers::default(),
             looks: Semaphore::new(messages::LOOKS),
             polls: pull::Polls::default(),
             consumed,
@@ -149,12 +153,12 @@ impl Ingest {
         self.accepts.wait().await;
     }
 
-    /// Answers one request. Its connection is closed by cancelling `connection`.
-    async fn answer(&self, request: Request<Incoming>, connection: &CancellationToken) -> Response<Full<Bytes>> {
+    /// Answers one request.
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
         let mut publishing = self.traces.as_ref().and_then(|traces| traces.begin(&head));
-        let handled = self.handle(&head, &mut body, connection, publishing.as_deref_mut());
+        let handled = self.handle(&head, &mut body, publishing.as_deref_mut());
         let response = match handled.await {
             Ok(response) => response,
             Err(problem) => {
@@ -185,7 +189,6 @@ impl Ingest {
         &self,
         head: &http::request::Parts,
         body: &mut Incoming,
-        connection: &CancellationToken,
         mut publishing: Option<&mut Publishing>,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (namespace, route) = route(&head.method, head.uri.path())?;
@@ -209,7 +212,7 @@ impl Ingest {
         match route {
             Route::Events => {}
             Route::Pull(name) => {
-                return Box::pin(self.pull(&identity, (namespace, name), &view, query, connection)).await;
+                return Box::pin(self.pull(&identity, (namespace, name), &view, query)).await;
             }
             Route::Acknowledge(name) => {
                 return Box::pin(self.acknowledge(&identity, (namespace, name), &view, head, body)).await;
@@ -235,6 +238,11 @@ impl Ingest {
         self.pace(&view, &events, now)?;
         let view = self.declared(namespace, view, &events).await?;
         let fits = check(&view, &events)?;
+        // Before anything is stored: what is stored is answered for.
+        let answer_room = self
+            .answers
+            .room(&identity, answer::at_most(events.as_slice(), &fits))
+            .await?;
         let news = |subscription: &Arc<SubscriptionEntry>| {
             if !self.registry.filter_changed(subscription) {
                 subscription.filter_health.not_told();
@@ -258,7 +266,7 @@ impl Ingest {
                 if let Some(publishing) = publishing {
                     publishing.stored(&accepted);
                 }
-                Ok(told(&events, &accepted, fits))
+                Ok(told(&events, &accepted, fits, answer_room))
             }
             Ok(Err(err)) => {
                 if !matches!(err, QueueError::OverQuota { .. } | QueueError::TooMany(_)) {
@@ -371,7 +379,12 @@ fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violat
 }
 
 /// 202 if anything is new, else 200.
-fn told(events: &Events, accepted: &[Accepted], warnings: Vec<Vec<schema::Violation>>) -> Response<Full<Bytes>> {
+fn told(
+    events: &Events,
+    accepted: &[Accepted],
+    warnings: Vec<Vec<schema::Violation>>,
+    room: Room,
+) -> Response<Full<Bytes>> {
     let told: Vec<Told<'_>> = events
         .as_slice()
         .iter()
@@ -385,7 +398,7 @@ fn told(events: &Events, accepted: &[Accepted], warnings: Vec<Vec<schema::Violat
         Events::Batch(_) => answer::batch(&told),
     };
     let status = if new { StatusCode::ACCEPTED } else { StatusCode::OK };
-    answer::response(status, body)
+    answer::response(status, unread::held(body, room))
 }
 
 /// 128 random bits in hexadecimal.

@@ -15,6 +15,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use super::auth::Identity;
 use super::problem::Problem;
@@ -27,6 +28,8 @@ const PRODUCER: usize = BODIES / 8;
 const HOME: usize = BODIES / 4;
 /// How long a request waits for room.
 pub(super) const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// How long an answer waits for room: shorter, for it holds a place among those who read the store meanwhile.
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// What is read of a refused body, so that its producer reads the answer instead of a reset connection.
@@ -114,14 +117,16 @@ impl Bodies {
         Ok((first.unwrap_or_else(|| rest.freeze()), room))
     }
 
-    /// Room for an answer.
+    /// Room for an answer; one that is larger than a share has it whole.
     pub async fn hold(&self, identity: &Identity, bytes: usize) -> Result<Room, Problem> {
         let mut room = Room::default();
-        let bytes = bytes.min(PRODUCER);
+        let (bytes, until) = (bytes.min(PRODUCER), Instant::now() + ANSWER_WAIT);
         for share in self.shares(identity) {
-            room.take(&share, bytes).await.ok_or_else(Problem::share_used_up)?;
+            let taken = timeout_at(until, room.take(&share, bytes)).await;
+            taken.ok().flatten().ok_or_else(Problem::answers_unread)?;
         }
-        room.take(&self.all, bytes).await.ok_or_else(Problem::busy)?;
+        let taken = timeout_at(until, room.take(&self.all, bytes)).await;
+        taken.ok().flatten().ok_or_else(Problem::busy)?;
         Ok(room)
     }
 

@@ -63,13 +63,24 @@ impl PublicKeys {
     fn sets(&self, registry: &Registry) -> Arc<Sets> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match &*known {
-            Some((at, sets)) if now.duration_since(*at) < FRESH => sets.clone(),
-            _ => {
-                let sets = Arc::new(beside_the_worker(|| of(registry)));
-                *known = Some((now, sets.clone()));
-                sets
-            }
+        let mut sets = match &*known {
+            Some((at, sets)) if now.duration_since(*at) < FRESH => return sets.clone(),
+            _ => beside_the_worker(|| of(registry)),
+        };
+        if let Some((_, before)) = &*known {
+            keep(&mut sets, before);
+        }
+        let sets = Arc::new(sets);
+        *known = Some((now, sets.clone()));
+        sets
+    }
+}
+
+/// What did not change is the same memory: however many answers of whatever time are not read yet, it is there once.
+fn keep(sets: &mut Sets, before: &Sets) {
+    for (namespace, set) in sets {
+        if let Some(same) = before.get(namespace).filter(|before| *before == set) {
+            *set = same.clone();
         }
     }
 }
@@ -103,4 +114,19 @@ fn of(registry: &Registry) -> Sets {
         (namespace, serde_json::to_vec(&set).unwrap_or_default().into())
     };
     all.into_iter().map(written).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_that_did_not_change_is_in_memory_once() {
+        let set = |keys: &str| Bytes::from(keys.to_owned());
+        let before: Sets = HashMap::from([("a".to_owned(), set("one")), ("b".to_owned(), set("two"))]);
+        let mut sets: Sets = HashMap::from([("a".to_owned(), set("one")), ("b".to_owned(), set("three"))]);
+        keep(&mut sets, &before);
+        assert_eq!(sets["a"].as_ptr(), before["a"].as_ptr());
+        assert_eq!(sets["b"], "three");
+    }
 }

@@ -60,19 +60,20 @@ impl Ingest {
                     false => None,
                 };
                 let whole = shown::Whole::new(&kept, &event, spec, notice.as_ref());
-                Ok(json(&whole.map_err(unreadable)?))
+                self.answers.json(identity, &whole.map_err(unreadable)?).await
             }
             Route::Attempts(id) => {
                 query::none(query)?;
                 let (_, _place) = self.one(view, id).await?;
                 let attempts = in_time(self.queue.attempts(id)).await?;
-                Ok(json(&shown::Attempts::new(&attempts)))
+                self.answers.json(identity, &shown::Attempts::new(&attempts)).await
             }
             Route::Messages | Route::Events | Route::Pull(_) | Route::Acknowledge(_) | Route::PublicKeys => {
                 let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
                 let _place = self.place_to_look().await?;
                 let page = in_time(self.queue.list(search, before, limit)).await?;
-                Ok(json(&shown::Listed::new(&page).map_err(unreadable)?))
+                let listed = shown::Listed::new(&page).map_err(unreadable)?;
+                self.answers.json(identity, &listed).await
             }
         }
     }

@@ -120,6 +120,13 @@ impl Problem {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyBodies", detail).retry(SOON)
     }
 
+    /// 429 where answers that the caller, or others of its namespace, do not read hold what they may.
+    pub fn answers_unread() -> Problem {
+        let detail = "answers that this caller, or others of its namespace, have not read to their end hold the memory they \
+                      may have together: read them";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyBodies", detail).retry(SOON)
+    }
+
     /// 413 of the whole body.
     pub fn too_large(limit: usize) -> Problem {
         let detail = format!("the body must have at most {limit} bytes");

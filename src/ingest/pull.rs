@@ -12,20 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::given::Page;
 use self::query::{Acknowledgement, Query};
 use super::Ingest;
-use super::answer;
 use super::auth::{Identity, Rule};
-use super::body::{Bodies, ROOM_WAIT, Room, Shares};
+use super::body::{ROOM_WAIT, Shares};
 use super::messages::{in_time, json};
 use super::problem::Problem;
 use crate::blocking::beside_the_worker;
@@ -47,8 +45,6 @@ const PAGES: usize = 8;
 const PAGE_BYTES: usize = 1 << 20;
 /// An acknowledgement: 500 ids and a cursor.
 const LARGEST_ACKNOWLEDGEMENT: usize = 64 * 1024;
-/// How long an answer may take to be read: then its connection is closed, for its memory is others' too.
-const READ_WITHIN: Duration = Duration::from_secs(60);
 /// How long an acknowledgement may take; what it had no time for is acknowledged when it is sent again.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -57,8 +53,6 @@ pub(super) struct Polls {
     waiting: Arc<Semaphore>,
     namespaces: Shares,
     pages: Semaphore,
-    /// Memory for answers: none of producers'.
-    answers: Bodies,
 }
 
 impl Default for Polls {
@@ -67,7 +61,6 @@ impl Default for Polls {
             waiting: Arc::new(Semaphore::new(POLLS)),
             namespaces: Shares::of(POLLS_OF_NAMESPACE),
             pages: Semaphore::new(PAGES),
-            answers: Bodies::default(),
         }
     }
 }
@@ -100,30 +93,14 @@ impl Drop for Waiting {
     }
 }
 
-/// What is sent, and the memory that it may have until it is.
-struct Held {
-    body: Vec<u8>,
-    _room: Room,
-    /// Dropped when it is sent: its time is no longer watched.
-    _sent: DropGuard,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.body
-    }
-}
-
 impl Ingest {
-    /// Answers with messages that wait, or waits for some. `subscription`: its namespace, and its name. `connection` is
-    /// closed by cancelling it.
+    /// Answers with messages that wait, or waits for some. `subscription`: its namespace, and its name.
     pub(super) async fn pull(
         &self,
         identity: &Identity,
         subscription: (&str, &str),
         view: &NamespaceView,
         query: Option<&str>,
-        connection: &CancellationToken,
     ) -> Result<Response<Full<Bytes>>, Problem> {
         let (namespace, name) = subscription;
         let rule = Rule::pull(name);
@@ -144,13 +121,14 @@ impl Ingest {
                 true => None,
                 false => self.page(&entry, &query).await?,
             };
-            if let Some(page) = page {
+            if let Some((page, _place)) = page {
+                let answer = self.answers.json(identity, &page).await?;
                 self.metrics.given.inc_by(page.len());
-                return self.send(identity, &page, connection).await;
+                return Ok(answer);
             }
             if Instant::now() >= until || self.closing.is_cancelled() {
                 let empty = Page::empty(id, query.after, entry.spec.suspend);
-                return self.send(identity, &empty, connection).await;
+                return self.answers.json(identity, &empty).await;
             }
             if place.is_none() {
                 place = Some(self.polls.wait(&view.uid, &self.metrics.polls_waiting)?);
@@ -163,9 +141,13 @@ impl Ingest {
         }
     }
 
-    /// The messages to be given now, if there are any.
-    async fn page(&self, entry: &SubscriptionEntry, query: &Query) -> Result<Option<Page>, Problem> {
-        let _place = match tokio::time::timeout(ROOM_WAIT, self.polls.pages.acquire()).await {
+    /// The messages to be given now, if there are any, and the place that they hold until they are on their way.
+    async fn page(
+        &self,
+        entry: &SubscriptionEntry,
+        query: &Query,
+    ) -> Result<Option<(Page, SemaphorePermit<'_>)>, Problem> {
+        let place = match tokio::time::timeout(ROOM_WAIT, self.polls.pages.acquire()).await {
             Ok(Ok(place)) => place,
             Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
         };
@@ -189,31 +171,9 @@ impl Ingest {
                 recorded?;
             }
             if page.len() > 0 || !more {
-                return Ok((page.len() > 0).then_some(page));
+                return Ok((page.len() > 0).then_some((page, place)));
             }
         }
-    }
-
-    async fn send(
-        &self,
-        identity: &Identity,
-        page: &Page,
-        connection: &CancellationToken,
-    ) -> Result<Response<Full<Bytes>>, Problem> {
-        let body = beside_the_worker(|| answer::bytes(page));
-        let room = self.polls.answers.hold(identity, body.len()).await?;
-        let (sent, connection) = (CancellationToken::new(), connection.clone());
-        let held = Held {
-            body,
-            _room: room,
-            _sent: sent.clone().drop_guard(),
-        };
-        tokio::spawn(async move {
-            if tokio::time::timeout(READ_WITHIN, sent.cancelled()).await.is_err() {
-                connection.cancel();
-            }
-        });
-        Ok(answer::response(StatusCode::OK, Bytes::from_owner(held)))
     }
 
     /// Settles messages that a consumer has.

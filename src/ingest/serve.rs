@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Ingest;
+use super::unread::Timed;
 use crate::tls::Certificate;
 
-/// Connections at a time; further ones wait in the listen queue. Each holds a buffer of at most [`HEAD`].
+/// Connections at a time; further ones wait in the listen queue. Each holds a buffer of at most [`HEAD`], and one answer.
 const CONNECTIONS: usize = 4096;
 /// The most bytes of a request's head: 32 extensions, a token and what proxies add.
 const HEAD: usize = 64 * 1024;
@@ -119,26 +120,31 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, ingest: Arc<Ing
     }
 }
 
+/// HTTP as it is spoken here.
+fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(HEAD)
+        .max_headers(FIELDS)
+        // An answer stays what it is until it is sent, and the next request waits: flattened into one buffer it would hold
+        // no share any more, and requests one behind the other would fill that buffer without end.
+        .writev(true);
+    http
+}
+
 async fn requests<S>(stream: S, ingest: Arc<Ingest>, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let closed = CancellationToken::new();
     let service = service_fn(|request| {
-        let (ingest, closed) = (ingest.clone(), &closed);
-        async move { Ok::<_, Infallible>(ingest.answer(request, closed).await) }
+        let ingest = ingest.clone();
+        async move { Ok::<_, Infallible>(ingest.answer(request).await) }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
-        .max_buf_size(HEAD)
-        .max_headers(FIELDS)
-        .pipeline_flush(true)
-        .serve_connection(TokioIo::new(stream), service);
+    let connection = http().serve_connection(TokioIo::new(Timed::new(stream)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = closed.cancelled() => return,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -146,5 +152,95 @@ where
     };
     if let Err(err) = ended {
         tracing::debug!(error = %err, "a producer's connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Of an answer; many times what lies between server and client.
+    const ANSWER: usize = 1 << 20;
+    const BETWEEN: usize = 16 * 1024;
+
+    /// An answer's memory, counted while it is there.
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A client that has asked three times at once, the answers that are in memory, and the connection.
+    async fn asked() -> (DuplexStream, Arc<AtomicUsize>, JoinHandle<hyper::Result<()>>) {
+        let (mut client, server) = tokio::io::duplex(BETWEEN);
+        let there = Arc::new(AtomicUsize::new(0));
+        let counted = there.clone();
+        let connection = tokio::spawn(async move {
+            let service = service_fn(|_| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let body = Bytes::from_owner(Counted(vec![b' '; ANSWER], counted.clone()));
+                async { Ok::<_, Infallible>(Response::new(Full::new(body))) }
+            });
+            let served = http().serve_connection(TokioIo::new(Timed::new(server)), service);
+            served.await
+        });
+        let request = "GET / HTTP/1.1\r\nhost: ingest\r\n\r\n";
+        client.write_all(request.repeat(3).as_bytes()).await.expect("asked");
+        (client, there, connection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_gets_no_second_answer_and_is_cut_off_after_a_minute() {
+        let (client, there, connection) = asked().await;
+        let begin = Instant::now();
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(there.load(Ordering::Relaxed), 1, "the other answers wait, unmade");
+        assert!(connection.await.expect("no panic").is_err());
+        assert!(begin.elapsed() < Duration::from_secs(61), "{:?}", begin.elapsed());
+        assert_eq!(there.load(Ordering::Relaxed), 0, "its memory is given back");
+        drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_a_little_now_and_then_is_cut_off_too() {
+        let (mut client, there, connection) = asked().await;
+        let begin = Instant::now();
+        let mut some = [0; BETWEEN];
+        while client.read(&mut some).await.expect("a stream") > 0 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert!(connection.await.expect("no panic").is_err());
+        assert!(begin.elapsed() < Duration::from_secs(90), "{:?}", begin.elapsed());
+        assert_eq!(there.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_each_answer_in_time_gets_all_of_them() {
+        let (mut client, _, _connection) = asked().await;
+        let (mut read, mut some) = (0, vec![0; ANSWER]);
+        while read < 3 * ANSWER {
+            // An answer takes half of its minute, and all of them together longer than one.
+            tokio::time::sleep(Duration::from_millis(450)).await;
+            let n = client.read(&mut some).await.expect("a stream");
+            assert!(n > 0, "it was cut off after {read} bytes");
+            read += n;
+        }
     }
 }

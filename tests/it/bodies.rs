@@ -1,4 +1,4 @@
-//! Bodies that do not come: what a producer can hold of the dispatcher's memory with a token and nothing else.
+//! Bodies that do not come, and answers that nobody reads: what can be held of the dispatcher's memory with a token.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use super::messages::Reader;
 use super::receiver::{Receiver, keep_answering};
 use super::team::{Answer, PATIENCE, Shared, TYPES, Team, lead};
 
@@ -136,4 +137,99 @@ async fn a_producer_without_the_right_is_refused_before_its_body_where_the_head_
         let answered = tokio::time::timeout(PATIENCE, status(&mut stream)).await.unwrap();
         assert_eq!(answered, Some(403), "no byte of the body was sent");
     }
+}
+
+/// Asks for these paths at once, again and again over one connection, and reads nothing.
+async fn never_read(port: u16, token: &str, paths: &[String]) -> TcpStream {
+    const TIMES: usize = 12;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let mut stream = socket.connect((Ipv4Addr::LOCALHOST, port).into()).await.unwrap();
+    let ask = |path: &String| format!("GET {path} HTTP/1.1\r\nhost: ingest\r\nauthorization: Bearer {token}\r\n\r\n");
+    let all: String = paths.iter().cycle().take(TIMES).map(ask).collect();
+    stream.write_all(all.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_his_answers_gets_no_more_of_them_and_is_cut_off_and_nobody_else_notices() {
+    /// Twelve large answers on each: many times what a namespace may hold, and more than the kernel takes of one.
+    const CONNECTIONS: usize = 32;
+    /// How long an answer may take to be read.
+    const READ_WITHIN: Duration = Duration::from_secs(60);
+    let Shared {
+        cluster, dispatcher, ..
+    } = Shared::get();
+    let team = Team::open(cluster, "not-reading");
+    let reader = Reader::new(&team, dispatcher, "reader", Some("edit"));
+    team.deliver_to("crm", "https://127.0.0.1:9/", json!({"suspend": true}));
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+        "metadata": {"name": "leads"}, "spec": {"delivery": "Pull", "eventTypes": ["lead.*"]}}),
+    );
+    team.ready("evsub/leads");
+    // A quotation mark is two bytes in JSON, and four where that is text in JSON again.
+    let mut event = lead("large", TYPES[0]);
+    event["data"]["text"] = json!("\"".repeat(120_000));
+    assert_eq!(team.posting(dispatcher, &event).await.unwrap().status, 202);
+    reader.until_allowed().await;
+    let pending = reader.until("endpoint=crm", 1).await;
+    let one = format!("/{}", pending[0]["id"].as_str().unwrap());
+    assert_eq!(reader.get(&one).await.status, 200);
+
+    let namespace = format!("/v1/namespaces/{}", team.namespace);
+    let paths = [
+        format!("{namespace}/messages{one}"),
+        format!("{namespace}/subscriptions/leads/pull"),
+    ];
+    let token = cluster.token(&team.namespace, "reader", Some("tidings")).unwrap();
+    let begin = Instant::now();
+    let mut unread = Vec::new();
+    for _ in 0..CONNECTIONS {
+        unread.push(never_read(dispatcher.ingest_port, &token, &paths).await);
+    }
+    let refused = loop {
+        let answer = reader.get(&one).await;
+        if answer.body["reason"] == "TooManyBodies" {
+            break answer;
+        }
+        assert!(begin.elapsed() < READ_WITHIN, "he may hold what he likes");
+    };
+    assert_eq!(refused.status, 429, "{refused:?}");
+    assert!(
+        refused.body["detail"].as_str().unwrap().contains("read them"),
+        "{refused:?}"
+    );
+    assert!(refused.retry_after.is_some());
+    // Others read as ever.
+    let beside = Team::open(cluster, "not-reading-beside");
+    let other = Reader::new(&beside, dispatcher, "reader", Some("edit"));
+    other.until_allowed().await;
+    beside.deliver_to("crm", "https://127.0.0.1:9/", json!({"suspend": true}));
+    assert_eq!(beside.posting(dispatcher, &event).await.unwrap().status, 202);
+    let pending = other.until("", 1).await;
+    assert_eq!(
+        other
+            .get(&format!("/{}", pending[0]["id"].as_str().unwrap()))
+            .await
+            .status,
+        200
+    );
+
+    // Cut off, their memory is there again, also for this reader.
+    let deadline = begin + READ_WITHIN + PATIENCE;
+    while reader.get(&one).await.status != 200 {
+        assert!(Instant::now() < deadline, "the memory is never given back");
+    }
+    let is_closed = async |mut stream: TcpStream| {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        usize::from(ended.is_ok())
+    };
+    let closed: usize = futures::future::join_all(unread.into_iter().map(is_closed))
+        .await
+        .iter()
+        .sum();
+    // At least those whose answers held the share.
+    assert!(closed >= 8, "{closed} connections were closed");
 }
