@@ -21,7 +21,6 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use rand::RngExt;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +43,7 @@ mod messages;
 pub mod metrics;
 pub mod pace;
 pub mod parse;
+mod places;
 pub mod problem;
 mod pull;
 mod route;
@@ -62,6 +62,7 @@ use body::{Bodies, Room};
 use declared::Declarations;
 use pace::{Pace, Refused};
 use parse::{Events, Head, Mode};
+use places::Places;
 use problem::{EVENTS_PER_SECOND, OverQuota, Problem};
 use route::{Route, route};
 use trace::Publishing;
@@ -84,7 +85,7 @@ pub struct Ingest {
     bodies: Bodies,
     answers: Answers,
     /// Looks at messages under way.
-    looks: Semaphore,
+    looks: Places,
     polls: pull::Polls,
     consumed: Consumed,
     /// Who waits for messages waits no longer.
@@ -119,7 +120,7 @@ impl Ingest {
             pace: Pace::default(),
             bodies: Bodies::default(),
             answers: Answers::default(),
-            looks: Semaphore::new(messages::LOOKS),
+            looks: Places::of(messages::LOOKS, messages::LOOKS_EACH),
             polls: pull::Polls::default(),
             consumed,
             closing: CancellationToken::new(),

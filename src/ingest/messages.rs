@@ -9,12 +9,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
-use tokio::sync::SemaphorePermit;
 
 use super::Ingest;
 use super::answer;
 use super::auth::{Identity, Rule};
-use super::body::ROOM_WAIT;
+use super::places::Place;
 use super::problem::Problem;
 use super::route::Route;
 use crate::ids::MessageId;
@@ -26,6 +25,8 @@ pub(super) mod shown;
 
 /// Looks at a time: the store makes them one after another, and a further one would wait for all of these.
 pub(super) const LOOKS: usize = 16;
+/// Of them at one namespace's messages.
+pub(super) const LOOKS_EACH: usize = 4;
 /// How long a look may take: longer than all looks before it do on a store that is well, shorter than clients wait.
 const LOOK_WITHIN: Duration = Duration::from_secs(10);
 
@@ -70,7 +71,7 @@ impl Ingest {
             }
             Route::Messages | Route::Events | Route::Pull(_) | Route::Acknowledge(_) | Route::PublicKeys => {
                 let query::Query { search, before, limit } = query::parse(query, &view.uid)?;
-                let _place = self.place_to_look().await?;
+                let _place = self.looks.take(&view.uid).await?;
                 let page = in_time(self.queue.list(search, before, limit)).await?;
                 let listed = shown::Listed::new(&page).map_err(unreadable)?;
                 self.answers.json(identity, &listed).await
@@ -78,17 +79,10 @@ impl Ingest {
         }
     }
 
-    async fn one(&self, view: &NamespaceView, id: MessageId) -> Result<(Kept, SemaphorePermit<'_>), Problem> {
-        let place = self.place_to_look().await?;
+    async fn one(&self, view: &NamespaceView, id: MessageId) -> Result<(Kept, Place), Problem> {
+        let place = self.looks.take(&view.uid).await?;
         let kept = in_time(self.queue.get(&view.uid, id)).await?;
         Ok((kept.ok_or_else(Problem::no_message)?, place))
-    }
-
-    async fn place_to_look(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        match tokio::time::timeout(ROOM_WAIT, self.looks.acquire()).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Problem::busy()),
-        }
     }
 }
 

@@ -273,6 +273,15 @@ impl Problem {
         Problem::new(StatusCode::CONFLICT, "NotPull", detail)
     }
 
+    /// 429 where messages of the namespace are read as often at a time as they may be.
+    pub fn too_many_reads(limit: usize) -> Problem {
+        let detail = format!(
+            "{limit} requests are reading messages of this namespace, which is as many as may at a time, and more wait: ask \
+             for one after the other"
+        );
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyReads", detail).retry(SOON)
+    }
+
     /// 429 where the namespace's consumers wait as often as they may.
     pub fn too_many_polls(limit: usize) -> Problem {
         let detail = format!(

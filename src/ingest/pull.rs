@@ -16,15 +16,16 @@ use http::Response;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use self::given::Page;
 use self::query::{Acknowledgement, Query};
 use super::Ingest;
 use super::auth::{Identity, Rule};
-use super::body::{ROOM_WAIT, Shares};
+use super::body::Shares;
 use super::messages::{in_time, json};
+use super::places::{Place, Places};
 use super::problem::Problem;
 use crate::blocking::beside_the_worker;
 use crate::engine::Pair;
@@ -41,6 +42,8 @@ const POLLS: usize = 1_024;
 const POLLS_OF_NAMESPACE: usize = 128;
 /// Pages read and rendered at a time: each is at most some MiB until it is known how large it is.
 const PAGES: usize = 8;
+/// Of them a namespace's.
+const PAGES_EACH: usize = 2;
 /// Bytes of events of a page; one message there is in any case.
 const PAGE_BYTES: usize = 1 << 20;
 /// An acknowledgement: 500 ids and a cursor.
@@ -52,7 +55,7 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Polls {
     waiting: Arc<Semaphore>,
     namespaces: Shares,
-    pages: Semaphore,
+    pages: Places,
 }
 
 impl Default for Polls {
@@ -60,7 +63,7 @@ impl Default for Polls {
         Polls {
             waiting: Arc::new(Semaphore::new(POLLS)),
             namespaces: Shares::of(POLLS_OF_NAMESPACE),
-            pages: Semaphore::new(PAGES),
+            pages: Places::of(PAGES, PAGES_EACH),
         }
     }
 }
@@ -119,7 +122,7 @@ impl Ingest {
             news.as_mut().enable();
             let page = match entry.spec.suspend {
                 true => None,
-                false => self.page(&entry, &query).await?,
+                false => self.page(&view.uid, &entry, &query).await?,
             };
             if let Some((page, _place)) = page {
                 let answer = self.answers.json(identity, &page).await?;
@@ -144,13 +147,11 @@ impl Ingest {
     /// The messages to be given now, if there are any, and the place that they hold until they are on their way.
     async fn page(
         &self,
+        namespace_uid: &str,
         entry: &SubscriptionEntry,
         query: &Query,
-    ) -> Result<Option<(Page, SemaphorePermit<'_>)>, Problem> {
-        let place = match tokio::time::timeout(ROOM_WAIT, self.polls.pages.acquire()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => return Err(Problem::busy()),
-        };
+    ) -> Result<Option<(Page, Place)>, Problem> {
+        let place = self.polls.pages.take(namespace_uid).await?;
         let mut after = query.after;
         loop {
             let pull = Pull {
