@@ -3,6 +3,7 @@
 //! Invariant: a reader never writes, and holds a snapshot only as long as a bounded number of rows takes, so that the WAL
 //! can be folded back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ impl Readers {
         let mut question: Question = Box::new(move |conn| {
             // Who asked may have gone: his question costs nothing then.
             if !reply.is_closed() {
-                let _ = reply.send(read(conn));
+                let _ = reply.send(answer_to(read, conn));
             }
         });
         loop {
@@ -63,9 +64,18 @@ impl Readers {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(self);
-        match answer.await {
-            Ok(result) => result.map_err(|error| QueueError::Read(error.to_string())),
-            Err(_) => Err(QueueError::Closed),
+        answer.await.unwrap_or(Err(QueueError::Closed))
+    }
+}
+
+/// A panic is this question's error. Its thread goes on: a reader has nothing that could be left half changed, and ended by
+/// one message that it cannot read it would answer nothing any more, or the process end again after each restart.
+fn answer_to<T>(read: impl FnOnce(&Connection) -> rusqlite::Result<T>, conn: &Connection) -> Result<T, QueueError> {
+    match catch_unwind(AssertUnwindSafe(|| read(conn))) {
+        Ok(result) => result.map_err(|error| QueueError::Read(error.to_string())),
+        Err(_panic) => {
+            tracing::error!("a reader of the store panicked; it goes on with the next question");
+            Err(QueueError::Read("the reader panicked".to_owned()))
         }
     }
 }
@@ -337,4 +347,33 @@ pub(super) fn states(conn: &Connection) -> rusqlite::Result<Vec<(EndpointId, byt
             Ok((EndpointId(row.get(0)?), row.get::<_, Vec<u8>>(1)?.into()))
         })?
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_panics_in_the_middle_is_an_error_and_the_next_one_is_answered() {
+        let (readers, questions) = Readers::new();
+        let thread = std::thread::spawn(move || {
+            let conn = Connection::open_in_memory().expect("a database");
+            thread(&conn, &questions, Rest::AsLongAsItRead);
+        });
+        let panics = |conn: &Connection| {
+            let snapshot = conn.unchecked_transaction()?;
+            let mut numbers = snapshot.prepare_cached("SELECT 1 UNION ALL SELECT 2")?;
+            numbers.query_row([], |_| -> rusqlite::Result<i64> { panic!("a row that cannot be") })
+        };
+        let failed = readers.clone().ask(panics).await;
+        assert!(matches!(failed, Err(QueueError::Read(_))), "{failed:?}");
+        let next = readers.clone().ask(|conn| {
+            assert!(conn.is_autocommit(), "its snapshot is held no longer");
+            let snapshot = conn.unchecked_transaction()?;
+            snapshot.query_row("SELECT 3", [], |row| row.get::<_, i64>(0))
+        });
+        assert_eq!(next.await.expect("answered"), 3);
+        drop(readers);
+        thread.join().expect("it ended by itself");
+    }
 }
