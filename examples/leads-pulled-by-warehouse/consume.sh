@@ -2,7 +2,7 @@
 # A consumer in a dozen lines: takes what waits, hands each body to a command, one a line, and acknowledges what that command
 # has taken. Needs curl and jq.
 #
-#   TIDINGS_URL      where the dispatcher listens, as in http://tidings-dispatcher.tidings-system:8080
+#   TIDINGS_URL      where the dispatcher listens, as in http://tidings-dispatcher.tidings-system
 #   NAMESPACE        of the subscription
 #   SUBSCRIPTION     its name
 #   TOKEN_FILE       a file with the ServiceAccount's token, read anew each time: the kubelet renews it
@@ -25,7 +25,8 @@ while :; do
     continue
   fi
   [ "$(printf '%s' "$page" | jq '.messages | length')" -gt 0 ] || continue
-  if printf '%s' "$page" | jq --compact-output '.messages[].body | fromjson' | "$@"; then
+  # First all of them, then the command: a page of which one body is no JSON is not taken in part, and not acknowledged.
+  if bodies=$(printf '%s' "$page" | jq --compact-output '.messages[].body | fromjson') && printf '%s\n' "$bodies" | "$@"; then
     printf '%s' "$page" | jq '{cursor}' | ask --data-binary @- "$url/ack" >/dev/null || sleep 2
   else
     sleep 2

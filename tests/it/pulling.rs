@@ -1,6 +1,8 @@
 //! Messages for consumers that ask for them: in order, once they are acknowledged never again, and for nobody else.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,18 +12,18 @@ use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions,
 
 use super::load::Load;
 use super::messages::Reader;
-use super::team::{Answer, PATIENCE, Shared, TYPES, Team, metric};
+use super::team::{Answer, PATIENCE, Shared, TYPES, Team, lead, metric, until};
 
 /// Somebody with a ServiceAccount of his own.
 #[derive(Clone)]
-struct Consumer {
+pub struct Consumer {
     http: Client,
     url: String,
     token: Option<String>,
 }
 
 impl Consumer {
-    fn new(team: &Team<'_>, dispatcher: &Dispatcher, account: &str, subscription: &str) -> Consumer {
+    pub fn new(team: &Team<'_>, dispatcher: &Dispatcher, account: &str, subscription: &str) -> Consumer {
         let namespace = &team.namespace;
         let args = ["create", "serviceaccount", account, "-n", namespace];
         team.cluster.kubectl_ok(&args).unwrap();
@@ -52,7 +54,7 @@ impl Consumer {
         Answer::of(request.send().await?).await
     }
 
-    async fn pull(&self, query: &str) -> Answer {
+    pub async fn pull(&self, query: &str) -> Answer {
         self.try_pull(query).await.unwrap()
     }
 
@@ -64,14 +66,14 @@ impl Consumer {
         Answer::of(request.send().await?).await
     }
 
-    async fn acknowledge(&self, what: &Value) -> u64 {
+    pub async fn acknowledge(&self, what: &Value) -> u64 {
         let answer = self.try_acknowledge(what).await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.body["acknowledged"].as_u64().unwrap()
     }
 
     /// Asks until it may.
-    async fn until_allowed(&self) {
+    pub async fn until_allowed(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.pull("").await;
@@ -84,7 +86,15 @@ impl Consumer {
     }
 }
 
-fn subscribe(team: &Team<'_>, name: &str, more: Value) {
+/// Gives a ServiceAccount of the team the role `edit`.
+pub fn let_edit(team: &Team<'_>, account: &str) {
+    let subject = format!("--serviceaccount={}:{account}", team.namespace);
+    let (namespace, role) = (&*team.namespace, "--clusterrole=edit");
+    let bind = ["create", "rolebinding", account, "-n", namespace, role, &subject];
+    team.cluster.kubectl_ok(&bind).unwrap();
+}
+
+pub fn subscribe(team: &Team<'_>, name: &str, more: Value) {
     let mut spec = json!({"delivery": "Pull", "eventTypes": ["lead.*"]});
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     team.apply(
@@ -94,7 +104,7 @@ fn subscribe(team: &Team<'_>, name: &str, more: Value) {
 }
 
 /// The ids of the events of an answer's messages.
-fn events(answer: &Answer) -> Vec<&str> {
+pub fn events(answer: &Answer) -> Vec<&str> {
     assert_eq!(answer.status, 200, "{answer:?}");
     let messages = answer.body["messages"].as_array().unwrap();
     messages
@@ -213,17 +223,7 @@ async fn a_consumer_gets_what_matches_in_order_and_what_it_acknowledges_never_co
 
     // Ids of another subscription are not this one's to acknowledge.
     let editor = Consumer::new(&team, dispatcher, "editor", "others");
-    let account = format!("--serviceaccount={}:editor", team.namespace);
-    let bind = [
-        "create",
-        "rolebinding",
-        "editor",
-        "-n",
-        &team.namespace,
-        "--clusterrole=edit",
-        &account,
-    ];
-    team.cluster.kubectl_ok(&bind).unwrap();
+    let_edit(&team, "editor");
     editor.until_allowed().await;
     let others = editor.pull("").await;
     assert_eq!(events(&others), ["a", "b", "ignored", "c"]);
@@ -316,17 +316,7 @@ async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_pl
     subscribe(&team, "leads", json!({}));
     team.ready("evsub/leads");
     let consumer = Consumer::new(&team, dispatcher, "consumer", "leads");
-    let account = format!("--serviceaccount={}:consumer", team.namespace);
-    let bind = [
-        "create",
-        "rolebinding",
-        "consumer",
-        "-n",
-        &team.namespace,
-        "--clusterrole=edit",
-        &account,
-    ];
-    team.cluster.kubectl_ok(&bind).unwrap();
+    let_edit(&team, "consumer");
     consumer.until_allowed().await;
     let empty = consumer.pull("wait=100ms").await;
     assert!(
@@ -380,17 +370,7 @@ async fn over_kills_and_ends_everything_is_given_until_it_is_acknowledged_and_no
     subscribe(&team, "leads", json!({}));
     team.ready("evsub/leads");
     let consumer = Consumer::new(&team, &dispatcher, "consumer", "leads");
-    let account = format!("--serviceaccount={}:consumer", team.namespace);
-    let bind = [
-        "create",
-        "rolebinding",
-        "consumer",
-        "-n",
-        &team.namespace,
-        "--clusterrole=edit",
-        &account,
-    ];
-    cluster.kubectl_ok(&bind).unwrap();
+    let_edit(&team, "consumer");
     consumer.until_allowed().await;
 
     let mut load = Load::default();
@@ -511,7 +491,7 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
     team.cluster.kubectl_ok(&args).unwrap();
     team.ready("evsub/leads-for-warehouse");
     let dir = tempfile::tempdir().unwrap();
-    let (token, leads) = (dir.path().join("token"), dir.path().join("leads.jsonl"));
+    let token = dir.path().join("token");
     std::fs::write(
         &token,
         team.cluster
@@ -519,15 +499,20 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
             .unwrap(),
     )
     .unwrap();
-    let mut consumer = Command::new(format!("{example}/consume.sh"))
-        .args(["sh", "-c", "cat >> \"$LEADS\""])
-        .env("TIDINGS_URL", dispatcher.ingest_url())
-        .env("NAMESPACE", &team.namespace)
-        .env("SUBSCRIPTION", "leads-for-warehouse")
-        .env("TOKEN_FILE", &token)
-        .env("LEADS", &leads)
-        .spawn()
-        .unwrap();
+    let consume = |leads: &Path, says: &Path| {
+        Command::new(format!("{example}/consume.sh"))
+            .args(["sh", "-c", "cat >> \"$LEADS\""])
+            .env("TIDINGS_URL", dispatcher.ingest_url())
+            .env("NAMESPACE", &team.namespace)
+            .env("SUBSCRIPTION", "leads-for-warehouse")
+            .env("TOKEN_FILE", &token)
+            .env("LEADS", leads)
+            .stderr(File::create(says).unwrap())
+            .spawn()
+            .unwrap()
+    };
+    let (leads, says) = (dir.path().join("leads.jsonl"), dir.path().join("stderr"));
+    let mut consumer = consume(&leads, &says);
     for id in ["a", "b", "c"] {
         team.send(dispatcher, id).await;
     }
@@ -544,4 +529,39 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
         *times.entry(event["id"].as_str().unwrap().to_owned()).or_default() += 1;
     }
     assert_eq!(times, HashMap::from(["a", "b", "c"].map(|id| (id.to_owned(), 1))));
+
+    // A page with a body that is no JSON is not taken in part, and stays.
+    let checker = Consumer::new(&team, dispatcher, "checker", "leads-for-warehouse");
+    let_edit(&team, "checker");
+    checker.until_allowed().await;
+    let patch = [
+        "patch",
+        "evsub",
+        "leads-for-warehouse",
+        "-n",
+        &team.namespace,
+        "--type=merge",
+        "-p",
+    ];
+    team.cluster
+        .kubectl_ok(&[&patch[..], &[r#"{"spec": {"format": "Raw"}}"#]].concat())
+        .unwrap();
+    team.send(dispatcher, "d").await;
+    let mut text = lead("e", TYPES[0]);
+    text["datacontenttype"] = json!("text/plain");
+    text["data"] = json!("no JSON");
+    assert_eq!(team.posting(dispatcher, &text).await.unwrap().status, 202);
+    let deadline = Instant::now() + PATIENCE;
+    while checker.pull("").await.body["messages"][1]["body"] != "no JSON" {
+        assert!(Instant::now() < deadline, "its format never changes");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (none, says) = (dir.path().join("none.jsonl"), dir.path().join("refusals"));
+    let mut consumer = consume(&none, &says);
+    let refusals = || std::fs::read_to_string(&says).unwrap().matches("jq: ").count();
+    until("a second try", async || refusals() >= 2).await;
+    consumer.kill().unwrap();
+    consumer.wait().unwrap();
+    assert!(!none.exists(), "{:?}", std::fs::read_to_string(&none));
+    assert_eq!(events(&checker.pull("").await), ["d", "e"]);
 }
