@@ -74,7 +74,8 @@ struct Common {
     /// Where /metrics, /livez and /readyz are served
     #[arg(long, default_value = "0.0.0.0:9090")]
     metrics_listen: SocketAddr,
-    /// The administrator's policy file; without one every address that is not globally reachable is refused
+    /// The administrator's policy file: nothing is done before it was valid once; without the flag every address that is not
+    /// globally reachable is refused
     #[arg(long)]
     policy: Option<std::path::PathBuf>,
     /// A namespace that is watched, instead of all; may be given several times, and is the same for every process

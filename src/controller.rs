@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::names::CONTROLLER as FIELD_MANAGER;
+use crate::config;
 use crate::kubernetes::lease::{self, Claim};
 use crate::kubernetes::scope::Scope;
 use crate::telemetry::health::Gate;
@@ -53,7 +54,7 @@ pub struct Config {
     pub namespace: String,
     /// This replica, in Leases and Events; a random part is added, so that no two processes share one.
     pub identity: String,
-    /// The administrator's policy file; without one nothing is opened.
+    /// The administrator's policy file: nothing is done before it was valid once. Without one nothing is opened.
     pub policy: Option<PathBuf>,
     /// The namespaces whose objects are looked at.
     pub scope: Scope,
@@ -62,14 +63,23 @@ pub struct Config {
     /// Writes a second.
     pub writes_per_second: u32,
     pub metrics: metrics::Metrics,
-    /// Readiness: open while this replica waits as a candidate or leads with every watch synced.
+    /// Readiness: open while this replica waits as a candidate or leads with every watch synced, by a valid policy.
     pub gate: Gate,
 }
 
-/// Runs until `shutdown`: competes for the Lease, and works while it leads.
+/// Runs until `shutdown`: competes for the Lease once it has a valid policy, and works while it leads.
+///
+/// One without a policy must not lead: it would judge by none, and keep out a replica that still has the last valid one.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
     let config = Arc::new(config);
+    let invalid = config.metrics.policy_invalid.clone();
+    let (mut policies, following) = config::follow(config.policy.as_deref(), invalid, shutdown.clone());
+    tokio::spawn(following);
+    config.gate.close(config::NO_POLICY);
+    let Some(mut policy) = config::first(&mut policies).await else {
+        return Ok(());
+    };
     while !shutdown.is_cancelled() {
         config.gate.open();
         let claim = Claim {
@@ -84,8 +94,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         config.metrics.leader.set(1);
         config.gate.close("the watches have not synced");
         let stop = CancellationToken::new();
-        let context = Arc::new(Context::new(config.clone()));
-        let mut work = tokio::spawn(work(context, stop.clone()));
+        policy = policies.borrow_and_update().clone().unwrap_or(policy);
+        let context = Arc::new(Context::new(config.clone(), policy.clone()));
+        let mut work = tokio::spawn(work(context, policies.clone(), stop.clone()));
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             () = leadership.lost.cancelled() => None,
@@ -113,11 +124,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 }
 
 /// The watches and the workers, for as long as this replica leads. Dropping it ends all of them.
-async fn work(context: Arc<Context>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn work(context: Arc<Context>, policies: config::Latest, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     watches::start(&context, &mut tasks);
-    // Before the first reconcile: no endpoint may be judged by a policy that was never read.
-    work::read_policy(&context).await;
     let synced = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         synced = watches::synced(&context) => synced,
@@ -127,6 +136,7 @@ async fn work(context: Arc<Context>, stop: CancellationToken) -> anyhow::Result<
     context.config.gate.open();
     tracing::info!("every watch has synced");
     tasks.spawn(work::tick(context.clone()));
+    tasks.spawn(work::follow_policy(context.clone(), policies));
     let mut workers = JoinSet::new();
     for _ in 0..WORKERS {
         workers.spawn(work::worker(context.clone(), stop.clone()));

@@ -14,12 +14,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::watch as latest;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::policy::Policy;
-use crate::config::PolicyFile;
+use crate::config;
 use crate::delivery::{self, HttpsSender};
 use crate::ingest::auth::Auth;
 use crate::ingest::declared::Declarations;
@@ -43,6 +41,8 @@ use threads::EventThreads;
 
 /// Changes of resources that the engine has not taken yet; beyond it the watches wait.
 const CHANGES: usize = 1024;
+/// Why it is not ready while it loads.
+pub const NOT_SYNCED: &str = "the watches have not synced";
 /// How long the last status writes and the last spans may take after the shutdown began: the next process writes what is
 /// missing of status.
 const LAST_REPORT: Duration = Duration::from_secs(2);
@@ -73,7 +73,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Bytes at which producers are refused; none: 80 % of the volume.
     pub store_limit: Option<u64>,
-    /// The administrator's policy file; without one nothing is opened.
+    /// The administrator's policy file: nothing is loaded before it was valid once. Without one nothing is opened.
     pub policy: Option<PathBuf>,
     /// The namespaces whose objects are loaded, and that events are taken for.
     pub scope: Scope,
@@ -135,13 +135,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     if let Some(certificate) = &certificate {
         tasks.spawn(certificate.clone().follow(background.clone()));
     }
-    let policy = follow_policy(&config, &tasks, &background).await;
+    let invalid = metrics.policy_invalid.clone();
+    let (policy, following) = config::follow(config.policy.as_deref(), invalid, background.clone());
+    tasks.spawn(following);
     let mut watches = watch::start(
         WatchConfig {
             client: client.clone(),
             queue: queue.clone(),
             registry: registry.clone(),
-            policy,
+            policy: policy.clone(),
             scope: config.scope.clone(),
             metrics: metrics.watch.clone(),
         },
@@ -220,7 +222,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Arc::new(ingest.traced(requests)),
         accepting.clone(),
     ));
-    tasks.spawn(open_when_loaded(registry.clone(), gate.clone(), background.clone()));
+    let loaded = open_when_loaded(registry.clone(), policy, gate.clone());
+    tasks.spawn({
+        let background = background.clone();
+        async move { background.run_until_cancelled(loaded).await }
+    });
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -284,41 +290,17 @@ async fn open(dir: &Path, store_limit: Option<u64>) -> anyhow::Result<Arc<Sqlite
     Ok(Arc::new(queue))
 }
 
-/// The policy, read before anything is judged by it, and followed.
-async fn follow_policy(
-    config: &Config,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> latest::Receiver<Arc<Policy>> {
-    let mut policy = Policy::default();
-    let file = config
-        .policy
-        .as_deref()
-        .map(|path| PolicyFile::new(path, config.metrics.policy_invalid.clone()));
-    if let Some(file) = &file {
-        policy = file.read().await.unwrap_or_default();
-    }
-    let (sender, receiver) = latest::channel(Arc::new(policy));
-    match file {
-        Some(file) => drop(tasks.spawn(file.follow(sender, shutdown.clone()))),
-        // Held, so that waiting for a change is not an error.
-        None => drop(tasks.spawn({
-            let shutdown = shutdown.clone();
-            async move {
-                shutdown.cancelled().await;
-                drop(sender);
-            }
-        })),
-    }
-    receiver
-}
-
-async fn open_when_loaded(registry: Arc<Registry>, gate: Gate, shutdown: CancellationToken) {
-    while !registry.synced() {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+/// Opens the gate once everything is loaded, which begins with a valid policy.
+async fn open_when_loaded(registry: Arc<Registry>, mut policy: config::Latest, gate: Gate) {
+    if policy.borrow().is_none() {
+        gate.close(config::NO_POLICY);
+        if config::first(&mut policy).await.is_none() {
+            return;
         }
+        gate.close(NOT_SYNCED);
+    }
+    while !registry.synced() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     gate.open();
 }

@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::conditions::{OF_DISPATCHER, READY};
 use crate::api::names::ENABLE_REQUESTED;
-use crate::api::policy::Policy;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::config;
 use crate::ids::EndpointId;
 use crate::kubernetes::scope::{Part, Scope};
 use crate::kubernetes::services;
@@ -53,8 +53,8 @@ pub struct WatchConfig {
     pub client: kube::Client,
     pub queue: Arc<dyn Queue>,
     pub registry: Arc<Registry>,
-    /// The administrator's policy; a change resolves every endpoint anew.
-    pub policy: watch::Receiver<Arc<Policy>>,
+    /// The administrator's policy: nothing is loaded before there is one, and a change resolves every endpoint anew.
+    pub policy: config::Latest,
     /// The namespaces that are watched.
     pub scope: Scope,
     pub metrics: Metrics,
@@ -126,17 +126,22 @@ pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
     let (loaded_sender, loaded) = watch::channel(Loaded::default());
     let (refresh, refreshes) = mpsc::channel(REFRESHES);
     let steps = inputs(&config.client, &config.scope, &config.metrics);
-    let loader = Loader::new(Tools {
+    let tools = Tools {
         client: config.client,
         queue: config.queue,
         registry: config.registry,
-        policy: config.policy,
         scope: config.scope,
         objects: objects.clone(),
         loaded: loaded_sender,
         metrics: config.metrics,
+    };
+    let mut policy = config.policy;
+    let task = tokio::spawn(async move {
+        if let Some(Some(first)) = shutdown.run_until_cancelled(config::first(&mut policy)).await {
+            let loader = Loader::new(tools, first, policy);
+            loader.run(steps, refreshes, shutdown).await;
+        }
     });
-    let task = tokio::spawn(loader.run(steps, refreshes, shutdown));
     WatchHandle {
         objects,
         loaded,

@@ -36,6 +36,7 @@ mod it {
     mod messages;
     mod misbehaving;
     mod namespaces;
+    mod no_policy;
     mod oauth2;
     mod observed;
     mod ordering;

@@ -92,7 +92,7 @@ pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Resu
         drain: Duration::from_secs(args.drain_seconds),
         traces: traces::Settings::read(|name| std::env::var(name).ok())?,
         metrics,
-        gate: health.gate("dispatcher", "the watches have not synced"),
+        gate: health.gate("dispatcher", dispatcher::NOT_SYNCED),
     };
     let process = dispatcher::run(config, shutdown);
     beside_telemetry(common.metrics_listen, registry, health, process).await

@@ -89,7 +89,7 @@ pub struct Grants {
     pub asked: BTreeSet<(String, String)>,
 }
 
-/// One leadership's state: a new leader begins with nothing and reads it all.
+/// One leadership's state: a new leader begins with the policy alone and reads everything else.
 pub struct Context {
     pub config: Arc<Config>,
     pub client: Client,
@@ -101,6 +101,7 @@ pub struct Context {
     pub budget: Budget,
     pub references: References,
     pub memory: Memory,
+    /// The last valid one.
     pub policy: ArcSwap<Policy>,
     /// Which endpoints and which subscriptions count where only so many may.
     pub endpoints: Mutex<Census>,
@@ -115,8 +116,8 @@ pub struct Context {
 }
 
 impl Context {
-    /// Nothing read yet.
-    pub fn new(config: Arc<Config>) -> Context {
+    /// Nothing read yet but the policy.
+    pub fn new(config: Arc<Config>, policy: Arc<Policy>) -> Context {
         let (writers, stores) = Writers::new(&config.scope);
         Context {
             client: config.client.clone(),
@@ -128,7 +129,7 @@ impl Context {
             budget: Budget::new(config.writes_per_second, super::WRITE_BURST),
             references: References::default(),
             memory: Memory::default(),
-            policy: ArcSwap::from_pointee(Policy::default()),
+            policy: ArcSwap::new(policy),
             endpoints: Mutex::default(),
             subscriptions: Mutex::default(),
             fleet: Mutex::default(),

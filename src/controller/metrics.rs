@@ -55,7 +55,7 @@ impl Metrics {
         );
         registry.register(
             "policy_invalid",
-            "1 while the policy file cannot be read and the one before it counts",
+            "1 while the policy file cannot be used: the one before it counts, if there was one",
             self.policy_invalid.clone(),
         );
     }

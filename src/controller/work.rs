@@ -1,4 +1,4 @@
-//! The workers, and the tick that looks at what time alone changes: the fleet, the policy file, old reads.
+//! The workers, the tick that looks at what time alone changes (the fleet, old reads), and what a new policy leads to.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,15 +13,13 @@ use super::fleet::Fleet;
 use super::metrics::Reconcile;
 use super::{endpoint, event_type, grants, replay, subscription};
 use crate::api::resolve::subscription_references;
-use crate::config::{self, PolicyFile};
+use crate::config;
 use crate::kubernetes::RequestError;
 
 /// How often the fleet is looked at: Ready follows loading by at most this, and a dead replica is noticed within it.
 const TICK: Duration = Duration::from_millis(250);
 /// How often reads that nobody asks for any more are dropped, in ticks.
 const PRUNE_EVERY: u32 = 240;
-/// How often the policy file is read, in ticks.
-const POLICY_EVERY: u32 = (config::READ_EVERY.as_millis() / TICK.as_millis()) as u32;
 /// The first wait after a failed reconcile; doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest wait between two tries.
@@ -128,9 +126,6 @@ pub async fn tick(context: Arc<Context>) -> anyhow::Result<()> {
         if count.is_multiple_of(PRUNE_EVERY) {
             context.references.prune();
         }
-        if count.is_multiple_of(POLICY_EVERY) {
-            read_policy(&context).await;
-        }
         count = count.wrapping_add(1);
     }
 }
@@ -156,25 +151,26 @@ fn look_at_fleet(context: &Context) {
     }
 }
 
-/// Takes over the policy file when it changed.
-pub async fn read_policy(context: &Context) {
-    let Some(path) = &context.config.policy else {
-        return;
-    };
-    let file = PolicyFile::new(path, context.config.metrics.policy_invalid.clone());
-    if let Some(policy) = file.read().await
-        && **context.policy.load() != policy
-    {
-        context.policy.store(Arc::new(policy));
-        tracing::info!(path = %path.display(), "the policy changed");
+/// Takes over what the policy file says, as it changes. Runs until dropped.
+pub async fn follow_policy(context: Arc<Context>, mut policies: config::Latest) -> anyhow::Result<()> {
+    loop {
+        if policies.changed().await.is_err() {
+            // The process ends: this one counts to the last.
+            std::future::pending::<()>().await;
+        }
+        let Some(policy) = policies.borrow_and_update().clone() else {
+            continue;
+        };
+        context.policy.store(policy);
+        let now = Instant::now();
         for endpoint in context.stores.endpoints.state() {
             let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
-            context.queue.add(key, Instant::now());
+            context.queue.add(key, now);
         }
         for subscription in context.stores.subscriptions.state() {
             if !subscription_references(&subscription).is_empty() {
                 let key = Key::Subscription(subscription.namespace().unwrap_or_default(), subscription.name_any());
-                context.queue.add(key, Instant::now());
+                context.queue.add(key, now);
             }
         }
     }

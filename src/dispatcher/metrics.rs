@@ -29,7 +29,7 @@ pub struct Metrics {
     pub replay: ReplayMetrics,
     pub traces: TraceMetrics,
     pub store: StoreMetrics,
-    /// 1 while the policy file cannot be used and the one before it counts.
+    /// 1 while the policy file cannot be used: the one before it counts, if there was one.
     pub policy_invalid: Gauge,
     /// 1 while the certificate of ingest cannot be used and the one before it is shown.
     pub certificate_invalid: Gauge,
@@ -57,7 +57,7 @@ impl Metrics {
         let policy_invalid = Gauge::default();
         registry.register(
             "tidings_policy_invalid",
-            "1 while the policy file cannot be used and the one before it counts",
+            "1 while the policy file cannot be used: the one before it counts, if there was one",
             policy_invalid.clone(),
         );
         let engine = EngineMetrics::register(registry);

@@ -24,6 +24,7 @@ use super::metrics::Metrics;
 use super::objects::Objects;
 use super::world::{Input, Key, World, of_namespace};
 use crate::api::policy::Policy;
+use crate::config;
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::kubernetes::scope::Scope;
 use crate::queue::{Queue, QueueError, ResourceKey};
@@ -52,7 +53,6 @@ pub struct Tools {
     pub client: kube::Client,
     pub queue: Arc<dyn Queue>,
     pub registry: Arc<Registry>,
-    pub policy: watch::Receiver<Arc<Policy>>,
     pub scope: Scope,
     pub objects: Arc<Objects>,
     pub loaded: watch::Sender<Loaded>,
@@ -77,6 +77,10 @@ impl Who {
 /// The loader.
 pub struct Loader {
     tools: Tools,
+    /// The administrator's policy, by which everything in the registry was resolved.
+    policy: Arc<Policy>,
+    /// What it is to be.
+    policies: config::Latest,
     world: World,
     /// Boxed: a map of thousands is a third empty.
     endpoints: BTreeMap<Key, Box<Endpoint>>,
@@ -93,10 +97,13 @@ pub struct Loader {
 }
 
 impl Loader {
-    pub fn new(tools: Tools) -> Loader {
+    /// `policy` is what `policies` said first.
+    pub fn new(tools: Tools, policy: Arc<Policy>, policies: config::Latest) -> Loader {
         Loader {
             world: World::of(&tools.scope),
             tools,
+            policy,
+            policies,
             endpoints: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             holdings: BTreeMap::new(),
@@ -122,7 +129,6 @@ impl Loader {
             () = self.recall() => {}
         }
         let mut steps = steps.ready_chunks(STEPS_AT_ONCE);
-        let mut policy = self.tools.policy.clone();
         let mut reads: JoinSet<(Who, Reads)> = JoinSet::new();
         loop {
             let next = self.next_timer(reads.len() < READS_AT_ONCE);
@@ -136,7 +142,7 @@ impl Loader {
                     }
                 }
                 Some(id) = refresh.recv() => self.refresh(id),
-                Ok(()) = policy.changed() => self.policy_changed(),
+                Ok(()) = self.policies.changed() => self.policy_changed(),
                 () = until(next) => {}
             }
             self.load().await;

@@ -20,7 +20,7 @@ fn start(tidings: &Tidings, identity: &str) -> Controller {
     tidings.start_controller(&options).unwrap()
 }
 
-fn holder(cluster: &Cluster) -> String {
+pub fn holder(cluster: &Cluster) -> String {
     let lease = cluster
         .get(SYSTEM_NAMESPACE, "lease", "tidings-controller")
         .unwrap()
@@ -29,7 +29,7 @@ fn holder(cluster: &Cluster) -> String {
 }
 
 /// Waits until a controller of this identity leads.
-fn until_leads(cluster: &Cluster, controller: &Controller, identity: &str) {
+pub fn until_leads(cluster: &Cluster, controller: &Controller, identity: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let leads = controller

@@ -90,7 +90,7 @@ pub fn until_invalid(controller: &Controller, dispatcher: &Dispatcher, invalid: 
 }
 
 /// As a mounted file changes: at once, not bit by bit.
-fn replace(path: &Path, text: &str) {
+pub fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
     fs::rename(&new, path).unwrap();
@@ -204,8 +204,12 @@ async fn what_the_policy_does_not_open_is_never_dialled_and_a_changed_file_opens
     // And closes again; the namespace's label opens as well.
     replace(&policy, &example);
     closed.until_reason("whe", "literal", "Ready", "PolicyDenied");
-    send(&closed, "literal", "2").await;
+    // The dispatcher reads the file at another time than the controller.
     closed.until_reason("whe", "literal", "Delivering", "Blocked");
+    send(&closed, "literal", "2").await;
+    closed.until("waiting", "whe", "literal", |whe| {
+        whe["status"]["delivery"]["pending"] == 1
+    });
     assert_eq!(forbidden.requests(), 2);
     cluster
         .kubectl_ok(&["label", "namespace", "closed", "tidings.dev/loopback=open"])

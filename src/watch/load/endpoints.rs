@@ -160,10 +160,9 @@ impl Loader {
         let endpoints = &self.world.endpoints;
         let new = endpoints.dirty.iter().filter(|key| !self.endpoints.contains_key(*key));
         let spaces: BTreeSet<String> = endpoints.gone.iter().chain(new).map(|key| key.0.clone()).collect();
-        let policy = self.tools.policy.borrow().clone();
         for name in spaces {
             let space = self.world.spaces.get(&name);
-            if space.is_some_and(|space| policy.rules_for(&space.labels).quotas.endpoints.is_some()) {
+            if space.is_some_and(|space| self.policy.rules_for(&space.labels).quotas.endpoints.is_some()) {
                 self.world.endpoints.touch(&name);
             }
         }
@@ -194,13 +193,12 @@ impl Loader {
     }
 
     pub(super) async fn load_endpoints(&mut self) {
-        let policy = self.tools.policy.borrow().clone();
         for key in self.world.endpoints.dirty.clone() {
             self.see_endpoint(&key);
             let Some(space) = self.world.spaces.get(&key.0) else {
                 continue;
             };
-            let rules = policy.rules_for(&space.labels);
+            let rules = self.policy.rules_for(&space.labels);
             self.load_endpoint(&key, &rules).await;
             self.reschedule(&Who::Endpoint(key));
         }

@@ -209,11 +209,14 @@ impl Loader {
 
     /// The policy changed: what refers to Secrets is resolved anew, and what it says of other things is in the views.
     pub(super) fn policy_changed(&mut self) {
+        let Some(policy) = self.policies.borrow_and_update().clone() else {
+            return;
+        };
+        self.policy = policy;
         self.world.touch_endpoints();
         self.world.subscriptions.dirty.extend(self.holdings.keys().cloned());
-        let policy = self.tools.policy.borrow().clone();
         for (name, space) in &self.world.spaces {
-            let rules = policy.rules_for(&space.labels);
+            let rules = self.policy.rules_for(&space.labels);
             let view = self.tools.registry.namespace(name);
             if view.is_none_or(|view| view.rules != rules) {
                 self.world.views.insert(name.clone());
@@ -263,7 +266,7 @@ impl Loader {
             )),
             pulled: Arc::new(waiting.collect()),
             types: Arc::new(that_count(types)),
-            rules: self.tools.policy.borrow().rules_for(&space.labels),
+            rules: self.policy.rules_for(&space.labels),
         })
     }
 

@@ -35,7 +35,7 @@ impl Loader {
         let Some(space) = self.world.spaces.get(&key.0) else {
             return Material::Missing(reasons::SECRET_UNAVAILABLE);
         };
-        let label = self.tools.policy.borrow().rules_for(&space.labels).secret_label;
+        let label = self.policy.rules_for(&space.labels).secret_label;
         let now = Instant::now();
         let before = self.subscriptions.get(key).map(|entry| entry.spec.generation);
         let is_new_spec = before != object.metadata.generation;
