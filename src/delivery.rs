@@ -126,7 +126,6 @@ pub enum OurFault {
     NoFileDescriptors,
     NoPorts,
     DnsDown,
-    NoSecret,
     /// The token server is away.
     Token(TokenTrouble),
 }

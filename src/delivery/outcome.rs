@@ -14,7 +14,7 @@ use super::{Fault, OurFault, Outcome};
 /// The classes of an answer.
 pub(super) const ANSWERED: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "NotSuccessful"];
 /// The classes of an attempt without an answer.
-pub(super) const UNANSWERED: [&str; 15] = [
+pub(super) const UNANSWERED: [&str; 14] = [
     "Dns",
     "Refused",
     "Unreachable",
@@ -28,7 +28,6 @@ pub(super) const UNANSWERED: [&str; 15] = [
     "NoFileDescriptors",
     "NoPorts",
     "DnsDown",
-    "NoSecret",
     "TokenUnavailable",
 ];
 
@@ -71,7 +70,6 @@ impl OurFault {
             OurFault::NoFileDescriptors => "NoFileDescriptors",
             OurFault::NoPorts => "NoPorts",
             OurFault::DnsDown => "DnsDown",
-            OurFault::NoSecret => "NoSecret",
             OurFault::Token(_) => "TokenUnavailable",
         }
     }
@@ -198,7 +196,6 @@ mod tests {
             OurFault::NoFileDescriptors,
             OurFault::NoPorts,
             OurFault::DnsDown,
-            OurFault::NoSecret,
             OurFault::Token(TokenTrouble::Status(503)),
         ];
         let words: Vec<&str> = faults.map(Fault::reason).into_iter().chain(["Blocked"]).collect();

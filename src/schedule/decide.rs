@@ -350,7 +350,7 @@ pub fn reason(outcome: &Outcome) -> &'static str {
 }
 
 /// Every word that [`reason`] says.
-pub const REASONS: [&str; 26] = [
+pub const REASONS: [&str; 25] = [
     "Delivered",
     "NotSuccessful",
     "SuccessUndecided",
@@ -374,7 +374,6 @@ pub const REASONS: [&str; 26] = [
     "NoFileDescriptors",
     "NoPorts",
     "DnsDown",
-    "NoSecret",
     "TokenUnavailable",
     reasons::HANDSHAKE_REFUSED,
 ];

@@ -119,7 +119,6 @@ fn every_row_of_the_table_has_its_verdict_on_a_first_attempt() {
         ),
         (Outcome::Ours(OurFault::NoPorts), wait(1, 0), "NoPorts"),
         (Outcome::Ours(OurFault::DnsDown), wait(1, 0), "DnsDown"),
-        (Outcome::Ours(OurFault::NoSecret), wait(1, 0), "NoSecret"),
         (
             Outcome::Ours(OurFault::Token(TokenTrouble::Status(503))),
             wait(1, 0),
