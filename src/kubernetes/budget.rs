@@ -37,6 +37,11 @@ impl Bucket {
         Ok(())
     }
 
+    /// Puts back a token that was taken and not used.
+    pub fn give_back(&mut self) {
+        self.full_at = self.full_at.checked_sub(self.interval).unwrap_or(self.full_at);
+    }
+
     /// Changes the rate, keeping what was spent: a replica's share changes when another comes or goes.
     pub fn set_rate(&mut self, rate: u32) {
         self.interval = Duration::from_secs(1) / rate.max(1);
@@ -96,5 +101,7 @@ mod tests {
         assert_eq!((0..100).filter(|_| bucket.take(later).is_ok()).count(), 10);
         let idle = start + Duration::from_secs(3600);
         assert_eq!((0..100).filter(|_| bucket.take(idle).is_ok()).count(), 20);
+        bucket.give_back();
+        assert_eq!((0..100).filter(|_| bucket.take(idle).is_ok()).count(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! Which status is written now. Pure: time and budget are arguments.
 //!
 //! Transitions go first, those of the longest silent object before those of one that flaps; the rest waits its interval.
+//! What the API server refuses waits longer each time, and takes nothing from the transitions of others.
 //! Invariant: the writes of a plan never exceed the budget, whatever is dirty.
 
 use std::collections::BTreeMap;
@@ -24,6 +25,12 @@ pub const TRANSITION_GAP: Duration = Duration::from_millis(500);
 pub const OVERTAKEN_GAP: Duration = Duration::from_secs(2);
 /// How long the first routine write of an object waits for more to tell.
 const COALESCE: Duration = Duration::from_secs(1);
+/// The pause after a write that did not land; after failures it doubles.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The longest pause after refusals: somebody has to change something first, an admission policy for instance.
+const REFUSED_LONGEST: Duration = Duration::from_secs(300);
+/// The longest pause while there is no answer: an API server that is back is not to find a status that is long outdated.
+const UNANSWERED_LONGEST: Duration = Duration::from_secs(60);
 
 /// An object with a status of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,8 +49,49 @@ pub struct Dirty {
     /// The next attempt that is shown is over, or all that is shown as pending is settled.
     pub overtaken: bool,
     pub last_write: Option<Instant>,
-    /// Not before: a write failed.
-    pub not_before: Option<Instant>,
+    /// What was tried since and did not land.
+    pub tried: Option<Tried>,
+}
+
+/// Why a write did not land.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// It met a newer object.
+    Outdated,
+    /// The API server answered that it will not have it.
+    Refused,
+    /// There was no answer.
+    Unanswered,
+}
+
+/// Tries in a row that did not land.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// Of the last one: when, and why.
+    at: Instant,
+    miss: Miss,
+    /// How many of them failed; none of those that met a newer object.
+    failures: u32,
+    not_before: Instant,
+}
+
+impl Tried {
+    /// One more after those of `before`.
+    pub fn after(before: Option<Tried>, miss: Miss, now: Instant) -> Tried {
+        let failures = before.map_or(0, |before| before.failures);
+        let (failures, longest) = match miss {
+            Miss::Outdated => (failures, AGAIN),
+            Miss::Refused => (failures.saturating_add(1), REFUSED_LONGEST),
+            Miss::Unanswered => (failures.saturating_add(1), UNANSWERED_LONGEST),
+        };
+        let doubled = AGAIN.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)));
+        Tried {
+            at: now,
+            miss,
+            failures,
+            not_before: now + doubled.min(longest),
+        }
+    }
 }
 
 impl Dirty {
@@ -54,7 +102,7 @@ impl Dirty {
             urgent: None,
             overtaken: false,
             last_write,
-            not_before: None,
+            tried: None,
         }
     }
 }
@@ -84,6 +132,11 @@ impl Allowance {
     pub fn take(&mut self, now: Instant) -> bool {
         self.all.take(now).is_ok()
     }
+
+    /// The write that was taken is not made.
+    pub fn give_back(&mut self) {
+        self.all.give_back();
+    }
 }
 
 /// What to write now, and when to look again.
@@ -103,10 +156,10 @@ pub fn plan(dirty: &BTreeMap<Id, Dirty>, now: Instant, allowance: &mut Allowance
         let at = state.eligible(interval);
         if at > now {
             plan.look_at(at);
-        } else if let Some(urgent) = state.urgent {
-            transitions.push((state.last_write, urgent, *id));
+        } else if let Some(urgent) = state.urgent.filter(|_| !state.is_refused()) {
+            transitions.push((state.turn(), urgent, *id));
         } else {
-            routine.push((state.last_write, state.since, *id));
+            routine.push((state.turn(), state.since, *id));
         }
     }
     transitions.sort();
@@ -148,7 +201,16 @@ impl Dirty {
             (None, Some(last)) if self.overtaken => self.since.max(last + OVERTAKEN_GAP),
             (None, Some(last)) => self.since.max(last + interval),
         };
-        self.not_before.map_or(at, |not_before| at.max(not_before))
+        self.tried.map_or(at, |tried| at.max(tried.not_before))
+    }
+
+    /// Who was written or tried longest ago is next.
+    fn turn(&self) -> Option<Instant> {
+        self.last_write.max(self.tried.map(|tried| tried.at))
+    }
+
+    fn is_refused(&self) -> bool {
+        self.tried.is_some_and(|tried| tried.miss == Miss::Refused)
     }
 }
 
@@ -175,7 +237,7 @@ mod tests {
             urgent: Some(now),
             overtaken: false,
             last_write: None,
-            not_before: None,
+            tried: None,
         }
     }
 
@@ -258,6 +320,93 @@ mod tests {
         assert_eq!(plan(&dirty, later, &mut allowance, MANY).writes.first(), Some(&id(99)));
     }
 
+    /// Runs `seconds` in which the writes of `failing` endpoints all end in `miss`, as one of each did before, while one
+    /// endpoint beside them changes its reason each ten seconds. The tries of the failing in each second, and the longest
+    /// that a change waited.
+    fn beside_failing(failing: u32, miss: Miss, seconds: u32) -> (Vec<u32>, Duration) {
+        let start = Instant::now();
+        let one = id(failing);
+        let mut allowance = Allowance::new(RATE, start);
+        let missed = Dirty {
+            tried: Some(Tried::after(None, miss, start)),
+            ..urgent(start)
+        };
+        let mut dirty: BTreeMap<Id, Dirty> = (0..failing).map(|n| (id(n), missed)).collect();
+        let (mut tries, mut longest, mut last_write) = (vec![0; seconds as usize], Duration::ZERO, None);
+        for step in 0..seconds * 20 {
+            let now = start + STEP * step;
+            if step % 200 == 100 {
+                dirty.insert(
+                    one,
+                    Dirty {
+                        last_write,
+                        ..urgent(now)
+                    },
+                );
+            }
+            for id in plan(&dirty, now, &mut allowance, MANY).writes {
+                let before = dirty.remove(&id).expect("what is planned is dirty");
+                if id == one {
+                    let waited = now.duration_since(before.urgent.expect("a transition"));
+                    (longest, last_write) = (longest.max(waited), Some(now));
+                    continue;
+                }
+                tries[step as usize / 20] += 1;
+                let again = Dirty {
+                    tried: Some(Tried::after(before.tried, miss, now)),
+                    ..urgent(before.since)
+                };
+                dirty.insert(id, again);
+            }
+        }
+        assert!(!dirty.contains_key(&one), "the last change is written");
+        (tries, longest)
+    }
+
+    #[test]
+    fn fifty_endpoints_whose_writes_fail_take_less_each_time_and_delay_no_transition_of_another() {
+        for (miss, longest_pause) in [(Miss::Refused, REFUSED_LONGEST), (Miss::Unanswered, UNANSWERED_LONGEST)] {
+            let (tries, waited) = beside_failing(50, miss, 1_800);
+            assert!(waited <= STEP * 2, "{miss:?}: a change waited {waited:?}");
+            let settled: u32 = tries[1_200..].iter().sum();
+            let most = 50 * (600 / longest_pause.as_secs() as u32 + 1);
+            assert!(settled > 0, "{miss:?}: none is given up");
+            assert!(settled <= most, "{miss:?}: {settled} tries in ten minutes");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_endpoints_whose_writes_are_refused_leave_half_of_the_budget() {
+        let (tries, waited) = beside_failing(10_000, Miss::Refused, 60);
+        assert!(waited <= STEP * 2, "a change waited {waited:?}");
+        let tries: u32 = tries.iter().sum();
+        assert!(tries <= RATE / 2 * (60 + BURST), "{tries} tries in a minute");
+    }
+
+    #[test]
+    fn pauses_after_failures_double_up_to_their_longest_and_a_newer_object_is_met_again_after_a_second() {
+        let now = Instant::now();
+        let pauses = |misses: &[Miss]| -> Vec<u64> {
+            let mut tried = None;
+            let pause = |miss: &Miss| {
+                let next = Tried::after(tried, *miss, now);
+                tried = Some(next);
+                next.not_before.duration_since(now).as_secs()
+            };
+            misses.iter().map(pause).collect()
+        };
+        assert_eq!(
+            pauses(&[Miss::Refused; 11]),
+            [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+        );
+        assert_eq!(pauses(&[Miss::Unanswered; 8]), [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pauses(&[Miss::Outdated; 5]), [1; 5]);
+        assert_eq!(
+            pauses(&[Miss::Refused, Miss::Refused, Miss::Outdated, Miss::Refused]),
+            [1, 2, 1, 4]
+        );
+    }
+
     #[test]
     fn no_more_is_planned_than_may_be_under_way() {
         let now = Instant::now();
@@ -285,7 +434,7 @@ mod tests {
             urgent: None,
             overtaken: false,
             last_write,
-            not_before: None,
+            tried: None,
         };
         let mut dirty: BTreeMap<Id, Dirty> = (0..100).map(|n| (id(n), routine(None))).collect();
         dirty.insert(id(200), routine(Some(now - Duration::from_secs(29))));
@@ -305,7 +454,7 @@ mod tests {
                 urgent: None,
                 overtaken,
                 last_write: Some(now - ago),
-                not_before: None,
+                tried: None,
             };
             (id, dirty)
         };
@@ -328,7 +477,7 @@ mod tests {
             urgent: None,
             overtaken: false,
             last_write: Some(now - Duration::from_secs(ago)),
-            not_before: None,
+            tried: None,
         };
         let dirty: BTreeMap<Id, Dirty> = (0..1000).map(|n| (id(n), written(99))).collect();
         assert_eq!(

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Delivering, EndpointView, Posted, SubscriptionView};
 use super::metrics::Metrics;
-use super::plan::{Allowance, Dirty, Id, plan};
+use super::plan::{Allowance, Dirty, Id, Miss, Tried, plan};
 use super::view;
 use crate::api::conditions::{DELIVERING, FILTER_FAILING, READY, UNCONSUMED, UNKNOWN};
 use crate::api::names::DISPATCHER;
@@ -39,8 +39,6 @@ const WRITES_AT_ONCE: usize = 32;
 const WRITTEN: usize = 64;
 /// The pause between two plans, for each object that is dirty: planning looks at all of them.
 const REST: Duration = Duration::from_micros(10);
-/// The pause after a write that failed or met a newer object.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the writer works with.
 pub struct Tools {
@@ -115,8 +113,11 @@ impl Change {
 struct Done {
     id: Id,
     urgent: Option<Instant>,
-    /// None: try again.
-    object: Option<Object>,
+    /// What was tried before and did not land.
+    tried: Option<Tried>,
+    /// Whether an Event was to be made, too.
+    tells: bool,
+    result: Result<Object, Miss>,
 }
 
 impl Writer {
@@ -302,7 +303,7 @@ impl Writer {
             }
             self.last_write.insert(id, now);
             self.running.insert(id);
-            writes.spawn(write(self.tools.clone(), id, dirty.urgent, wanted));
+            writes.spawn(write(self.tools.clone(), id, dirty, wanted));
         }
         planned.next
     }
@@ -318,8 +319,8 @@ impl Writer {
         };
         self.running.remove(&done.id);
         let now = Instant::now();
-        match done.object {
-            Some(object) => {
+        match done.result {
+            Ok(object) => {
                 if let Some(urgent) = done.urgent {
                     self.tools.metrics.lag.observe(now.duration_since(urgent).as_secs_f64());
                 }
@@ -330,12 +331,15 @@ impl Writer {
                 }
                 self.forget_view(done.id);
             }
-            None => {
+            Err(miss) => {
                 let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));
                 dirty.urgent = [dirty.urgent, done.urgent].into_iter().flatten().min();
-                dirty.not_before = Some(now + AGAIN);
+                dirty.tried = Some(Tried::after(done.tried, miss, now));
                 // It was not shown: its interval does not count from this try.
                 dirty.last_write = None;
+                if done.tells {
+                    self.allowance.give_back();
+                }
             }
         }
     }
@@ -445,13 +449,13 @@ impl Object {
     }
 }
 
-async fn write(tools: Arc<Tools>, id: Id, urgent: Option<Instant>, wanted: Wanted) -> Done {
-    let object = match &wanted.object {
+async fn write(tools: Arc<Tools>, id: Id, dirty: Dirty, wanted: Wanted) -> Done {
+    let result = match &wanted.object {
         Object::Endpoint(endpoint) => {
             let written = put(&tools, endpoint.as_ref(), &wanted.change.own)
                 .await
                 .map(|o| Object::Endpoint(Arc::new(o)));
-            if let (Some(_), Some(happening)) = (&written, &wanted.change.happening) {
+            if let (Ok(_), Some(happening)) = (&written, &wanted.change.happening) {
                 tell(&tools, endpoint, happening).await;
             }
             written
@@ -460,32 +464,41 @@ async fn write(tools: Arc<Tools>, id: Id, urgent: Option<Instant>, wanted: Wante
             .await
             .map(|o| Object::Subscription(Arc::new(o))),
     };
-    Done { id, urgent, object }
+    Done {
+        id,
+        urgent: dirty.urgent,
+        tried: dirty.tried,
+        tells: wanted.change.happening.is_some(),
+        result,
+    }
 }
 
-async fn put<K>(tools: &Tools, object: &K, own: &Value) -> Option<K>
+async fn put<K>(tools: &Tools, object: &K, own: &Value) -> Result<K, Miss>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + serde::de::DeserializeOwned
         + Clone
         + std::fmt::Debug,
 {
-    let namespace = object.namespace()?;
+    let namespace = object.namespace().unwrap_or_default();
     let api: Api<K> = Api::namespaced(tools.client.clone(), &namespace);
     match apply(&api, DISPATCHER, object, own).await {
         Ok(Written::Applied(mut object)) => {
             slim(&mut *object);
             tools.metrics.wrote("Status", "Applied");
-            Some(*object)
+            Ok(*object)
         }
         Ok(Written::Outdated) => {
             tools.metrics.wrote("Status", "Outdated");
-            None
+            Err(Miss::Outdated)
         }
         Err(error) => {
             tools.metrics.wrote("Status", "Failed");
             tracing::warn!(namespace, name = object.name_any(), %error, "failed to write status");
-            None
+            Err(match error.code() {
+                Some(_) => Miss::Refused,
+                None => Miss::Unanswered,
+            })
         }
     }
 }

@@ -10,7 +10,7 @@ use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
 use tokio::task::JoinSet;
 
 use super::receiver::Receiver;
-use super::team::{PATIENCE, Shared, Team, Webhooks};
+use super::team::{PATIENCE, Shared, Team, Webhooks, metric, until};
 use tidings_cluster::{Writes, etcd_writes};
 
 /// The dispatcher's budget, as the documentation has it: writes a second, and at once.
@@ -390,6 +390,67 @@ async fn status_and_columns_show_how_delivery_stands_and_nothing_that_is_not_doc
     let created = shared.cluster.kubectl_with_input(&args, &new.to_string()).unwrap();
     let created: Value = serde_json::from_slice(&created.stdout).unwrap();
     assert_eq!(created["status"], json!({"observedGeneration": -1}));
+}
+
+/// An admission policy that refuses what the dispatcher writes into the status of the endpoints of one namespace.
+fn refusing_status(namespace: &str) -> Value {
+    let name = format!("{namespace}-refuses");
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": name}, "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [{"apiGroups": ["tidings.dev"], "apiVersions": ["*"],
+                "operations": ["UPDATE"], "resources": ["webhookendpoints/status"]}]},
+            "matchConditions": [{"name": "dispatcher",
+                "expression": "request.userInfo.username.endsWith(':tidings-dispatcher')"}],
+            "validations": [{"expression": "false", "message": "no status in this namespace"}]}});
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"],
+            "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}}});
+    json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statuses_that_the_api_server_refuses_delay_no_transition_of_another_namespace_and_are_written_when_it_takes_them()
+ {
+    const REFUSED: usize = 50;
+    let shared = Shared::get();
+    let (refused, other) = (
+        Team::open(shared.cluster, "status-refused"),
+        Team::open(shared.cluster, "beside-refused"),
+    );
+    shared
+        .cluster
+        .apply(&refusing_status("status-refused").to_string())
+        .unwrap();
+    other.endpoint("crm", "https://127.0.0.1:9/hooks", json!({}));
+    other.ready("whe/crm");
+    for n in 0..REFUSED {
+        refused.endpoint(&format!("crm-{n}"), "https://127.0.0.1:9/hooks", json!({}));
+    }
+    let failed = || {
+        metric(
+            &shared.dispatcher,
+            r#"tidings_status_writes_total{kind="Status",result="Failed"}"#,
+        )
+    };
+    let before = failed();
+    until("two refusals of each", async || {
+        failed() >= before + 2.0 * REFUSED as f64
+    })
+    .await;
+
+    // A handled request is a transition: five of them, one after the other.
+    for _ in 0..5 {
+        other.ask("crm", "enable");
+        other.until("told that it is handled", "whe", "crm", |whe| {
+            let asked = &whe["metadata"]["annotations"]["tidings.dev/enable-requested-at"];
+            whe["status"]["delivery"]["handledEnableRequest"] == *asked
+        });
+    }
+
+    let binding = ["delete", "validatingadmissionpolicybinding", "status-refused-refuses"];
+    shared.cluster.kubectl_ok(&binding).unwrap();
+    refused.until_reason("whe", "crm-0", "Delivering", "NoAttempts");
 }
 
 fn fields(value: &Value) -> Vec<&str> {
