@@ -13,7 +13,7 @@ mod stripe;
 mod verify;
 
 pub use ed25519::{Ed25519Key, Ed25519Keys, PublicKey, public_key};
-pub use key::{Key, KeyError, Keys, MAX_KEYS, SigningKey, SigningKeys};
+pub use key::{Key, KeyError, Keys, MAX_KEYS, SigningKey, SigningKeys, is_key_id};
 pub use signer::{Scheme, Signer};
 pub use standard::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, sign_v1};
 pub use verify::{Signature, VerifyError, VerifyingKey};

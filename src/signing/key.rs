@@ -113,6 +113,16 @@ pub trait Key {
     fn fingerprint(&self) -> String;
 }
 
+/// The longest public id of a key, as status takes it.
+const MAX_ID: usize = 64;
+
+/// Whether a text can be a key's public id: 1 to 64 letters, digits, `.`, `_` and `-`. Whoever may edit a Secret may write
+/// anything there; another one counts as none.
+pub fn is_key_id(text: &str) -> bool {
+    let of_id = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(of_id)
+}
+
 /// The keys an endpoint signs with, current first. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys<K> {
@@ -127,7 +137,7 @@ impl<K: Key> Keys<K> {
         Keys::with_ids(&[current_id], keys)
     }
 
-    /// The same with the ids of more than the first; a key without one has its fingerprint for an id.
+    /// The same with the ids of more than the first; a key without a usable one has its fingerprint for an id.
     pub fn with_ids(ids: &[Option<&str>], mut keys: Vec<K>) -> Result<Keys<K>, KeyError> {
         if keys.len() > MAX_KEYS {
             return Err(KeyError::TooMany { keys: keys.len() });
@@ -136,7 +146,10 @@ impl<K: Key> Keys<K> {
             return Err(K::NONE);
         }
         let ids = ids.iter().copied().chain(std::iter::repeat(None));
-        let named = |(key, id): (&K, Option<&str>)| id.map_or_else(|| key.fingerprint(), str::to_owned);
+        let named = |(key, id): (&K, Option<&str>)| {
+            id.filter(|id| is_key_id(id))
+                .map_or_else(|| key.fingerprint(), str::to_owned)
+        };
         let ids = keys.iter().zip(ids).map(named).collect();
         // Most have one, and room for four.
         keys.shrink_to_fit();
@@ -236,6 +249,12 @@ mod tests {
         assert_eq!(keys.keys.len(), 2);
         assert_eq!(keys.current_id(), SigningKey::parse(A).unwrap().fingerprint());
         assert_eq!(SigningKeys::parse(Some("k1"), A).unwrap().current_id(), "k1");
+        let longest = "k".repeat(MAX_ID);
+        assert_eq!(SigningKeys::parse(Some(&longest), A).unwrap().current_id(), longest);
+        for unusable in ["", "k 1", "k/1", "clé", &format!("{longest}k")] {
+            let keys = SigningKeys::parse(Some(unusable), A).unwrap();
+            assert_eq!(keys.current_id(), keys.keys[0].fingerprint(), "{unusable:?}");
+        }
         assert_eq!(SigningKeys::parse(None, " \n"), Err(KeyError::None));
         let nine = [A; 9].join(" ");
         assert_eq!(SigningKeys::parse(None, &nine), Err(KeyError::TooMany { keys: 9 }));

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 
-use super::keys::{Checking, keys, look};
+use super::keys::{Checking, keys, look, until_keys};
 use super::receiver::NEXT_SECRET;
 use super::team::{PATIENCE, Shared, Team};
 
@@ -210,5 +210,44 @@ async fn a_deleted_secret_is_made_anew_and_that_it_was_lost_is_told() {
     receiver.hold(&anew.current);
     team.send(&shared.dispatcher, "lost").await;
     receiver.event("lost").await;
+    receiver.assert_all_verified();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_status_does_not_take_is_replaced_and_the_key_stays() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "key-id");
+    let receiver = Checking::start().await;
+    team.deliver_to("crm", &receiver.url(), json!({}));
+    let made = keys(&team, "crm");
+    receiver.hold(&made.current);
+    let long = format!("tidings.dev/current-id={}", "k".repeat(65));
+    team.cluster
+        .kubectl_ok(&[
+            "annotate",
+            "secret",
+            "crm-signing",
+            "-n",
+            "key-id",
+            "--overwrite",
+            &long,
+        ])
+        .unwrap();
+    look(&team, "crm");
+    let adopted = until_keys(&team, "adopted", "crm", |k| k.id().len() <= 64);
+    assert_eq!((&adopted.current, adopted.previous), (&made.current, None));
+    team.until("said to be in use", "whe", "crm", |whe| {
+        whe["status"]["signing"]["keys"][0]["id"] == adopted.annotations["tidings.dev/current-id"]
+            && whe["status"]["delivery"]["signing"]["keyID"] == adopted.annotations["tidings.dev/current-id"]
+    });
+    team.until_event("crm", "SigningKeyAdopted");
+
+    // Status goes on to be written after the next edit, too.
+    team.endpoint("crm", &receiver.url(), json!({"timeout": "7s"}));
+    team.until("looked at again", "whe", "crm", |whe| {
+        whe["status"]["observedGeneration"] == whe["metadata"]["generation"]
+    });
+    team.send(&shared.dispatcher, "with-the-same-key").await;
+    receiver.event("with-the-same-key").await;
     receiver.assert_all_verified();
 }

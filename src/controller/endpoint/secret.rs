@@ -19,7 +19,7 @@ use crate::api::names::{
     PUBLIC_KEY, SIGNING_SECRET_TYPE,
 };
 use crate::api::resolve::without_newline;
-use crate::signing::{Scheme, public_key};
+use crate::signing::{Scheme, is_key_id, public_key};
 
 const OWNER_KIND: &str = "WebhookEndpoint";
 
@@ -68,14 +68,15 @@ impl SigningSecret {
         }
         let annotation = |key: &str| secret.annotations().get(key).cloned();
         let time = |key: &str| annotation(key).and_then(|t| t.parse().ok());
+        let id = |key: &str| annotation(key).filter(|id| is_key_id(id));
         Ok(SigningSecret {
             resource_version: secret.resource_version().unwrap_or_default(),
             current,
-            current_id: annotation(CURRENT_ID),
+            current_id: id(CURRENT_ID),
             current_created: time(CURRENT_CREATED),
             public_key: text(secret, PUBLIC_KEY)?.map(|text| text.0),
             previous,
-            previous_id: annotation(PREVIOUS_ID),
+            previous_id: id(PREVIOUS_ID),
             previous_expires: time(PREVIOUS_EXPIRES),
             handled_rotate: annotation(HANDLED_ROTATE),
             handled_revoke: annotation(HANDLED_REVOKE),
