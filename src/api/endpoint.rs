@@ -246,7 +246,7 @@ pub struct Signing {
     /// under the same name signs with the same key. Delete removes it.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// Labels and annotations of the generated Secret.
+    /// Labels and annotations of the generated Secret. What leaves the template leaves the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_template: Option<SecretTemplate>,
     /// When the generated key is replaced; not with GitHub. Without it only on request, by the annotation tidings.dev/rotate-requested-at.

@@ -45,6 +45,10 @@ pub const PREVIOUS_EXPIRES: &str = "tidings.dev/previous-expires";
 pub const HANDLED_ROTATE: &str = "tidings.dev/handled-rotate";
 /// Annotation: the last revocation request that was handled.
 pub const HANDLED_REVOKE: &str = "tidings.dev/handled-revoke";
+/// Annotation: names of the labels that the Secret has from `signing.secretTemplate`, separated by commas.
+pub const TEMPLATE_LABELS: &str = "tidings.dev/template-labels";
+/// Annotation: the same of its annotations.
+pub const TEMPLATE_ANNOTATIONS: &str = "tidings.dev/template-annotations";
 
 /// The longest name of an endpoint or subscription: names derived from it stay within 63 characters.
 pub const MAX_NAME: usize = 52;

@@ -3,6 +3,7 @@
 //! `dereference` reads what it names, [`signing`] brings its own Secret about, [`resolve_endpoint`] makes of all of it
 //! what the dispatcher makes of it, [`status`] says the outcome.
 
+mod decoration;
 mod rotation;
 mod secret;
 mod signing;

@@ -33,6 +33,17 @@ async fn a_signing_secret_is_provisioned_kept_adopted_and_goes_only_where_that_w
         (&json!("crm"), &json!("shared with CRM"))
     );
     assert_eq!(secret["metadata"]["ownerReferences"], Value::Null);
+
+    // What leaves the template leaves the Secret; what somebody else put there stays.
+    team.cluster
+        .kubectl_ok(&["label", "secret", "kept-signing", "-n", "provisioned", "cost-centre=7"])
+        .unwrap();
+    let less = json!({"signing": {"secretTemplate": {"annotations": {"note": "CRM's own"}}}});
+    team.endpoint("kept", url, less.clone());
+    let undecorated = team.until("without the label", "secret", "kept-signing", |secret| {
+        secret["metadata"]["annotations"]["note"] == "CRM's own"
+    });
+    assert_eq!(undecorated["metadata"]["labels"], json!({"cost-centre": "7"}));
     let made = keys(&team, "kept");
     assert!(Webhook::new(&made.current).is_ok() && made.previous.is_none());
     let status = team.get("whe", "kept")["status"]["signing"].clone();
@@ -49,7 +60,7 @@ async fn a_signing_secret_is_provisioned_kept_adopted_and_goes_only_where_that_w
     // Deleted and created again, as a GitOps replace does: the same key, and no second one was made.
     team.delete("whe", "kept");
     team.delete("whe", "owned");
-    team.endpoint("kept", url, json!({}));
+    team.endpoint("kept", url, less);
     team.ready("whe/kept");
     assert_eq!(
         (keys(&team, "kept").current, keys(&team, "kept").version),

@@ -8,11 +8,11 @@ use std::fmt;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Map, Value, json};
 
+use super::decoration::Decoration;
 use super::rotation::{Requests, Step};
 use crate::api::names::{
     CURRENT, CURRENT_CREATED, CURRENT_ID, HANDLED_REVOKE, HANDLED_ROTATE, PREVIOUS, PREVIOUS_EXPIRES, PREVIOUS_ID,
@@ -20,8 +20,6 @@ use crate::api::names::{
 };
 use crate::api::resolve::without_newline;
 use crate::signing::{Scheme, is_key_id, public_key};
-
-const OWNER_KIND: &str = "WebhookEndpoint";
 
 /// Key text (`whsec_...`, or as the scheme has it); redacted in Debug.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -228,7 +226,7 @@ pub fn new_secret(name: &str, patch: &Patch, decoration: &Decoration) -> Secret 
         .iter()
         .filter_map(|(key, m)| Some(((*key).to_owned(), ByteString(m.as_ref()?.0.clone().into_bytes()))))
         .collect();
-    let mut annotations = decoration.annotations.clone();
+    let mut annotations = decoration.all_annotations();
     annotations.extend(
         patch
             .annotations
@@ -245,45 +243,6 @@ pub fn new_secret(name: &str, patch: &Patch, decoration: &Decoration) -> Secret 
     secret.metadata.annotations = Some(annotations);
     secret.metadata.owner_references = decoration.owner.clone().map(|owner| vec![owner]);
     secret
-}
-
-/// What the endpoint wants on its Secret beside the keys.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Decoration {
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-    /// Only with `deletionPolicy: Delete`.
-    pub owner: Option<OwnerReference>,
-}
-
-impl Decoration {
-    /// The merge patch that brings it about, or none when all of it is there. Labels and annotations of others stay; so
-    /// do owners of another kind.
-    pub fn missing_from(&self, secret: &Secret) -> Option<Value> {
-        let is_ours = |o: &OwnerReference| o.kind == OWNER_KIND && o.api_version.starts_with("tidings.dev/");
-        let mut owners: Vec<OwnerReference> = secret
-            .owner_references()
-            .iter()
-            .filter(|o| !is_ours(o))
-            .cloned()
-            .collect();
-        owners.extend(self.owner.clone());
-        let has = |all: &BTreeMap<String, String>, some: &BTreeMap<String, String>| {
-            some.iter().all(|(k, v)| all.get(k) == Some(v))
-        };
-        let complete = has(secret.labels(), &self.labels)
-            && has(secret.annotations(), &self.annotations)
-            && owners == secret.owner_references();
-        if complete {
-            return None;
-        }
-        Some(json!({"metadata": {
-            "resourceVersion": secret.resource_version(),
-            "labels": self.labels,
-            "annotations": self.annotations,
-            "ownerReferences": owners,
-        }}))
-    }
 }
 
 #[cfg(test)]

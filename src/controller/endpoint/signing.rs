@@ -11,9 +11,10 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::decoration::Decoration;
 use super::generated_secret;
 use super::rotation::{self, Requests, Rotation, Situation, State, Step, decide};
-use super::secret::{Decoration, KeyMaterial, Patch, SecretError, SigningSecret, new_secret};
+use super::secret::{KeyMaterial, Patch, SecretError, SigningSecret, new_secret};
 use crate::api::WebhookEndpoint;
 use crate::api::endpoint::DeletionPolicy;
 use crate::api::names::{REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
