@@ -70,6 +70,8 @@ pub enum Step {
     Retire,
     /// Note that a revocation was seen when there was nothing to revoke.
     NoteRevoke,
+    /// Count the age of a key from now on that nobody can tell when it was made.
+    NoteCreated,
     /// Nothing to write before then, if ever.
     Wait { until: Option<Timestamp> },
 }
@@ -93,13 +95,13 @@ pub fn decide(situation: Situation<'_>) -> (State, Step) {
     let asked = |request: Option<&str>, handled: &Option<String>| request.is_some() && request != handled.as_deref();
     let revoke = asked(requests.revoke, &secret.handled_revoke);
     if secret.previous.is_none() {
-        let due = rotation
-            .interval
-            .map(|interval| later(secret.current_created.unwrap_or(now), interval));
+        let due = next_rotation(secret, rotation);
         let step = if asked(requests.rotate, &secret.handled_rotate) || due.is_some_and(|due| due <= now) {
             Step::Rotate
         } else if revoke {
             Step::NoteRevoke
+        } else if rotation.interval.is_some() && due.is_none() {
+            Step::NoteCreated
         } else {
             Step::Wait { until: due }
         };
@@ -254,6 +256,46 @@ mod tests {
             ..situation(Some(&handled), 5)
         };
         assert_eq!(decide(again).1, Step::Wait { until: None });
+    }
+
+    #[test]
+    fn a_key_that_nobody_can_tell_the_age_of_is_counted_from_now_and_changed_an_interval_later() {
+        let undated = SigningSecret {
+            current_created: None,
+            ..stable()
+        };
+        let base = situation(Some(&undated), 50);
+        assert_eq!(
+            decide(base).1,
+            Step::Wait { until: None },
+            "without an interval it does not matter"
+        );
+        let hourly = Situation {
+            rotation: HOURLY,
+            ..base
+        };
+        assert_eq!(decide(hourly).1, Step::NoteCreated);
+        let requests = Requests {
+            rotate: Some("1"),
+            revoke: None,
+        };
+        assert_eq!(decide(Situation { requests, ..hourly }).1, Step::Rotate, "asked for");
+
+        let patch = Patch::of(&Step::NoteCreated, Some(&undated), requests, at(50), || unreachable!()).unwrap();
+        let dated = apply_for_test(Some(undated.clone()), &patch);
+        assert_eq!(
+            (&dated.current, &dated.current_id),
+            (&undated.current, &undated.current_id)
+        );
+        assert_eq!(
+            (dated.current_created, dated.handled_rotate.as_ref()),
+            (Some(at(50)), None)
+        );
+        let secret = Some(&dated);
+        assert_eq!(
+            decide(Situation { secret, ..hourly }).1,
+            Step::Wait { until: Some(at(3650)) }
+        );
     }
 
     #[test]

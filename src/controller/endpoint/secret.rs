@@ -169,6 +169,7 @@ impl Patch {
                 patch.annotation(HANDLED_REVOKE, requests.revoke);
             }
             Step::NoteRevoke => patch.annotation(HANDLED_REVOKE, requests.revoke),
+            Step::NoteCreated => patch.time(CURRENT_CREATED, Some(now)),
         }
         Some(patch)
     }

@@ -313,7 +313,11 @@ impl Desk<'_> {
                 format!("The previous key is gone from Secret {name}; only {id} signs"),
             ),
             // The first key is no news: status names it, and ten thousand endpoints would be ten thousand Events.
-            Step::Create { lost: false } | Step::Expire { .. } | Step::NoteRevoke | Step::Wait { .. } => return,
+            Step::Create { lost: false }
+            | Step::Expire { .. }
+            | Step::NoteRevoke
+            | Step::NoteCreated
+            | Step::Wait { .. } => return,
         };
         let happening = Happening {
             kind,
