@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::ResourceExt;
+use kube::core::Status;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,9 @@ const PRUNE_EVERY: u32 = 240;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest wait between two tries.
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// The longest wait after a refusal, and half of it more by chance: thousands that one quota refuses are some writes a
+/// second then, and not the whole budget.
+const REFUSED_LONGEST: Duration = Duration::from_secs(600);
 
 /// When to look again although nothing changed; none: never.
 pub type Again = Option<Instant>;
@@ -42,6 +46,18 @@ impl Error {
     /// Puts what was being done to a failed request.
     pub fn when(doing: &'static str) -> impl FnOnce(RequestError) -> Error {
         move |source| Error::Request { doing, source }
+    }
+
+    /// What the API server answered, if it refused for good: trying again helps only when somebody changed something.
+    pub fn refusal(&self) -> Option<&Status> {
+        let Error::Request {
+            source: RequestError::Api(kube::Error::Api(status)),
+            ..
+        } = self
+        else {
+            return None;
+        };
+        matches!(status.code, 400 | 403 | 413 | 422).then_some(status)
     }
 }
 
@@ -72,7 +88,11 @@ pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
                 }
             }
             Err(error) => {
-                let wait = context.failures.note(&key);
+                let longest = match error.refusal() {
+                    Some(_) => longest_after_refusal(rand::random()),
+                    None => RETRY_LONGEST,
+                };
+                let wait = context.failures.note(&key, longest);
                 if matches!(error, Error::Request { .. }) {
                     tracing::warn!(?key, %error, "failed to reconcile");
                 }
@@ -90,12 +110,12 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// One more; how long to wait before the next try.
-    fn note(&self, key: &Key) -> Duration {
+    /// One more; how long to wait before the next try, unless the object changes.
+    fn note(&self, key: &Key, longest: Duration) -> Duration {
         let mut counts = self.counts.lock().unwrap_or_else(|e| e.into_inner());
         let count = counts.entry(key.clone()).or_default();
-        let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(8)).min(RETRY_LONGEST);
-        *count += 1;
+        let wait = RETRY_FIRST.saturating_mul(2u32.saturating_pow(*count)).min(longest);
+        *count = count.saturating_add(1);
         wait
     }
 
@@ -103,6 +123,10 @@ impl Failures {
     fn forget(&self, key: &Key) {
         self.counts.lock().unwrap_or_else(|e| e.into_inner()).remove(key);
     }
+}
+
+fn longest_after_refusal(random: u8) -> Duration {
+    REFUSED_LONGEST + REFUSED_LONGEST * u32::from(random) / u32::from(u8::MAX) / 2
 }
 
 async fn reconcile(context: &Context, key: &Key) -> Result<Again, Error> {
@@ -183,10 +207,59 @@ mod tests {
     #[test]
     fn waits_double_up_to_a_minute_and_one_success_ends_them() {
         let (failures, key) = (Failures::default(), Key::Grants("team".into()));
-        let waits: Vec<u64> = (0..9).map(|_| failures.note(&key).as_millis() as u64).collect();
+        let note = |key: &Key| failures.note(key, RETRY_LONGEST);
+        let waits: Vec<u64> = (0..9).map(|_| note(&key).as_millis() as u64).collect();
         assert_eq!(waits, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
         failures.forget(&key);
-        assert_eq!(failures.note(&key), RETRY_FIRST);
-        assert_eq!(failures.note(&Key::Grants("other".into())), RETRY_FIRST);
+        assert_eq!(note(&key), RETRY_FIRST);
+        assert_eq!(note(&Key::Grants("other".into())), RETRY_FIRST);
+    }
+
+    #[test]
+    fn three_thousand_endpoints_that_a_quota_refuses_take_a_tenth_of_the_budget() {
+        let (failures, start) = (Failures::default(), Instant::now());
+        let (mut due, mut hourly) = (std::collections::BTreeSet::new(), 0u32);
+        due.extend((0..3_000u32).map(|n| (start, n)));
+        // Each of them is written as the budget allows, one after the other.
+        let (mut now, hour) = (start, Duration::from_secs(3_600));
+        let between = Duration::from_secs(1) / super::super::WRITES_PER_SECOND;
+        while let Some((at, n)) = due.pop_first() {
+            now = at.max(now + between);
+            if now > start + hour * 2 {
+                break;
+            }
+            hourly += u32::from(now > start + hour);
+            let key = Key::Endpoint("team".into(), n.to_string());
+            let wait = failures.note(&key, longest_after_refusal((n % 256) as u8));
+            due.insert((now + wait, n));
+        }
+        let budget = super::super::WRITES_PER_SECOND * 3_600;
+        assert!(hourly > 3_000, "none is given up: {hourly}");
+        assert!(hourly <= budget / 10, "{hourly} of {budget} writes in the second hour");
+    }
+
+    #[test]
+    fn a_refusal_is_what_trying_again_does_not_mend() {
+        let answered = |code: u16| {
+            let status = Status {
+                code,
+                ..Status::default()
+            };
+            Error::when("write")(RequestError::Api(kube::Error::Api(Box::new(status))))
+        };
+        for (code, refused) in [
+            (400, true),
+            (403, true),
+            (413, true),
+            (422, true),
+            (409, false),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            assert_eq!(answered(code).refusal().is_some(), refused, "{code}");
+        }
+        assert!(Error::when("write")(RequestError::Timeout).refusal().is_none());
+        assert!(Error::Outdated.refusal().is_none());
     }
 }

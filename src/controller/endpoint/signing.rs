@@ -78,21 +78,9 @@ impl Signing {
         let Signing::Refused { name, error } = self else {
             return None;
         };
-        let said = refusal(error)?;
+        let said = &error.refusal()?.message;
         Some(format!("the API server refuses to write Secret {name}: {said}"))
     }
-}
-
-/// What the API server said, if it refused for good: trying again helps only when somebody changed something.
-fn refusal(error: &Error) -> Option<String> {
-    let Error::Request {
-        source: RequestError::Api(kube::Error::Api(status)),
-        ..
-    } = error
-    else {
-        return None;
-    };
-    matches!(status.code, 400 | 403 | 413 | 422).then(|| status.message.clone())
 }
 
 /// An answer to a write of key material, as it may be logged and told.
@@ -129,7 +117,7 @@ pub async fn bring_about(
         return Ok(Signing::Foreign);
     };
     match take_steps(context, key, endpoint, seen, name.clone()).await {
-        Err(error) if refusal(&error).is_some() => Ok(Signing::Refused { name, error }),
+        Err(error) if error.refusal().is_some() => Ok(Signing::Refused { name, error }),
         taken => taken,
     }
 }
