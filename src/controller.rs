@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kube::{Api, Client};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::names::CONTROLLER as FIELD_MANAGER;
@@ -105,12 +105,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         config.metrics.leader.set(0);
         match ended {
             // Nothing may be written any more: what is under way is dropped where it stands.
-            None if leadership.lost.is_cancelled() => work.abort(),
+            None if leadership.lost.is_cancelled() => stop_now(work).await,
             None => {
                 stop.cancel();
                 tokio::select! {
                     _ = &mut work => leadership.vacate().await,
-                    () = leadership.lost.cancelled() => work.abort(),
+                    () = leadership.lost.cancelled() => stop_now(work).await,
                 }
             }
             Some(result) => {
@@ -119,8 +119,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
                 anyhow::bail!("the controller's work ended by itself");
             }
         }
+        config.metrics.stand_by();
     }
     Ok(())
+}
+
+/// Drops what is under way, and waits until it is.
+async fn stop_now(work: JoinHandle<anyhow::Result<()>>) {
+    work.abort();
+    // That it was cancelled is what was asked for.
+    drop(work.await);
 }
 
 /// The watches and the workers, for as long as this replica leads. Dropping it ends all of them.

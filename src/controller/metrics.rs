@@ -30,6 +30,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// This replica leads no longer: what only a leader knows is not said by it any more. The policy file every replica
+    /// reads.
+    pub fn stand_by(&self) {
+        self.leader.set(0);
+        self.live_dispatchers.set(0);
+    }
+
     /// Makes them visible.
     pub fn register(&self, registry: &mut Registry) {
         for kind in ["endpoint", "subscription", "eventtype", "replay", "grants"] {
@@ -58,5 +65,21 @@ impl Metrics {
             "1 while the policy file cannot be used: the one before it counts, if there was one",
             self.policy_invalid.clone(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_leads_no_longer_says_nothing_that_only_a_leader_knows() {
+        let metrics = Metrics::default();
+        for gauge in [&metrics.leader, &metrics.live_dispatchers, &metrics.policy_invalid] {
+            gauge.set(1);
+        }
+        metrics.stand_by();
+        assert_eq!((metrics.leader.get(), metrics.live_dispatchers.get()), (0, 0));
+        assert_eq!(metrics.policy_invalid.get(), 1, "the file is no better for it");
     }
 }
