@@ -71,10 +71,26 @@ pub struct Stores {
 /// The grants in one namespace.
 #[derive(Default)]
 pub struct Granted {
+    /// The namespace's UID: one that is made anew under its name has none of the Roles of before.
+    uid: Option<String>,
     /// What the dispatcher may read for certain; whoever asks does not wait for what is being written.
     pub covered: ArcSwapOption<Wanted>,
     /// Held by whoever writes them.
     pub work: tokio::sync::Mutex<Grants>,
+}
+
+impl Granted {
+    /// Those of a namespace; none are known of another one under the same name.
+    fn of(all: &mut HashMap<String, Arc<Granted>>, namespace: &str, uid: Option<String>) -> Arc<Granted> {
+        let granted = all.entry(namespace.to_owned()).or_default();
+        if granted.uid != uid {
+            *granted = Arc::new(Granted {
+                uid,
+                ..Granted::default()
+            });
+        }
+        granted.clone()
+    }
 }
 
 /// What is known of them.
@@ -222,8 +238,9 @@ impl Context {
 
     /// The grants of a namespace.
     pub fn granted(&self, namespace: &str) -> Arc<Granted> {
+        let uid = self.namespace(namespace).and_then(|namespace| namespace.uid());
         let mut all = self.granted.lock().unwrap_or_else(|e| e.into_inner());
-        all.entry(namespace.to_owned()).or_default().clone()
+        Granted::of(&mut all, namespace, uid)
     }
 
     /// Has `key` looked at when a dispatcher has loaded more, or no longer.
@@ -234,5 +251,22 @@ impl Context {
         } else {
             waiting.remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_granted_in_a_namespace_is_forgotten_when_another_one_has_its_name() {
+        let mut all = HashMap::new();
+        let first = Granted::of(&mut all, "team", Some("1".into()));
+        first.covered.store(Some(Arc::new(Wanted::default())));
+        let is_covered = |granted: &Granted| granted.covered.load().is_some();
+        assert!(is_covered(&Granted::of(&mut all, "team", Some("1".into()))));
+        assert!(!is_covered(&Granted::of(&mut all, "other", Some("2".into()))));
+        assert!(!is_covered(&Granted::of(&mut all, "team", Some("3".into()))));
+        assert_eq!(all.len(), 2);
     }
 }
