@@ -14,7 +14,7 @@ use std::process::Command;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tidings::api::crd;
 use tidings::api::policy::Policy;
 use tidings_cluster::{Helm, repository_root};
@@ -232,6 +232,37 @@ fn the_policy_in_the_values_is_the_policy_that_the_processes_read() {
     let meant = Policy::parse(&values["policy"].to_string()).unwrap();
     assert_ne!(meant, Policy::default());
     assert_eq!(policy("everything", "platform-hooks-policy"), meant);
+}
+
+#[test]
+fn what_helm_takes_of_a_policy_is_what_the_processes_take() {
+    let rule = json!({
+        "namespaceSelector": {"matchExpressions": [
+            {"key": "team", "operator": "In", "values": ["crm"]},
+            {"key": "team", "operator": "NotIn", "values": ["chat", "voice"]},
+            {"key": "locked", "operator": "DoesNotExist"},
+            {"key": "team", "operator": "Exists", "values": []},
+        ]},
+        "egress": {
+            "openCIDRs": ["0.0.0.0/0", "10.0.0.0/8", "192.168.254.255/32", "::/0", "::1/128", "fd00::/8", "fd00:20::/48",
+                "1:2:3:4:5:6:7:8/128", "1:2:3:4:5:6:7::/112", "::ffff:10.0.0.0/104", "FE80::/10"],
+            "hosts": ["hooks.example.com", "*.example.com", "*.Example.org", "localhost", "bücher.example", "10.1.2.3",
+                "[fd00::1]", "crm.sales.svc", "xn--bcher-kva.example", "a_b.example"],
+        },
+    });
+    let policy = json!({"rules": [rule]}).to_string();
+    Policy::parse(&policy).unwrap();
+    render(&["--set-json", &format!("policy={policy}")]);
+    let text = fs::read_to_string(path("tests/chart/bad-values.yaml")).unwrap();
+    let refused = documents(&text).into_iter().filter_map(|values| {
+        let alone = values["policyConfigMap"].is_null() && values["policy"].is_object();
+        alone.then(|| values["policy"].to_string())
+    });
+    let refused: Vec<String> = refused.collect();
+    assert!(refused.len() > 12, "the table is read whole");
+    for policy in refused {
+        assert!(Policy::parse(&policy).is_err(), "helm refuses what is good: {policy}");
+    }
 }
 
 #[test]
