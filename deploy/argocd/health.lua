@@ -1,5 +1,6 @@
 -- The health of a WebhookEndpoint, EventSubscription or EventType, for Argo CD.
--- A receiver that is down fails no rollout: that is the condition Delivering, and shows in the message.
+-- A receiver that is down fails no rollout: that is the condition Delivering, and shows in the message. What is suspended or
+-- disabled does neither: at Argo CD's own Suspended a sync with waves or hooks would wait for ever.
 local hs = { status = "Progressing", message = "Tidings has not looked at it yet" }
 local status = obj.status or {}
 if (status.observedGeneration or -1) < (obj.metadata.generation or 0) then
@@ -28,11 +29,11 @@ if not is("Ready", "True") then
   return hs
 end
 if obj.spec ~= nil and obj.spec.suspend then
-  return { status = "Suspended", message = "Suspended: messages wait and use up no attempt" }
+  return { status = "Healthy", message = "Suspended: messages wait and use up no attempt" }
 end
 if is("Delivering", "False") and conditions.Delivering.reason == "Disabled" then
   -- It waits for somebody: the action enable.
-  return { status = "Suspended", message = said("Delivering") }
+  return { status = "Healthy", message = said("Delivering") }
 end
 hs = { status = "Healthy", message = said("Ready") }
 for _, trouble in ipairs({ { "Delivering", "False" }, { "KeysBlocked", "True" }, { "FilterFailing", "True" }, { "Unconsumed", "True" } }) do

@@ -19,8 +19,7 @@ pub fn judged(object: &Value) -> String {
 fn word(health: &str) -> &'static str {
     match health {
         "Progressing" => "InProgress",
-        // Whoever suspends an endpoint wants it so: a rollout is over.
-        "Healthy" | "Suspended" => "Current",
+        "Healthy" => "Current",
         "Degraded" => "Failed",
         other => panic!("Argo CD knows no health {other}"),
     }
