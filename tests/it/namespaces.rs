@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::json;
-use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, SYSTEM_NAMESPACE, Tidings};
+use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, SYSTEM_NAMESPACE, Tidings, repository_root};
 
 use super::receiver::{Receiver, keep_answering};
 use super::team::{PATIENCE, Team, Webhooks, metric, until};
@@ -122,7 +122,7 @@ async fn what_is_stored_for_a_namespace_waits_while_it_is_not_named_and_goes_on_
     let cluster = Cluster::start().unwrap();
     let [sales, shop] = WATCHED.map(|name| Team::open(&cluster, name));
     let tidings = Tidings::install_for(&cluster, env!("CARGO_BIN_EXE_tidings"), &WATCHED).unwrap();
-    let _controller = tidings.start_controller(&controller()).unwrap();
+    let mut watching_both = tidings.start_controller(&controller()).unwrap();
     let naming = |namespaces: &[&str]| {
         let mut extra_args = watching(namespaces);
         extra_args.push("--keep-deleted-seconds=1".into());
@@ -154,4 +154,25 @@ async fn what_is_stored_for_a_namespace_waits_while_it_is_not_named_and_goes_on_
 
     let _both = naming(&WATCHED);
     receiver.until("what waited", |arrived| arrived.len() == 1).await;
+
+    // Who narrows the controller, too, takes away himself what it granted before, as docs/install.md says.
+    assert!(watching_both.process.terminate(PATIENCE).unwrap().success());
+    let options = ControllerOptions {
+        extra_args: watching(&WATCHED[..1]),
+        ..ControllerOptions::default()
+    };
+    let _watching_one = tidings.start_controller(&options).unwrap();
+    let dispatcher = format!("system:serviceaccount:{SYSTEM_NAMESPACE}:tidings-dispatcher");
+    let may_read = || {
+        cluster
+            .can_i(&dispatcher, "shop", "get", "secrets/crm-signing")
+            .unwrap()
+    };
+    assert!(may_read());
+    let label = "app.kubernetes.io/managed-by=tidings-controller";
+    let delete = ["delete", "roles,rolebindings", "-n", "shop", "-l", label];
+    cluster.kubectl_ok(&delete).unwrap();
+    until("no right to read", async || !may_read()).await;
+    let page = std::fs::read_to_string(repository_root().join("docs/install.md")).unwrap();
+    assert!(page.contains(&format!("kubectl {}", delete.join(" ").replace("shop", "NAMESPACE"))));
 }
