@@ -63,13 +63,15 @@ pub struct WatchConfig {
 /// The `resourceVersion` up to which everything that one watch sees is in the registry; none before its first complete list.
 pub type Done = BTreeMap<Part, Option<u64>>;
 
-/// Per kind, how far its watches are.
+/// Per kind, how far its watches are, and by which policy all of it was resolved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     pub namespaces: Done,
     pub endpoints: Done,
     pub subscriptions: Done,
     pub types: Done,
+    /// The policy's digest; none before there is one.
+    pub policy: Option<Arc<str>>,
 }
 
 /// The running watches.

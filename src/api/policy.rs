@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::cidr::CidrError;
 use super::egress::{HostError, HostPattern, Services};
@@ -18,13 +19,18 @@ pub const MAX_RULES: usize = 256;
 /// The most entries of a list in one rule: each is looked at for each connection or each endpoint.
 pub const MAX_ENTRIES: usize = 64;
 
+/// Of a digest: two policies that follow each other have different ones, and nobody gains by making them the same.
+const DIGEST_BYTES: usize = 8;
+
 /// The largest `eventsPerSecond`: several times what one dispatcher takes in.
 pub const MAX_EVENTS_PER_SECOND: u32 = 100_000;
 
 /// A valid policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
+    /// Of the rules as they are understood, not of the file's text.
+    digest: Arc<str>,
     /// For namespaces that no rule matches.
     closed: Arc<NamespaceRules>,
 }
@@ -74,7 +80,29 @@ struct Rule {
     rules: Arc<NamespaceRules>,
 }
 
+impl Default for Policy {
+    /// One that opens nothing and asks for nothing.
+    fn default() -> Policy {
+        Policy::of(Vec::new())
+    }
+}
+
 impl Policy {
+    fn of(rules: Vec<Rule>) -> Policy {
+        let hash = Sha256::digest(format!("{rules:?}"));
+        let short = hash.iter().take(DIGEST_BYTES).map(|byte| format!("{byte:02x}"));
+        Policy {
+            rules,
+            digest: short.collect::<String>().into(),
+            closed: Arc::default(),
+        }
+    }
+
+    /// A short text that is the same in every process of one version that goes by this policy.
+    pub fn digest(&self) -> &Arc<str> {
+        &self.digest
+    }
+
     /// Reads the file's text, YAML or JSON. An empty file is a policy that opens nothing.
     pub fn parse(text: &str) -> Result<Policy, PolicyError> {
         let file: Option<PolicyFile> = serde_yaml::from_str(text).map_err(|e| PolicyError::Format(e.to_string()))?;
@@ -85,10 +113,7 @@ impl Policy {
         let rules = (1..)
             .zip(rules)
             .map(|(number, rule)| Rule::new(rule).map_err(|source| PolicyError::Rule { rule: number, source }));
-        Ok(Policy {
-            rules: rules.collect::<Result<_, _>>()?,
-            closed: Arc::default(),
-        })
+        Ok(Policy::of(rules.collect::<Result<_, _>>()?))
     }
 
     /// What holds for a namespace with these labels: the first rule that matches counts.
@@ -263,6 +288,19 @@ mod tests {
         }
         let all = Policy::parse("rules: [{namespaceSelector: {}, egress: {openCIDRs: [10.0.0.0/8]}}]").unwrap();
         assert_eq!(all.rules_for(&labels(&[])).egress.open_cidrs.len(), 1);
+    }
+
+    #[test]
+    fn a_digest_is_of_what_is_said_and_not_of_how() {
+        let digest = |text: &str| Policy::parse(text).unwrap().digest().to_string();
+        let one = digest("rules: [{namespaceSelector: {}, egress: {ports: [443]}}]");
+        let said_otherwise =
+            "# Only HTTPS.\nrules:\n- egress: {ports: [443], services: Allow}\n  namespaceSelector: {}\n";
+        assert_eq!(digest(said_otherwise), one);
+        assert_eq!(one.len(), 2 * DIGEST_BYTES);
+        assert_ne!(digest("rules: [{namespaceSelector: {}, egress: {ports: [444]}}]"), one);
+        assert_ne!(digest("rules: [{namespaceSelector: {}}]"), digest(""));
+        assert_eq!(digest(""), **Policy::default().digest(), "no file and an empty one");
     }
 
     #[test]

@@ -68,6 +68,13 @@ pub struct Stores {
     pub leases: Store<Lease>,
 }
 
+/// What the policy says of a namespace.
+pub struct Rules {
+    pub said: Arc<NamespaceRules>,
+    /// Digest of the policy that says it: dispatchers must go by the same one.
+    pub policy: Arc<str>,
+}
+
 /// The grants in one namespace.
 #[derive(Default)]
 pub struct Granted {
@@ -171,9 +178,13 @@ impl Context {
     }
 
     /// What the policy says of a namespace, while it exists.
-    pub fn rules(&self, namespace: &str) -> Option<Arc<NamespaceRules>> {
+    pub fn rules(&self, namespace: &str) -> Option<Rules> {
         let namespace = self.namespace(namespace)?;
-        Some(self.policy.load().rules_for(namespace.labels()))
+        let policy = self.policy.load();
+        Some(Rules {
+            said: policy.rules_for(namespace.labels()),
+            policy: policy.digest().clone(),
+        })
     }
 
     /// An endpoint, if it exists.

@@ -12,7 +12,7 @@ mod status;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use super::context::{Context, Key};
+use super::context::{Context, Key, Rules};
 use super::dereference;
 use super::grants::reconcile::covers;
 use super::memory::Asked;
@@ -36,7 +36,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let endpoint = context
         .endpoint(namespace, name)
         .filter(|e| e.metadata.deletion_timestamp.is_none());
-    let (Some(endpoint), Some(rules)) = (endpoint, context.rules(namespace)) else {
+    let (Some(endpoint), Some(Rules { said: rules, policy })) = (endpoint, context.rules(namespace)) else {
         context.memory.forget(&key);
         context.wait_for_dispatcher(key, false);
         return Ok(None);
@@ -78,6 +78,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         granted,
         namespace,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        policy: &policy,
         seen: &seen,
     };
     let mut references = dereference::told(&material);

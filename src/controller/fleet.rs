@@ -17,6 +17,8 @@ pub struct Fleet {
     /// For each kind (plural) and part the lowest `resourceVersion` over the living replicas; what one of them has not
     /// loaded is absent.
     loaded: BTreeMap<LoadedPart, u64>,
+    /// Digest of the policy that all of them go by; none while they do not agree.
+    policy: Option<String>,
 }
 
 impl Fleet {
@@ -28,6 +30,9 @@ impl Fleet {
                 continue;
             }
             let loaded = lease::loaded(lease);
+            let policy =
+                lease::policy(lease).filter(|policy| fleet.live == 0 || fleet.policy.as_deref() == Some(policy));
+            fleet.policy = policy.map(str::to_owned);
             fleet.loaded = match fleet.live {
                 0 => loaded,
                 _ => fleet
@@ -43,6 +48,11 @@ impl Fleet {
         }
         liveness.retain(|name| leases.iter().any(|l| l.name_any() == name));
         fleet
+    }
+
+    /// Whether at least one replica lives and all of them have resolved everything by the policy of this digest.
+    pub fn goes_by(&self, policy: &str) -> bool {
+        self.live > 0 && self.policy.as_deref() == Some(policy)
     }
 
     /// Whether at least one replica lives and all of them have applied `version` of this kind in the namespace.
@@ -106,6 +116,27 @@ mod tests {
             of(&[renewed, b], &mut liveness, later).has_loaded(kind, "team", 10),
             "b is dead by then"
         );
+    }
+
+    #[test]
+    fn a_policy_counts_when_every_living_replica_goes_by_it() {
+        let by = |name: &str, holder: Option<&str>, policy: &str| {
+            let mut lease = Lease::clone(&replica(name, holder, None));
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(lease::POLICY_ANNOTATION.to_owned(), policy.to_owned());
+            Arc::new(lease)
+        };
+        let (mut liveness, now) = (Liveness::default(), Instant::now());
+        let mut goes_by = |leases: &[Arc<Lease>]| Fleet::of(leases, &mut liveness, now).goes_by("p1");
+        let live = |name: &'static str, policy: &str| by(name, Some(name), policy);
+        assert!(!goes_by(&[]) && !goes_by(&[replica("a", Some("a"), None)]));
+        assert!(!goes_by(&[live("a", "")]) && !goes_by(&[live("a", "p2")]));
+        assert!(goes_by(&[live("a", "p1")]) && goes_by(&[live("a", "p1"), live("b", "p1")]));
+        for others in [["p1", "p2", "p1"], ["p2", "p1", "p1"], ["p1", "p1", ""]] {
+            let [a, b, c] = others;
+            assert!(!goes_by(&[live("a", a), live("b", b), live("c", c)]), "{others:?}");
+        }
+        assert!(goes_by(&[live("a", "p1"), by("b", None, "p2")]), "vacated");
     }
 
     #[test]

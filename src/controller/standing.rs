@@ -9,6 +9,8 @@ pub struct Standing<'a> {
     pub granted: bool,
     pub namespace: &'a str,
     pub fleet: Fleet,
+    /// Digest of the policy that the object was resolved by here.
+    pub policy: &'a str,
     pub seen: &'a Seen,
 }
 
@@ -20,6 +22,8 @@ impl Standing<'_> {
             Some("no dispatcher is running: its Lease in Tidings' namespace would say so".to_owned())
         } else if !self.granted {
             Some("the dispatcher is being given access to the Secrets that are named".to_owned())
+        } else if !self.fleet.goes_by(self.policy) {
+            Some("the dispatcher does not go by the same policy yet: a changed file reaches both processes in a minute or two".to_owned())
         } else if !references_are_told || !self.seen.is_loaded(plural, self.namespace, &self.fleet) {
             Some(format!("the dispatcher is loading generation {generation}"))
         } else {

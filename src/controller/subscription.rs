@@ -6,7 +6,7 @@ use kube::{Api, ResourceExt};
 use tokio::time::Instant;
 
 use super::conditions::{Conditions, Readiness, was_ready};
-use super::context::{Context, Key};
+use super::context::{Context, Key, Rules};
 use super::dereference;
 use super::grants::reconcile::covers;
 use super::memory::Asked;
@@ -34,7 +34,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .subscriptions
         .get(&ObjectRef::new(name).within(namespace));
     let subscription = found.filter(|s| s.metadata.deletion_timestamp.is_none());
-    let (Some(subscription), Some(rules)) = (subscription, context.rules(namespace)) else {
+    let (Some(subscription), Some(Rules { said: rules, policy })) = (subscription, context.rules(namespace)) else {
         context.memory.forget(&key);
         context.wait_for_dispatcher(key, false);
         return Ok(None);
@@ -73,6 +73,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         granted: covers(context, namespace, &references),
         namespace,
         fleet: context.fleet.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        policy: &policy,
         seen: &seen,
     };
     let told = dereference::told(&material);

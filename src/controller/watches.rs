@@ -276,7 +276,7 @@ fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
                 .add(Key::Subscription(namespace.clone(), subscription.name_any()), now);
         }
     }
-    if let Some(limit) = context.rules(&namespace).and_then(|rules| rules.quotas.endpoints) {
+    if let Some(limit) = context.rules(&namespace).and_then(|rules| rules.said.quotas.endpoints) {
         let census = context.endpoints.lock().unwrap_or_else(|e| e.into_inner());
         for other in census.at_the_limit(&namespace, limit as usize) {
             context.queue.add(Key::Endpoint(namespace.clone(), other), now);

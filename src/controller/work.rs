@@ -170,9 +170,13 @@ fn look_at_fleet(context: &Context) {
         changed
     };
     if changed {
-        let waiting = context.waiting.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        waiting.into_iter().for_each(|key| context.queue.add(key, now));
+        look_at_those_that_wait(context, now);
     }
+}
+
+fn look_at_those_that_wait(context: &Context, now: Instant) {
+    let waiting = context.waiting.lock().unwrap_or_else(|e| e.into_inner()).clone();
+    waiting.into_iter().for_each(|key| context.queue.add(key, now));
 }
 
 /// Takes over what the policy file says, as it changes. Runs until dropped.
@@ -187,6 +191,8 @@ pub async fn follow_policy(context: Arc<Context>, mut policies: config::Latest) 
         };
         context.policy.store(policy);
         let now = Instant::now();
+        // The dispatcher may have gone by this one for a while.
+        look_at_those_that_wait(&context, now);
         for endpoint in context.stores.endpoints.state() {
             let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
             context.queue.add(key, now);

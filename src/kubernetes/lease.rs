@@ -43,6 +43,9 @@ pub fn loaded_annotation(plural: &str) -> String {
     format!("tidings.dev/loaded-{plural}")
 }
 
+/// The annotation that carries the digest of the policy by which everything that is loaded was resolved; empty before.
+pub const POLICY_ANNOTATION: &str = "tidings.dev/policy";
+
 /// Name of the Lease of the dispatcher with this identity.
 pub fn dispatcher_lease_name(identity: &str) -> String {
     format!("tidings-dispatcher-{identity}")
@@ -314,7 +317,13 @@ pub fn loaded(lease: &Lease) -> BTreeMap<LoadedPart, u64> {
     versions.collect()
 }
 
-/// The text of such an annotation: a version, or `namespace=version` for each namespace that is watched.
+/// The digest of the policy that a living dispatcher goes by, from its Lease's annotations.
+pub fn policy(lease: &Lease) -> Option<&str> {
+    let digest = lease.annotations().get(POLICY_ANNOTATION)?;
+    Some(digest.as_str()).filter(|digest| !digest.is_empty())
+}
+
+/// The text of an annotation of a kind: a version, or `namespace=version` for each namespace that is watched.
 pub fn shown<'a>(versions: impl Iterator<Item = (&'a Part, u64)>) -> String {
     let each = versions.map(|(part, version)| match part {
         Part::All => version.to_string(),

@@ -1,6 +1,7 @@
 //! What this dispatcher has loaded, in its own Lease: the controller says Ready by it.
 //!
-//! Invariant: an annotation never names a version that the registry has not reached.
+//! Invariant: an annotation never names a version that the registry has not reached, nor a policy that something in it was
+//! not resolved by.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::lease::{
-    COMPONENT_LABEL, Claim, DISPATCHER, dispatcher_lease_name, heartbeat, loaded_annotation, shown,
+    COMPONENT_LABEL, Claim, DISPATCHER, POLICY_ANNOTATION, dispatcher_lease_name, heartbeat, loaded_annotation, shown,
 };
 use crate::watch::{Done, Loaded};
 
@@ -43,13 +44,14 @@ pub async fn keep(
     }
 }
 
-/// The Lease's annotations: kinds without a complete list yet say zero, so that a restarted replica does not seem to have
-/// what its predecessor of the same name had.
+/// The Lease's annotations: kinds without a complete list yet say zero, and a policy that was not read yet nothing, so that a
+/// restarted replica does not seem to have what its predecessor of the same name had.
 fn annotations(loaded: &Loaded) -> BTreeMap<String, String> {
     let versions = |done: &Done| {
         let each = done.iter().map(|(part, version)| (part, version.unwrap_or(0)));
         shown(each)
     };
+    let policy = loaded.policy.as_deref().unwrap_or_default().to_owned();
     [
         ("namespaces", &loaded.namespaces),
         ("webhookendpoints", &loaded.endpoints),
@@ -58,6 +60,7 @@ fn annotations(loaded: &Loaded) -> BTreeMap<String, String> {
     ]
     .into_iter()
     .map(|(plural, done)| (loaded_annotation(plural), versions(done)))
+    .chain([(POLICY_ANNOTATION.to_owned(), policy)])
     .collect()
 }
 
@@ -67,16 +70,23 @@ mod tests {
     use crate::kubernetes::scope::Part;
 
     #[test]
-    fn a_kind_without_a_complete_list_says_zero() {
+    fn a_kind_without_a_complete_list_says_zero_and_no_policy_nothing() {
         let all = |version| Done::from([(Part::All, version)]);
         let shown = annotations(&Loaded {
             namespaces: all(None),
             endpoints: all(Some(7)),
             subscriptions: all(None),
             types: all(None),
+            policy: None,
         });
         assert_eq!(shown["tidings.dev/loaded-webhookendpoints"], "7");
         assert_eq!(shown["tidings.dev/loaded-eventtypes"], "0");
-        assert_eq!(shown.len(), 4);
+        assert_eq!(shown["tidings.dev/policy"], "");
+        assert_eq!(shown.len(), 5);
+        let loaded = Loaded {
+            policy: Some("0123456789abcdef".into()),
+            ..Loaded::default()
+        };
+        assert_eq!(annotations(&loaded)["tidings.dev/policy"], "0123456789abcdef");
     }
 }

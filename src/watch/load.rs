@@ -371,6 +371,7 @@ impl Loader {
             endpoints: self.world.endpoints.versions.done(),
             subscriptions: self.world.subscriptions.versions.done(),
             types: self.world.types.versions.done(),
+            policy: Some(self.policy.digest().clone()),
         };
         self.tools.loaded.send_if_modified(|before| {
             let is_new = *before != loaded;

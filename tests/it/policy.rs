@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tidings::api::policy::Policy;
 use tidings_cluster::{
-    Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, Tidings, repository_root,
+    Cluster, Controller, ControllerOptions, Dispatcher, DispatcherOptions, SYSTEM_NAMESPACE, Tidings, repository_root,
 };
 
 use super::dns::{Answer, Dns};
 use super::receiver::Receiver;
-use super::team::{PATIENCE, Team};
+use super::team::{PATIENCE, Team, Webhooks};
 
 const OPEN_ALL: &str = "rules: [{namespaceSelector: {}, egress: {openCIDRs: [127.0.0.0/8, 10.9.0.0/16]}}]";
 const MISSPELT: &str = "rules: [{namespaceSelector: {}, egres: {openCIDRs: [0.0.0.0/0]}}]";
@@ -216,4 +217,89 @@ async fn what_the_policy_does_not_open_is_never_dialled_and_a_changed_file_opens
         .unwrap();
     closed.ready("whe/literal");
     until_requests(&forbidden, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_new_is_ready_while_controller_and_dispatcher_go_by_different_policies() {
+    const CLOSED: &str = "rules: [{namespaceSelector: {}, secretLabel: Required}]";
+    let cluster = Cluster::start().unwrap();
+    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    // As kubelets do it that update a ConfigMap at different times.
+    let [here, there] = ["controller", "dispatcher"].map(|name| cluster.dir().join(format!("policy-of-{name}.yaml")));
+    fs::write(&here, CLOSED).unwrap();
+    fs::write(&there, CLOSED).unwrap();
+    let _controller = tidings
+        .start_controller(&ControllerOptions {
+            policy: here.clone(),
+            ..ControllerOptions::default()
+        })
+        .unwrap();
+    let dispatcher = tidings
+        .start_dispatcher(&DispatcherOptions {
+            policy: there.clone(),
+            ..DispatcherOptions::default()
+        })
+        .unwrap();
+    let team = Team::open(&cluster, "differing");
+    let webhooks = Webhooks::start().await;
+    let waits = |name: &str| {
+        team.until_reason("whe", name, "Ready", "WaitingForDispatcher");
+        let whe = team.get("whe", name);
+        let ready = whe["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|c| c["type"] == "Ready");
+        let message = ready.unwrap()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("the same policy"), "{message}");
+    };
+    let until_dispatcher_goes_by = |text: &str| {
+        let digest = Policy::parse(text).unwrap().digest().to_string();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lease = cluster
+                .get(SYSTEM_NAMESPACE, "lease", "tidings-dispatcher-0")
+                .unwrap()
+                .unwrap();
+            if lease["metadata"]["annotations"]["tidings.dev/policy"] == digest {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the dispatcher never goes by {text}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let is_ready = |name: &str| {
+        team.condition("whe", name, "Ready")
+            .is_some_and(|(status, _)| status == "True")
+    };
+    team.endpoint("public", "https://hooks.example.com/", json!({}));
+    team.ready("whe/public");
+    team.endpoint("crm", &webhooks.url(), json!({}));
+    team.subscription("crm", "crm");
+    team.until_reason("whe", "crm", "Ready", "PolicyDenied");
+
+    // Opened here first: what could be sent by the new policy alone is not Ready, and what was Ready stays so.
+    replace(&here, OPEN_ALL);
+    waits("crm");
+    team.endpoint("new", &webhooks.url(), json!({}));
+    waits("new");
+    assert!(is_ready("public"));
+    replace(&there, OPEN_ALL);
+    for object in ["whe/crm", "whe/new", "evsub/crm"] {
+        team.ready(object);
+    }
+    team.send(&dispatcher, "1").await;
+    webhooks.until("delivered", |all| all.len() == 1).await;
+
+    // Closed there first.
+    replace(&there, CLOSED);
+    until_dispatcher_goes_by(CLOSED);
+    team.endpoint("late", &webhooks.url(), json!({}));
+    waits("late");
+    assert!(is_ready("crm") && is_ready("new") && is_ready("public"));
+    replace(&here, CLOSED);
+    for name in ["late", "crm", "new"] {
+        team.until_reason("whe", name, "Ready", "PolicyDenied");
+    }
+    assert!(is_ready("public"));
 }
