@@ -68,6 +68,7 @@ pub struct EngineConfig {
     pub queue: Arc<dyn Queue>,
     pub fence: Fence,
     pub registry: Arc<Registry>,
+    /// All since the registry was made, in order: they alone say what is loaded, so nothing older follows something newer.
     pub changes: mpsc::Receiver<Change>,
     pub sender: Arc<dyn Sender>,
     /// Who asks receivers that are asked first, as the sender does.
@@ -215,13 +216,6 @@ impl Engine {
             run(Box::pin(read_pages(Arc::clone(&core))));
         }
         run(Box::pin(settle::settle(Arc::clone(&core))));
-        // What the registry knew before the engine followed it.
-        for entry in config.registry.endpoints() {
-            core.step(|state| state.endpoint_changed(entry, core.clock.now()));
-        }
-        for entry in config.registry.subscriptions() {
-            core.step(|state| state.subscription_changed(entry, core.clock.now()));
-        }
         Ok(Engine { core, tasks })
     }
 

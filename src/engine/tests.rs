@@ -24,6 +24,7 @@ use crate::signing::{SigningKey, SigningKeys};
 
 mod fairness;
 mod handshake;
+mod lifetime;
 mod limits;
 mod order;
 mod pull;
@@ -171,6 +172,30 @@ impl Sender for Script {
     }
 }
 
+/// An engine's, with a script, a board and a clock of its own.
+fn config(
+    queue: Arc<SqliteQueue>,
+    fence: Fence,
+    registry: Arc<Registry>,
+    changes: mpsc::Receiver<Change>,
+) -> EngineConfig {
+    EngineConfig {
+        queue,
+        fence,
+        registry,
+        changes,
+        sender: Arc::new(Script::default()),
+        origin: Origin::default(),
+        board: Arc::default(),
+        clock: Arc::new(Clock::system()),
+        metrics: EngineMetrics::default(),
+        traces: None,
+        random: || 0.0,
+        bury_after: BURY_AFTER,
+        refused: Box::new(|_| {}),
+    }
+}
+
 /// One process's life over a store.
 struct World {
     queue: Arc<SqliteQueue>,
@@ -196,23 +221,11 @@ impl World {
         let (registry, changes) = Registry::new(64);
         let registry = Arc::new(registry);
         let board = Arc::new(Board::default());
-        let engine = Engine::start(EngineConfig {
-            queue: queue.clone(),
-            fence,
-            registry: registry.clone(),
-            changes,
-            sender: script.clone(),
-            origin: Origin::default(),
-            board: board.clone(),
-            clock: clock.clone(),
-            metrics: EngineMetrics::default(),
-            traces: None,
-            random: || 0.0,
-            bury_after: BURY_AFTER,
-            refused: Box::new(|_| {}),
-        })
-        .await
-        .unwrap();
+        let mut config = config(queue.clone(), fence, registry.clone(), changes);
+        config.sender = script.clone();
+        config.board = board.clone();
+        config.clock = clock.clone();
+        let engine = Engine::start(config).await.unwrap();
         World {
             queue,
             fence,
