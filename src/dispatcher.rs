@@ -230,7 +230,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
-        () = engine.lost() => Some("another dispatcher owns the store now"),
+        why = engine.lost() => Some(why),
         () = watches.ended() => Some("the watches ended by themselves"),
         _ = &mut serving => Some("ingest ended by itself"),
         () = events.stand_still(STILL) => {

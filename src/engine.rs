@@ -120,6 +120,20 @@ pub(crate) struct Core {
     stop: CancellationToken,
     /// Another process owns the partition, or the store is closed.
     lost: CancellationToken,
+    /// One of the tasks that everything needs ended by itself.
+    broken: CancellationToken,
+}
+
+/// One of the tasks that everything needs. Where it ends, or panics, though nobody stopped it, the engine cannot go on.
+struct Needed(Arc<Core>);
+
+impl Drop for Needed {
+    fn drop(&mut self) {
+        if !self.0.stop.is_cancelled() {
+            self.0.lock().draining = true;
+            self.0.broken.cancel();
+        }
+    }
 }
 
 impl Core {
@@ -142,6 +156,14 @@ impl Core {
 
     fn start(self: &Arc<Self>, job: state::Job) {
         self.attempts.spawn_on(work::work(Arc::clone(self), job), &self.runtime);
+    }
+
+    /// Runs one of the tasks that everything needs.
+    fn keep_up(self: &Arc<Self>, tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
+        let needed = Needed(Arc::clone(self));
+        tasks.spawn(async move {
+            needed.0.stop.run_until_cancelled(task).await;
+        });
     }
 
     fn wake(&self, state: &State) {
@@ -196,32 +218,34 @@ impl Engine {
             cut: CancellationToken::new(),
             stop: CancellationToken::new(),
             lost: CancellationToken::new(),
+            broken: CancellationToken::new(),
         });
         let tasks = TaskTracker::new();
-        let stop = &core.stop;
-        let run = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(task));
-        };
         if let Some(arrivals) = arrivals {
-            run(Box::pin(follow_arrivals(Arc::clone(&core), arrivals)));
+            core.keep_up(&tasks, follow_arrivals(Arc::clone(&core), arrivals));
         }
-        run(Box::pin(follow_changes(Arc::clone(&core), config.changes)));
-        run(Box::pin(watch_time(Arc::clone(&core))));
-        run(Box::pin(tick(Arc::clone(&core))));
-        run(Box::pin(keep_states(Arc::clone(&core))));
-        run(Box::pin(order::expire(Arc::clone(&core))));
-        run(Box::pin(clear::clear(Arc::clone(&core))));
-        run(Box::pin(post(Arc::clone(&core))));
+        core.keep_up(&tasks, follow_changes(Arc::clone(&core), config.changes));
+        core.keep_up(&tasks, watch_time(Arc::clone(&core)));
+        core.keep_up(&tasks, tick(Arc::clone(&core)));
+        core.keep_up(&tasks, keep_states(Arc::clone(&core)));
+        core.keep_up(&tasks, order::expire(Arc::clone(&core)));
+        core.keep_up(&tasks, clear::clear(Arc::clone(&core)));
+        core.keep_up(&tasks, post(Arc::clone(&core)));
         for _ in 0..PAGERS {
-            run(Box::pin(read_pages(Arc::clone(&core))));
+            core.keep_up(&tasks, read_pages(Arc::clone(&core)));
         }
-        run(Box::pin(settle::settle(Arc::clone(&core))));
+        core.keep_up(&tasks, settle::settle(Arc::clone(&core)));
         Ok(Engine { core, tasks })
     }
 
-    /// Returns when the engine cannot go on: another process owns the partition, or the store is closed.
-    pub async fn lost(&self) {
-        self.core.lost.cancelled().await;
+    /// Returns when the engine cannot go on, and why: another process owns the partition, the store is closed, or a task
+    /// ended by itself, without which what is stored would wait unseen.
+    pub async fn lost(&self) -> &'static str {
+        tokio::select! {
+            biased;
+            () = self.core.lost.cancelled() => "another dispatcher owns the store now",
+            () = self.core.broken.cancelled() => "a task of the engine ended by itself",
+        }
     }
 
     /// For whoever makes settled messages pending again in the store.

@@ -1,4 +1,4 @@
-//! An engine's beginning.
+//! An engine's beginning, and an end that nobody asked for.
 
 use super::*;
 
@@ -64,4 +64,37 @@ async fn what_changes_while_the_engine_starts_is_known_to_it_as_it_is_at_the_end
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn an_engine_of_which_a_task_panics_says_that_it_cannot_go_on_and_records_what_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path()).await;
+    let id = world.endpoint("crm").await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Hang]);
+    world.send(id, 1).await;
+    world
+        .until("it is under way", |world| world.script.count("crm") == 1)
+        .await;
+    let engine = world.engine.take().unwrap();
+    assert!(futures::poll!(std::pin::pin!(engine.lost())).is_pending());
+    engine
+        .core
+        .keep_up(&engine.tasks, async { panic!("as a defect would") });
+    let why = tokio::time::timeout(PATIENCE, engine.lost()).await.unwrap();
+    assert_eq!(why, "a task of the engine ended by itself");
+
+    world.script.set("crm", &[Act::Answer(200)]);
+    assert!(engine.drain(PATIENCE).await);
+    world.until_counts(id, 0, 0).await;
+}
+
+#[tokio::test]
+async fn an_engine_whose_store_hands_nothing_on_any_more_cannot_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    world.queue.close().await;
+    let lost = world.engine.as_ref().unwrap().lost();
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
 }
