@@ -145,6 +145,8 @@ pub struct Target {
     pub port: u16,
     /// The request target: path and query, as written.
     pub path: String,
+    /// It was read from a Secret.
+    pub is_secret: bool,
     /// The `Host` header: host, and the port unless it is the scheme's own.
     pub authority: String,
     /// `scheme://host[:port]`, shown in status.

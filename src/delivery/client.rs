@@ -456,6 +456,7 @@ impl Said<'_> {
         let told = Told {
             path: &path(&endpoint.target, request),
             own_path: &endpoint.target.path,
+            own_is_secret: endpoint.target.is_secret,
             secrets: secrets.map(|(_, value)| value).collect(),
         };
         conceal(&told, values, excerpt)

@@ -1,20 +1,24 @@
 //! The beginning of a failed answer, without what the request told the receiver in confidence. Pure.
 //!
 //! Receivers repeat what they were sent: "Cannot POST /services/T000/B000/XXXX". Excerpts are stored, and Secrets never
-//! reach the disk. Invariant: no value of a Secret that is in the request stands in an excerpt as it was sent; nor does the
-//! path, which may be one. What an expression makes of a value (a part, another case) is known only in a header.
+//! reach the disk. Invariant: no value of a Secret that is in the request stands in an excerpt as it was sent, nor as JSON,
+//! HTML or a URL write it; nor does the path, and of a URL that is in a Secret no part of it, for any may be the secret.
+//! What an expression makes of a value (a part, another case) is known only in a header.
+
+use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
+use percent_encoding::percent_decode_str;
 
 use crate::expression::url_encoded;
 use crate::shaping::path::split;
 
 /// Bytes kept of a failure, for the person who looks for its cause.
 pub const EXCERPT: usize = 1024;
-/// A shorter path is no secret, and stands in too many sentences.
+/// A shorter path, or part of one, is no secret, and stands in too many sentences.
 const PATH_AT_LEAST: usize = 8;
 /// Fewer bytes of a secret at the cut end of an excerpt give nothing away.
 const PART_AT_LEAST: usize = 4;
@@ -26,6 +30,8 @@ pub struct Told<'a> {
     pub path: &'a str,
     /// The endpoint's own, which the request's begins with.
     pub own_path: &'a str,
+    /// It came from a Secret.
+    pub own_is_secret: bool,
     /// Values of Secrets that the subscription's expressions read: they may stand in body, path or headers.
     pub secrets: Vec<&'a str>,
 }
@@ -40,7 +46,7 @@ pub fn conceal<'a>(
     let secrets = secrets(told, values);
     let mut kept = excerpt.to_vec();
     for secret in &secrets {
-        kept = replace(&kept, secret);
+        kept = replace(kept, secret);
     }
     if excerpt.len() >= EXCERPT {
         let cut = secrets.iter().map(|secret| cut_short(&kept, secret)).max().unwrap_or(0);
@@ -51,53 +57,80 @@ pub fn conceal<'a>(
 
 /// Longest first, so that a header's value goes before the credential in it.
 fn secrets<'a>(told: &Told<'_>, values: impl IntoIterator<Item = &'a HeaderValue>) -> Vec<Vec<u8>> {
-    let mut secrets: Vec<Vec<u8>> = told.secrets.iter().flat_map(|secret| as_written(secret)).collect();
-    let (own_path, own_query) = split(told.own_path);
-    let parts = [told.path, told.own_path, own_path, own_query.unwrap_or_default()];
-    let parts = parts.into_iter().filter(|part| part.len() >= PATH_AT_LEAST);
-    secrets.extend(parts.map(|part| part.as_bytes().to_vec()));
+    let texts = told.secrets.iter().copied().map(Cow::Borrowed).chain(of_path(told));
+    let mut secrets: Vec<Vec<u8>> = texts.flat_map(|text| as_written(text.as_bytes())).collect();
     for value in values.into_iter().filter(|value| value.is_sensitive()) {
-        secrets.push(value.as_bytes().to_vec());
+        secrets.extend(as_written(value.as_bytes()));
         // `Bearer` and `Basic` before a credential (RFC 9110, 11.4), and the password in the latter.
         let Some(space) = value.as_bytes().iter().position(|byte| *byte == b' ') else {
             continue;
         };
         let credential = &value.as_bytes()[space + 1..];
-        secrets.push(credential.to_vec());
+        secrets.extend(as_written(credential));
         let pair = STANDARD.decode(credential).unwrap_or_default();
         if let Some(colon) = pair.iter().position(|byte| *byte == b':') {
-            secrets.push(pair[colon + 1..].to_vec());
+            secrets.extend(as_written(&pair[colon + 1..]));
         }
     }
     secrets.retain(|secret| !secret.is_empty());
-    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    secrets.dedup();
     secrets
 }
 
-/// How expressions write a value: as it is, in JSON, in a URL, as bytes.
-fn as_written(secret: &str) -> [Vec<u8>; 4] {
-    let json = serde_json::Value::from(secret).to_string();
-    [
-        secret.as_bytes().to_vec(),
-        json.trim_matches('"').as_bytes().to_vec(),
-        url_encoded(secret).into_bytes(),
-        STANDARD.encode(secret).into_bytes(),
-    ]
+/// What of path and query is left out: the whole, and of a URL that is in a Secret each segment and each value, also
+/// decoded, as routers see them.
+fn of_path<'a>(told: &Told<'a>) -> Vec<Cow<'a, str>> {
+    let (path, query) = split(told.own_path);
+    let query = query.unwrap_or_default();
+    let mut parts: Vec<Cow<'a, str>> = [told.path, told.own_path, path, query].map(Cow::Borrowed).into();
+    if told.own_is_secret {
+        let relative = |text: &'a str| text.strip_prefix('/').unwrap_or(text);
+        let values = query
+            .split('&')
+            .map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
+        let of_secret = [told.path, told.own_path, path].into_iter().map(relative);
+        let of_secret: Vec<&str> = of_secret.chain(path.split('/')).chain(values).collect();
+        parts.extend(of_secret.iter().copied().map(Cow::Borrowed));
+        let decoded = of_secret.into_iter().map(percent_decode_str);
+        parts.extend(decoded.map(|part| part.decode_utf8_lossy()));
+    }
+    parts.retain(|part| part.len() >= PATH_AT_LEAST);
+    parts
 }
 
-fn replace(text: &[u8], secret: &[u8]) -> Vec<u8> {
-    let mut kept = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        if text[at..].starts_with(secret) {
-            kept.extend_from_slice(INSTEAD);
-            at += secret.len();
-        } else {
-            kept.push(text[at]);
-            at += 1;
-        }
+/// How expressions and receivers write a value: as it is, in JSON (where some escape slashes and some ampersands), in HTML,
+/// in a URL, as bytes.
+fn as_written(secret: &[u8]) -> Vec<Vec<u8>> {
+    let mut written = vec![secret.to_vec(), STANDARD.encode(secret).into_bytes()];
+    if let Ok(text) = std::str::from_utf8(secret) {
+        let json = serde_json::Value::from(text).to_string();
+        // Without its quotes.
+        let json = &json[1..json.len() - 1];
+        let html = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let texts = [
+            json.to_owned(),
+            json.replace('/', r"\/"),
+            json.replace('&', r"\u0026"),
+            html.replace('"', "&quot;"),
+            url_encoded(text),
+        ];
+        written.extend(texts.map(String::into_bytes));
     }
-    kept
+    written
+}
+
+fn replace(mut text: Vec<u8>, secret: &[u8]) -> Vec<u8> {
+    let mut from = 0;
+    while let Some(at) = find(&text[from..], secret) {
+        text.splice(from + at..from + at + secret.len(), INSTEAD.iter().copied());
+        from += at + INSTEAD.len();
+    }
+    text
+}
+
+fn find(text: &[u8], secret: &[u8]) -> Option<usize> {
+    (0..text.len()).find(|at| text[*at] == secret[0] && text[*at..].starts_with(secret))
 }
 
 /// How many bytes at the end of `text` are the beginning of `secret`.
@@ -121,6 +154,7 @@ mod tests {
         vec![
             sensitive(&format!("Basic {}", STANDARD.encode("tidings:hunter2-hunter2"))),
             sensitive("k-123456789"),
+            sensitive("Bearer a/b+c/d=="),
             HeaderValue::from_static("sales"),
         ]
     }
@@ -129,6 +163,7 @@ mod tests {
         let told = Told {
             path: "/services/T000/B000/XXXX",
             own_path: "/services/T000/B000/XXXX",
+            own_is_secret: false,
             secrets: Vec::new(),
         };
         let kept = conceal(&told, &values(), text.as_bytes()).unwrap_or_default();
@@ -147,6 +182,10 @@ mod tests {
                 "wrong password hunter2-hunter2 of tidings",
                 "wrong password [not shown] of tidings",
             ),
+            (
+                r#"{"error":"a\/b+c\/d== has expired"}"#,
+                r#"{"error":"[not shown] has expired"}"#,
+            ),
             ("", ""),
         ] {
             assert_eq!(shown(answer), kept);
@@ -159,6 +198,7 @@ mod tests {
         let told = Told {
             path: "/hooks/secret-part/leads/7?code=k-12345678&dry=1",
             own_path: "/hooks/secret-part?code=k-12345678",
+            own_is_secret: false,
             secrets: vec![secret],
         };
         for (answer, kept) in [
@@ -182,6 +222,46 @@ mod tests {
             let shown = conceal(&told, &[], answer.as_bytes()).unwrap_or_default();
             assert_eq!(String::from_utf8_lossy(&shown), kept);
         }
+    }
+
+    #[test]
+    fn no_part_of_a_url_that_is_in_a_secret_stands_in_an_excerpt_however_receivers_write_it() {
+        let own_path = "/services/T000/k-12345678?code=c%2B23456789%3D&dry=1";
+        let told = |own_is_secret| Told {
+            path: own_path,
+            own_path,
+            own_is_secret,
+            secrets: Vec::new(),
+        };
+        for (answer, kept) in [
+            (
+                r#"{"message":"The route services\/T000\/k-12345678 could not be found."}"#,
+                r#"{"message":"The route [not shown] could not be found."}"#,
+            ),
+            ("No such hook: k-12345678", "No such hook: [not shown]"),
+            ("bad signature c+23456789=", "bad signature [not shown]"),
+            ("bad signature c%2B23456789%3D", "bad signature [not shown]"),
+            (
+                "<p>/services/T000/k-12345678?code=c%2B23456789%3D&amp;dry=1</p>",
+                "<p>[not shown]</p>",
+            ),
+            (
+                r#"{"uri":"/services/T000/k-12345678?code=c%2B23456789%3D\u0026dry=1"}"#,
+                r#"{"uri":"[not shown]"}"#,
+            ),
+            ("/login?next=%2Fservices%2FT000%2Fk-12345678", "/login?next=[not shown]"),
+            ("T000 is closed", "T000 is closed"),
+        ] {
+            let shown = conceal(&told(true), &[], answer.as_bytes()).unwrap_or_default();
+            assert_eq!(String::from_utf8_lossy(&shown), kept);
+        }
+        let answer = "there is no such thing among services";
+        let shown = conceal(&told(false), &[], answer.as_bytes()).unwrap_or_default();
+        assert_eq!(
+            String::from_utf8_lossy(&shown),
+            answer,
+            "a URL that everybody may read is no secret"
+        );
     }
 
     #[test]

@@ -509,6 +509,7 @@ fn resolved(name: &str) -> ResolvedEndpoint {
             host: Host::Name("hooks.example.com".into()),
             port: 443,
             path: "/".into(),
+            is_secret: false,
             authority: "hooks.example.com".into(),
             origin: "https://hooks.example.com".into(),
             service: None,

@@ -329,6 +329,7 @@ pub fn endpoint(host: Host, port: u16) -> ResolvedEndpoint {
             host,
             port,
             path: "/hooks?team=sales".into(),
+            is_secret: false,
             authority: format!("{name}:{port}"),
             origin: format!("https://{name}:{port}"),
             service: None,

@@ -107,8 +107,12 @@ pub(super) fn secret_target(
     if text.len() > MAX_URL {
         return Err(spoilt(from, "it is longer than 2,048 characters"));
     }
-    target(text, egress).map_err(|unresolved| match unresolved.reason {
+    let target = target(text, egress).map_err(|unresolved| match unresolved.reason {
         reasons::INVALID_SPEC => spoilt(from, &unresolved.message),
         _ => unresolved,
+    })?;
+    Ok(Target {
+        is_secret: true,
+        ..target
     })
 }

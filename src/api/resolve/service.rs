@@ -125,6 +125,7 @@ pub(super) fn place<'a>(
             host,
             port,
             path,
+            is_secret: false,
             authority,
             origin,
             service: Some(Arc::new(ServiceRoute {

@@ -66,6 +66,7 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
         host,
         port,
         path,
+        is_secret: false,
         authority,
         service: None,
     })

@@ -93,6 +93,7 @@ fn a_minimal_endpoint_resolves_with_the_defaults() {
             host: Host::Name("hooks.example.com".to_owned()),
             port: 443,
             path: "/a/b?c=d".to_owned(),
+            is_secret: false,
             authority: "hooks.example.com".to_owned(),
             origin: "https://hooks.example.com".to_owned(),
             service: None,

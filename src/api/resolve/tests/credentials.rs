@@ -98,6 +98,7 @@ fn a_url_from_a_secret_shows_its_host_and_nothing_more() {
     )]))
     .unwrap();
     assert_eq!(resolved.target.path, "/very-secret?very=secret");
+    assert!(resolved.target.is_secret);
     assert_eq!(resolved.target.origin, "https://hooks.example.com");
     assert!(!format!("{resolved:?}").contains("very"), "{resolved:?}");
     for (url, reason) in [
