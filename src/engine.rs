@@ -33,6 +33,7 @@ pub mod metrics;
 mod order;
 mod outcome;
 mod page;
+mod places;
 mod pull;
 mod settle;
 mod state;
@@ -507,6 +508,7 @@ impl Core {
         self.each(&ids, |state, id, now| {
             state.counted(id, counts.get(&id).map(Vec::as_slice).unwrap_or_default(), now);
             state.sweep_expired(id, now);
+            state.reclaim(id, now, self.bury_after);
         })
         .await;
     }

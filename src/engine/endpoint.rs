@@ -241,6 +241,19 @@ impl Endpoint {
         }
     }
 
+    /// Whether its messages may begin in memory: what is pulled, and what is deleted, never do.
+    pub fn takes_places(&self) -> bool {
+        let state = self.entry.as_ref().map(|entry| &entry.state);
+        !matches!(state, Some(EndpointState::Pulled(_) | EndpointState::Deleted { .. }))
+    }
+
+    /// Whether nothing of it is in memory, nor in the store as far as is known.
+    pub fn is_empty(&self) -> bool {
+        let is_busy = self.in_flight > 0 || self.paging || self.health_dirty || self.queued != [false; 3];
+        let counts = |known: &Subscription| (known.pending, known.dead) == (0, 0);
+        !is_busy && self.window.is_empty() && self.held.is_empty() && self.subscriptions.values().all(counts)
+    }
+
     /// Messages held in the store behind others of their key, and dead letters that block theirs.
     pub fn ordered(&self) -> (i64, i64) {
         let add = |(held, blocking), known: &Subscription| (held + known.held.max(0), blocking + known.blocking.max(0));

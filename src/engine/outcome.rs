@@ -231,8 +231,8 @@ impl State {
             if endpoint.retention.replace(policy.retention) != Some(policy.retention) {
                 self.retentions.push((id, policy.retention));
             }
-            self.take_places_back(id);
         }
+        self.place(id);
         let endpoint = self.endpoint(id);
         if let Some(resolved) = endpoint.usable().cloned() {
             if egress.as_ref() != Some(&resolved.egress) && endpoint.health.look_at_block_anew() {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
 use super::page::too_old;
+use super::places::give_places;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::delivery::Origin;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
@@ -29,14 +30,10 @@ const EXTRA_SLOTS: usize = FAST_SLOTS / 2;
 /// Slow attempts, which would otherwise hold the fast slots.
 const SLOW_SLOTS: usize = 512;
 /// An endpoint's places for messages (see above).
-const WINDOW: usize = 512;
+pub(super) const WINDOW: usize = 512;
 /// Below this the next page is read, so that an endpoint does not run dry meanwhile. One with fewer places than a window waits
 /// until no more of them are taken than this part, or each message beyond them would have a page read.
 const LOW_WATER: usize = WINDOW / 4;
-/// Places given to all endpoints: ids of 64 bytes or so, a few MiB.
-const PLACES: i64 = 20_000;
-/// Places an endpoint gets while there are many endpoints.
-const PLACES_CROWDED: i64 = 16;
 /// Bodies of fresh messages that wait in windows; beyond, they are read back when started.
 const WINDOW_BODIES: usize = 32 << 20;
 /// Bodies in flight.
@@ -91,7 +88,8 @@ pub(super) struct State {
     pub slow: usize,
     flight_bodies: usize,
     window_bodies: usize,
-    places: i64,
+    /// Given to all endpoints.
+    pub places: i64,
     pub timers: BTreeSet<(UnixMillis, EndpointId)>,
     /// What the task that watches time sleeps until.
     pub timer_set: Option<UnixMillis>,
@@ -163,7 +161,7 @@ impl State {
         endpoints.entry(id).or_insert_with(|| {
             let mut endpoint = Endpoint::new(registry.gauge(id), registry.order(id), Health::default());
             endpoint.entry = registry.endpoint(id);
-            if endpoint.pulled().is_none() {
+            if endpoint.takes_places() {
                 give_places(&mut endpoint, places);
             }
             Box::new(endpoint)
@@ -240,6 +238,7 @@ impl State {
                         again: None,
                     };
                     self.hold_fresh(pending, Some(arrival.event));
+                    self.no_longer_idle(id);
                 }
             }
             if touched.last() != Some(&id) {
@@ -648,27 +647,6 @@ impl State {
             Lane::Slow => self.slow -= 1,
         }
     }
-
-    /// What is pulled is never held in memory: the places it was given before it was loaded are for others.
-    pub fn take_places_back(&mut self, id: EndpointId) {
-        if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            let given = std::mem::take(&mut endpoint.capacity);
-            endpoint.gauge.give(-given);
-            self.places -= given;
-        }
-    }
-
-    /// More places for an endpoint whose messages come faster than its places allow.
-    pub fn widen(&mut self, id: EndpointId) {
-        if let Some(endpoint) = self.endpoints.get_mut(&id) {
-            let more = (WINDOW as i64 - endpoint.capacity).min(PLACES - self.places);
-            if more > 0 {
-                endpoint.capacity += more;
-                endpoint.gauge.give(more);
-                self.places += more;
-            }
-        }
-    }
 }
 
 /// What became of a message without an attempt.
@@ -683,19 +661,6 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         blocks: false,
         tell: None,
     }
-}
-
-/// A new endpoint's places: all it may have while endpoints are few.
-fn give_places(endpoint: &mut Endpoint, places: &mut i64) {
-    let most = if *places < PLACES / 2 {
-        WINDOW as i64
-    } else {
-        PLACES_CROWDED
-    };
-    let given = most.min(PLACES - *places).max(1);
-    endpoint.capacity = given;
-    endpoint.gauge.give(given);
-    *places += given;
 }
 
 fn lane_class(endpoint: &Endpoint) -> usize {

@@ -27,6 +27,7 @@ mod handshake;
 mod lifetime;
 mod limits;
 mod order;
+mod places;
 mod pull;
 mod refusals;
 mod scenarios;
