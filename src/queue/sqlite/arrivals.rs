@@ -12,7 +12,7 @@ use crate::queue::Arrival;
 
 /// Batches in the channel; one is at most a commit's (about 1 MiB of events).
 pub(super) const BATCHES: usize = 32;
-/// Bytes of events that may wait beside the channel.
+/// Bytes of events that may wait beside the channel: an event's count once, however many messages carry it.
 const OVERFLOW_BYTES: usize = 16 << 20;
 /// Messages that may wait beside the channel.
 const OVERFLOW_MESSAGES: usize = 16_384;
@@ -43,10 +43,14 @@ impl Outlet {
             self.bytes = 0;
             return;
         }
-        for arrival in arrivals.iter() {
-            self.bytes += arrival.event.body.len() + arrival.event.attributes.len();
+        for arrival in arrivals.drain(..) {
+            // An event's messages come one after the other, and share it.
+            let last = self.overflow.last();
+            if !last.is_some_and(|last| Arc::ptr_eq(&last.event, &arrival.event)) {
+                self.bytes += arrival.event.size();
+            }
+            self.overflow.push(arrival);
         }
-        self.overflow.append(arrivals);
         if self.overflow.is_empty() {
             return;
         }
@@ -63,5 +67,44 @@ impl Outlet {
     pub(super) fn too_far_behind(&self) -> Option<String> {
         (self.bytes > OVERFLOW_BYTES || self.overflow.len() > OVERFLOW_MESSAGES)
             .then(|| "deliveries cannot keep up with new events".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId};
+    use crate::queue::{Placement, StoredEvent};
+
+    /// An event's messages.
+    fn arrivals(event: i64, bytes: usize, messages: u32) -> Vec<Arrival> {
+        let stored = Arc::new(StoredEvent {
+            attributes: vec![7; bytes].into(),
+            body: bytes::Bytes::new(),
+        });
+        let arrival = |number| Arrival {
+            message: MessageId::new(EventId(event), number),
+            endpoint: EndpointId(1),
+            subscription: SubscriptionId(1),
+            placement: Placement::Waiting,
+            held: false,
+            event: Arc::clone(&stored),
+        };
+        (0..messages).map(arrival).collect()
+    }
+
+    #[test]
+    fn an_event_counts_once_however_many_messages_carry_it() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let mut outlet = Outlet::new(sender, Arc::new(AtomicBool::new(true)));
+        outlet.offer(&mut arrivals(1, 10, 1));
+        assert!(!outlet.is_behind(), "the channel takes it");
+        for event in 2..6 {
+            outlet.offer(&mut arrivals(event, OVERFLOW_BYTES / 4, 500));
+        }
+        assert!(outlet.is_behind());
+        assert_eq!(outlet.too_far_behind(), None);
+        outlet.offer(&mut arrivals(6, 1, 1));
+        assert!(outlet.too_far_behind().is_some());
     }
 }

@@ -23,6 +23,7 @@ mod kill;
 mod measure;
 mod model;
 mod retention;
+mod routing;
 
 struct Directory(tempfile::TempDir);
 

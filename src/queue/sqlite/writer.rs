@@ -26,6 +26,8 @@ pub(super) const UNRECORDED: usize = 10_000;
 const WAL_FRAMES: u64 = (64 << 20) / 4096;
 /// Overflowing arrivals are offered again so often.
 const OFFER_AGAIN: Duration = Duration::from_millis(5);
+/// While the store is full, how often it is looked whether there is room to go on routing.
+const ROUTE_AGAIN: Duration = Duration::from_millis(250);
 
 /// What an applied operation will answer.
 enum Answer {
@@ -46,6 +48,14 @@ pub(super) struct Writer {
 struct Trouble {
     reason: String,
     again: Instant,
+}
+
+/// What a transaction does beside its batch.
+struct Besides {
+    /// Makes further messages of the oldest event that is not routed whole.
+    route: bool,
+    /// Writes something, to see whether the disk takes it.
+    probe: bool,
 }
 
 /// How the loop goes on after a commit.
@@ -92,16 +102,20 @@ impl Writer {
                 kept.extend(batch.drain(..));
                 batch.extend(kept.drain(..));
             }
-            let probe = trouble.is_some();
+            let full = self.shared.space.full(now).is_some();
+            let besides = Besides {
+                route: self.memory.unrouted > 0 && !full && self.outlet.too_far_behind().is_none(),
+                probe: trouble.is_some(),
+            };
             let mut transaction = Transaction {
                 statements: &mut statements,
                 memory: &self.memory,
                 effects: &mut effects,
                 candidates: &mut candidates,
                 now: (self.shared.options.clock)(),
-                full: self.shared.space.full(now).is_some(),
+                full,
             };
-            let result = commit(&mut transaction, &mut batch, &mut answers, &mut self.pruner, probe);
+            let result = commit(&mut transaction, &mut batch, &mut answers, &mut self.pruner, &besides);
             match result {
                 Ok(wrote) => {
                     if trouble.take().is_some() {
@@ -147,15 +161,16 @@ impl Writer {
         if let Some(trouble) = trouble {
             return Some(trouble.again);
         }
-        if self.memory.unrouted > 0 {
-            return Some(Instant::now());
-        }
-        let prune = self.pruner.next();
+        let now = Instant::now();
+        let mut wake = self.pruner.next();
         if self.outlet.is_behind() {
-            Some(prune.min(Instant::now() + OFFER_AGAIN))
-        } else {
-            Some(prune)
+            wake = wake.min(now + OFFER_AGAIN);
         }
+        if self.memory.unrouted > 0 && self.outlet.too_far_behind().is_none() {
+            let full = self.shared.space.full(now).is_some();
+            wake = wake.min(if full { now + ROUTE_AGAIN } else { now });
+        }
+        Some(wake)
     }
 
     fn put_aside(&self, batch: &mut Vec<Operation>, kept: &mut VecDeque<Operation>, reason: &str) {
@@ -267,11 +282,11 @@ fn commit(
     batch: &mut [Operation],
     answers: &mut Vec<Answer>,
     pruner: &mut Pruner,
-    probe: bool,
+    besides: &Besides,
 ) -> rusqlite::Result<bool> {
     transaction.effects.restart(transaction.memory);
-    let background = transaction.memory.unrouted > 0 || pruner.is_due();
-    if batch.is_empty() && !background && !probe {
+    let background = besides.route || besides.probe || pruner.is_due();
+    if batch.is_empty() && !background {
         return Ok(false);
     }
     let before = transaction.conn().total_changes();
@@ -295,11 +310,11 @@ fn commit(
             Err(Refusal::Sqlite(error)) => return Err(error),
         });
     }
-    if transaction.memory.unrouted > 0 {
+    if besides.route {
         transaction.route(ROUTE_AT_ONCE)?;
     }
     pruner.run(transaction)?;
-    if probe {
+    if besides.probe {
         transaction
             .conn()
             .execute("UPDATE meta SET value = value WHERE key = 'fence'", [])?;
