@@ -167,6 +167,8 @@ pub(super) fn writer(dir: &Path, options: &Options) -> Result<Connection, OpenEr
 /// What the writer holds in memory, read from disk.
 pub(super) struct Memory {
     pub(super) last_event: EventId,
+    /// The last one of the process before.
+    pub(super) inherited: EventId,
     pub(super) next_seen: i64,
     pub(super) fence: u64,
     pub(super) place: UnixMillis,
@@ -243,6 +245,7 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
     }
     Ok(Memory {
         last_event: EventId(last_event),
+        inherited: EventId(last_event),
         next_seen,
         fence,
         place,

@@ -511,10 +511,17 @@ impl<'c> Transaction<'_, 'c> {
         )?;
         let mut rows = oldest.query([])?;
         let Some(row) = rows.next()? else { return Ok(None) };
+        let event = EventId(row.get(0)?);
+        let mut targets = unpack(row.get_ref(2)?.as_blob()?);
+        if event <= self.memory.inherited {
+            // The places that they took were another process's to lend.
+            let fresh = targets.iter_mut().filter(|target| target.placement == Placement::Fresh);
+            fresh.for_each(|target| target.placement = Placement::Waiting);
+        }
         Ok(Some(Unrouted {
-            event: EventId(row.get(0)?),
+            event,
             done: row.get::<_, u32>(1)? as usize,
-            targets: unpack(row.get_ref(2)?.as_blob()?),
+            targets,
             stored: Arc::new(StoredEvent {
                 attributes: row.get::<_, Vec<u8>>(3)?.into(),
                 body: row.get::<_, Vec<u8>>(4)?.into(),

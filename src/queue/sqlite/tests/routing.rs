@@ -8,10 +8,13 @@ const ALL: u64 = EVENTS * MESSAGES;
 /// Messages of a wide event that are made in one commit.
 const CHUNK: u64 = crate::queue::ROUTE_AT_ONCE as u64;
 
+fn wide_event(number: u64, placement: Placement) -> NewEvent {
+    let targets = (0..MESSAGES as u32).map(|n| target(1, n, placement));
+    new_event(&number.to_string(), targets.collect())
+}
+
 fn wide(placement: Placement) -> Vec<NewEvent> {
-    let targets: Vec<_> = (0..MESSAGES as u32).map(|n| target(1, n, placement)).collect();
-    let event = |n: u64| new_event(&n.to_string(), targets.clone());
-    (0..EVENTS).map(event).collect()
+    (0..EVENTS).map(|number| wide_event(number, placement)).collect()
 }
 
 fn limited(limit: u64) -> Options {
@@ -76,4 +79,31 @@ async fn a_full_store_makes_no_further_messages_until_there_is_room() {
     let queue = open(dir.path(), options());
     until_made(&queue, ALL).await;
     assert!(before < ALL);
+}
+
+#[tokio::test]
+async fn a_place_in_memory_that_a_process_lent_is_none_of_the_next_ones() {
+    let dir = Directory::new();
+    let queue = open(dir.path(), options());
+    queue.accept(wide(Placement::Fresh)).await.expect("accept");
+    queue.close().await;
+    drop(queue);
+    let fresh = async |queue: &SqliteQueue| {
+        let fence = queue.claim().await.expect("claim");
+        let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+        fresh.len() as u64
+    };
+    let queue = open(dir.path(), limited(1));
+    let before = made(&queue).await;
+    assert_eq!(fresh(&queue).await, before);
+    queue.close().await;
+    drop(queue);
+
+    let queue = open(dir.path(), options());
+    queue
+        .accept(vec![wide_event(EVENTS, Placement::Fresh)])
+        .await
+        .expect("accept");
+    until_made(&queue, ALL + MESSAGES).await;
+    assert_eq!(fresh(&queue).await, before + MESSAGES, "its own alone");
 }
