@@ -31,7 +31,7 @@ use crate::report::board::Board;
 use crate::report::{self, ReportConfig};
 use crate::telemetry::health::Gate;
 
-use crate::engine::{Clock, Engine, EngineConfig};
+use crate::engine::{Clock, Engine, EngineConfig, clock};
 use crate::registry::Registry;
 use crate::tls::{Certificate, TlsFiles};
 use crate::traces::{self, Traces};
@@ -167,7 +167,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sender: Arc::new(sender),
         origin: config.origin.clone(),
         board: board.clone(),
-        clock: Arc::new(Clock::system()),
+        clock: Arc::new(Clock::System),
         metrics: metrics.engine.clone(),
         traces: traces.clone(),
         random: rand::random::<f64>,
@@ -275,6 +275,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 async fn open(dir: &Path, store_limit: Option<u64>) -> anyhow::Result<Arc<SqliteQueue>> {
     let options = Options {
         store_limit,
+        clock: clock::system,
         ..Options::default()
     };
     let dir = dir.to_owned();

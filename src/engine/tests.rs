@@ -188,7 +188,7 @@ fn config(
         sender: Arc::new(Script::default()),
         origin: Origin::default(),
         board: Arc::default(),
-        clock: Arc::new(Clock::system()),
+        clock: Arc::new(Clock::System),
         metrics: EngineMetrics::default(),
         traces: None,
         random: || 0.0,

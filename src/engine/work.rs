@@ -92,7 +92,7 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         content_type: rendered.content_type,
         headers: rendered.headers,
         body: rendered.body,
-        timestamp: job.started.0.div_euclid(1000),
+        timestamp: core.clock.told().0.div_euclid(1000),
         shaped,
     };
     let endpoint = Arc::clone(&job.endpoint);
