@@ -260,6 +260,8 @@ pub struct Settlement {
     /// A dead letter blocks its key: what is held behind it stays held as long as the letter is kept, unless
     /// [`Queue::release`] says otherwise. Means nothing for a message without an order.
     pub blocks: bool,
+    /// What it promotes waits, due now, behind what is due already; else that is fresh.
+    pub next_waits: bool,
     /// With [`Verdict::Dead`]: the endpoint that is told of it, by a message made in the same transaction.
     pub tell: Option<EndpointId>,
 }
@@ -356,7 +358,8 @@ pub struct AttemptRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     Applied,
-    /// Applied, and this message was held behind it: it is the next of its key, fresh, and may go now.
+    /// Applied, and this message was held behind it: it is the next of its key and may go now, fresh or waiting as
+    /// [`Settlement::next_waits`] says.
     Promoted(Pending),
     /// Applied: a dead letter that blocks its key from now on.
     Blocked,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::state::LOW_WATER;
 use crate::api::resolve::{PullPolicy, Rate, ResolvedEndpoint};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
@@ -346,6 +347,19 @@ impl Endpoint {
     /// Whether the store has something to be started now. What is pulled never is.
     pub fn has_due(&self, now: UnixMillis) -> bool {
         self.pulled().is_none() && self.next_due().is_some_and(|due| self.overridden || due <= now)
+    }
+
+    /// Whether so little is left in the window that a page may be read.
+    pub fn is_low(&self) -> bool {
+        let places = usize::try_from(self.capacity).unwrap_or_default();
+        self.window.len() <= LOW_WATER.min(places / 4)
+    }
+
+    /// Whether what may go from now on must wait in the store behind what is due there. While the window is low it need not:
+    /// the page that is read then brings what was due before. So with few keys no message takes the way over a page, and with
+    /// many each has its turn.
+    pub fn is_behind(&self) -> bool {
+        self.gauge_waiting == Some(true) && !self.is_low()
     }
 
     /// From this age on an attempt is slow.

@@ -124,6 +124,7 @@ impl State {
             record: decision.record,
             verdict: decision.verdict,
             blocks: false,
+            next_waits: false,
             tell: None,
         });
         self.note_change(job.pending.endpoint);
@@ -165,7 +166,7 @@ impl State {
                 touched.push(id);
             }
             match *answer {
-                Settled::Promoted(next) => self.promoted(next),
+                Settled::Promoted(next) => self.promoted(next, outcome.next_waits),
                 Settled::Blocked => blocked.push(id),
                 Settled::Applied | Settled::Stale => {}
             }

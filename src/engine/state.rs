@@ -33,7 +33,7 @@ const SLOW_SLOTS: usize = 512;
 pub(super) const WINDOW: usize = 512;
 /// Below this the next page is read, so that an endpoint does not run dry meanwhile. One with fewer places than a window waits
 /// until no more of them are taken than this part, or each message beyond them would have a page read.
-const LOW_WATER: usize = WINDOW / 4;
+pub(super) const LOW_WATER: usize = WINDOW / 4;
 /// Bodies of fresh messages that wait in windows; beyond, they are read back when started.
 const WINDOW_BODIES: usize = 32 << 20;
 /// Bodies in flight.
@@ -327,8 +327,7 @@ impl State {
             }
             Access::Go { .. } => {
                 waiting = due;
-                let low_water = LOW_WATER.min(usize::try_from(endpoint.capacity).unwrap_or_default() / 4);
-                page = due && endpoint.window.len() <= low_water;
+                page = due && endpoint.is_low();
                 let due = endpoint.next_due().filter(|due| *due > now);
                 wake = [due, paced].into_iter().flatten().min();
             }
@@ -405,11 +404,17 @@ impl State {
         }
     }
 
-    /// The next message of its key, fresh in the store.
-    pub fn promoted(&mut self, next: Pending) {
-        self.subscription(next.endpoint, next.subscription).held -= 1;
-        self.endpoint(next.endpoint).gauge.give(-1);
-        self.hold_fresh(next, None);
+    /// The next message of its key may go; whether it waits in the store.
+    pub fn promoted(&mut self, next: Pending, waits: bool) {
+        let paging = self.endpoint(next.endpoint).paging;
+        let subscription = self.subscription(next.endpoint, next.subscription);
+        subscription.held -= 1;
+        if waits {
+            subscription.note_due(next.due, paging);
+        } else {
+            self.endpoint(next.endpoint).gauge.give(-1);
+            self.hold_fresh(next, None);
+        }
     }
 
     /// An outcome to be recorded. A message that will wait is held until we hear that it is: the store shows it to a page
@@ -417,6 +422,7 @@ impl State {
     pub fn hand_over(&mut self, mut outcome: Settlement) {
         outcome.tell = self.told_of(&outcome);
         if let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint) {
+            outcome.next_waits = endpoint.is_behind();
             match outcome.verdict {
                 Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message)),
                 Verdict::Dead { .. } => outcome.blocks = endpoint.blocks(),
@@ -659,6 +665,7 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         record: None,
         verdict,
         blocks: false,
+        next_waits: false,
         tell: None,
     }
 }

@@ -24,6 +24,7 @@ use crate::signing::{SigningKey, SigningKeys};
 
 mod fairness;
 mod handshake;
+mod keys;
 mod lifetime;
 mod limits;
 mod order;

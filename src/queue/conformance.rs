@@ -68,6 +68,7 @@ pub(crate) fn settlement(pending: Pending, verdict: Verdict) -> Settlement {
         record: Some(record(Some(if verdict == Verdict::Delivered { 200 } else { 500 }))),
         verdict,
         blocks: false,
+        next_waits: false,
         tell: None,
     }
 }

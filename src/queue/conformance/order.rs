@@ -6,6 +6,7 @@ const KEY: OrderKey = OrderKey(7);
 
 pub(super) async fn run<B: Bench>(make: &impl Fn() -> B) {
     one_message_of_a_key_goes_at_a_time(&make()).await;
+    the_next_of_a_key_waits_where_that_is_wanted_due_when_its_turn_came(&make()).await;
     keys_and_endpoints_do_not_wait_for_each_other(&make()).await;
     a_blocking_dead_letter_holds_its_key_until_it_is_released_or_gone(&make()).await;
     an_order_that_is_given_up_lets_everything_go(&make()).await;
@@ -157,6 +158,37 @@ async fn one_message_of_a_key_goes_at_a_time<B: Bench>(bench: &B) {
     assert_eq!(next(&*queue, fence, ids[3], 0, Verdict::Delivered).await, None);
     let later = accept(&*queue, &[ordered(1, 1, KEY, Placement::Fresh)]).await;
     assert_eq!(going(&*queue, fence, 1, 1).await, later, "the key is free again");
+    queue.close().await;
+}
+
+async fn the_next_of_a_key_waits_where_that_is_wanted_due_when_its_turn_came<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let ids = accept(&*queue, &[ordered(1, 1, KEY, Placement::Fresh); 3]).await;
+    let other = accept(&*queue, &[ordered(1, 1, OrderKey(8), Placement::Waiting)]).await;
+    let delivered = |message| Settlement {
+        next_waits: true,
+        ..settlement(pending(message, 0), Verdict::Delivered)
+    };
+    // Its turn comes later than the other key's.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let Settled::Promoted(second) = settle(&*queue, fence, delivered(ids[0])).await else {
+        panic!("the next of the key is told");
+    };
+    assert_eq!(second.message, ids[1]);
+    assert!(all_fresh(&*queue, fence).await.is_empty());
+    assert_eq!(going(&*queue, fence, 1, 1).await, [other[0], ids[1]]);
+    assert_eq!(counts(&*queue, fence, 1).await, (3, 1, 0, 0));
+    queue.close().await;
+    drop(queue);
+
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let waiting = queue.window(fence, everything(1, 1)).await.expect("window");
+    assert_eq!(waiting[1], second, "after reopening");
+    let next = settle(&*queue, fence, delivered(ids[1])).await;
+    assert!(matches!(next, Settled::Promoted(third) if third.message == ids[2]));
+    assert_eq!(settle(&*queue, fence, delivered(ids[2])).await, Settled::Applied);
     queue.close().await;
 }
 

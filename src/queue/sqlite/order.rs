@@ -25,7 +25,7 @@ impl Transaction<'_, '_> {
         Ok(self.statements.of_key.exists(of_key)? || self.statements.blocker.exists(of_key)?)
     }
 
-    /// Lets the next message of a key go, if none is under way and nothing blocks it.
+    /// Lets the next message of a key go, due now, if none is under way and nothing blocks it.
     pub(super) fn promote(
         &mut self,
         endpoint: EndpointId,
@@ -50,7 +50,8 @@ impl Transaction<'_, '_> {
         if self.statements.blocker.exists(of_key)? {
             return Ok(None);
         }
-        self.statements.promote.execute(params![state, next.message.0])?;
+        let promoted = params![state, next.due.0, next.message.0];
+        self.statements.promote.execute(promoted)?;
         self.effects.ordered.push(((endpoint, next.subscription), -1, 0));
         Ok(Some(next))
     }

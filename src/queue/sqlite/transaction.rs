@@ -60,7 +60,7 @@ impl<'c> Statements<'c> {
                 "SELECT id, sub, attempt, state, again FROM message WHERE ep = ? AND okey = ? ORDER BY state, id LIMIT 1",
             )?,
             blocker: conn.prepare("SELECT 1 FROM dead WHERE ep = ? AND okey = ? AND blocks = 1 LIMIT 1")?,
-            promote: conn.prepare("UPDATE message SET state = ? WHERE id = ?")?,
+            promote: conn.prepare("UPDATE message SET state = ?, due = ? WHERE id = ?")?,
             wait_message: conn
                 .prepare("UPDATE message SET state = 1, due = ?3, attempt = ?4 WHERE id = ?1 AND attempt = ?2")?,
             insert_settled: conn
@@ -570,6 +570,7 @@ impl<'c> Transaction<'_, 'c> {
             ref record,
             verdict,
             blocks,
+            next_waits,
             tell,
         } = *settlement;
         let pair = (endpoint, subscription);
@@ -650,7 +651,7 @@ impl<'c> Transaction<'_, 'c> {
         if blocks && matches!(verdict, Verdict::Dead { .. }) {
             return Ok(Settled::Blocked);
         }
-        let next = self.promote(endpoint, key, FRESH)?;
+        let next = self.promote(endpoint, key, if next_waits { WAITING } else { FRESH })?;
         Ok(next.map_or(Settled::Applied, Settled::Promoted))
     }
 
