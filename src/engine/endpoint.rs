@@ -160,8 +160,8 @@ pub(super) struct Endpoint {
     /// The usual time of a success, smoothed.
     pub usual: Duration,
     pub oldest: Option<MessageId>,
-    /// Failed messages by due time, for status.
-    pub retries: BTreeMap<(UnixMillis, MessageId), u16>,
+    /// Failed messages by due time, for status: whose, and the attempts consumed.
+    pub retries: BTreeMap<(UnixMillis, MessageId), (SubscriptionId, u16)>,
     pub posted: Option<(Standing, UnixMillis)>,
     /// What the store was told of how long its history is kept.
     pub retention: Option<Duration>,
@@ -389,8 +389,16 @@ impl Endpoint {
         self.retried.clear();
     }
 
-    pub fn note_retry(&mut self, due: UnixMillis, message: MessageId, attempts: u16) {
-        self.retries.insert((due, message), attempts);
+    /// A failed message waits until it is due.
+    pub fn note_retry(&mut self, failed: &Pending) {
+        let Pending {
+            due,
+            message,
+            subscription,
+            attempts,
+            ..
+        } = *failed;
+        self.retries.insert((due, message), (subscription, attempts));
         if self.retries.len() > RETRIES_SHOWN {
             self.retries.pop_last();
         }
@@ -398,6 +406,12 @@ impl Endpoint {
 
     pub fn forget_retry(&mut self, due: UnixMillis, message: MessageId) {
         self.retries.remove(&(due, message));
+    }
+
+    /// Forgets the retries of subscriptions of which nothing is pending: the store buried their messages.
+    pub fn forget_buried(&mut self) {
+        let pends = |id: &SubscriptionId| self.subscriptions.get(id).is_some_and(|known| known.pending > 0);
+        self.retries.retain(|_, (subscription, _)| pends(subscription));
     }
 
     /// Lets a message of the store go: from now on only the store knows it.

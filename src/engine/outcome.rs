@@ -13,7 +13,7 @@ use super::metrics::Reason;
 use super::state::{Job, State, unmade};
 use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
-use crate::queue::{AttemptRecord, Backlog, DeadReason, Settled, Settlement, Verdict};
+use crate::queue::{AttemptRecord, Backlog, DeadReason, Pending, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
 use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
 use crate::schedule::handshake::Question;
@@ -100,7 +100,11 @@ impl State {
                 self.metrics.failed.get_or_create(&Reason { reason }).inc();
                 if let Verdict::Wait { due, attempts } = decision.verdict {
                     // Before it is recorded: who looks at the failure wants to see when it is tried again.
-                    endpoint.note_retry(due, job.pending.message, attempts);
+                    endpoint.note_retry(&Pending {
+                        due,
+                        attempts,
+                        ..job.pending
+                    });
                 }
             }
         }
@@ -349,6 +353,7 @@ impl State {
             pending += known.pending;
             is_changed |= known.view_dirty;
         }
+        endpoint.forget_buried();
         endpoint.gauge.add_pending(pending - endpoint.gauge.pending());
         if is_changed {
             self.note_change(id);

@@ -126,6 +126,7 @@ impl State {
             let max_age = endpoint.max_age(row.subscription, self.synced);
             if max_age.is_some_and(|max_age| too_old(&row, max_age, now)) {
                 endpoint.held.insert(row.message);
+                endpoint.forget_retry(row.due, row.message);
                 let reason = DeadReason::Expired;
                 outcomes.push(unmade(row, Verdict::Dead { reason }));
             } else if sends && room > 0 && (due || overridden) {
@@ -134,7 +135,7 @@ impl State {
                 taken.push(row);
             } else {
                 if row.attempts > 0 {
-                    endpoint.note_retry(row.due, row.message, row.attempts);
+                    endpoint.note_retry(&row);
                 }
                 left_over |= sends && overridden && row.due > now;
                 unseen.push((row.subscription, Some(row.due)));

@@ -553,6 +553,7 @@ impl State {
         }
         let max_age = endpoint.max_age(pending.subscription, self.synced);
         if max_age.is_some_and(|max_age| too_old(&pending, max_age, now)) {
+            endpoint.forget_retry(pending.due, pending.message);
             let reason = DeadReason::Expired;
             self.hand_over(unmade(pending, Verdict::Dead { reason }));
             return None;

@@ -192,7 +192,7 @@ fn view(endpoint: &Endpoint, delivering: Delivering, origin: &Origin, now: UnixM
         retry: endpoint
             .retries
             .first_key_value()
-            .map(|((due, _), consumed)| (consumed.saturating_add(1), (*due).max(not_before))),
+            .map(|((due, _), (_, consumed))| (consumed.saturating_add(1), (*due).max(not_before))),
         next_try: (pending > 0).then(|| next_try(endpoint, gate, now)).flatten(),
         recent_failures: health.recent.iter().map(failure).collect(),
         handled_enable_request: health.handled_enable.clone(),

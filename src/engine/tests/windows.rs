@@ -167,3 +167,45 @@ fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
         "{dead:?}"
     );
 }
+
+/// Rows of the store are read because something of their subscription is due.
+fn read(state: &mut State, rows: Vec<Pending>, now: UnixMillis) {
+    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(now, false);
+    state.evaluate(ENDPOINT, now);
+    let request = state.next_page(now).expect("something is due");
+    state.paged(&request, vec![(SUBSCRIPTION, rows)], now);
+}
+
+#[test]
+fn what_is_given_up_is_not_shown_as_tried_again_any_more() {
+    let accepted = UnixMillis::now();
+    let due = accepted.plus(Duration::from_secs(1));
+    let too_late = accepted.plus(Duration::from_secs(100 * 3_600));
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), accepted);
+    subscribed(&mut state, accepted);
+    state.subscription(ENDPOINT, SUBSCRIPTION).pending = 3;
+    let failed: Vec<Pending> = (1..4)
+        .map(|number| Pending {
+            attempts: 1,
+            due,
+            ..message(number, accepted)
+        })
+        .collect();
+    read(&mut state, failed.clone(), accepted);
+    let shown = |state: &State| -> Vec<MessageId> {
+        let retries = state.endpoints[&ENDPOINT].retries.keys();
+        retries.map(|(_, message)| *message).collect()
+    };
+    assert_eq!(shown(&state), [1, 2, 3].map(|number| message(number, accepted).message));
+
+    // One is in the window when it expires, one is read then, and one is buried with its subscription.
+    read(&mut state, vec![failed[0]], due);
+    assert!(state.grant(too_late).is_empty());
+    assert_eq!(shown(&state), [failed[1].message, failed[2].message]);
+    read(&mut state, vec![failed[1]], too_late);
+    assert_eq!(shown(&state), [failed[2].message]);
+    state.counted(ENDPOINT, &[], too_late);
+    assert!(shown(&state).is_empty());
+}
