@@ -134,8 +134,8 @@ pub(super) struct Endpoint {
     pub health: Health,
     pub health_dirty: bool,
     pub window: VecDeque<Held>,
-    /// Waiting messages of the store that are in the window, in flight or in the outbox.
-    pub held: HashSet<MessageId>,
+    /// Waiting messages of the store that are in the window, in flight or in the outbox, and whose they are.
+    pub held: HashMap<MessageId, SubscriptionId>,
     /// Those that left `held` while a page was being read: the page may still show them.
     pub left: HashSet<MessageId>,
     pub paging: bool,
@@ -178,7 +178,7 @@ impl Endpoint {
             health,
             health_dirty: false,
             window: VecDeque::new(),
-            held: HashSet::new(),
+            held: HashMap::new(),
             left: HashSet::new(),
             paging: false,
             subscriptions: HashMap::new(),
@@ -416,7 +416,7 @@ impl Endpoint {
 
     /// Lets a message of the store go: from now on only the store knows it.
     pub fn release(&mut self, message: MessageId) {
-        if self.held.remove(&message) && self.paging {
+        if self.held.remove(&message).is_some() && self.paging {
             self.left.insert(message);
         }
     }

@@ -3,6 +3,7 @@
 //! Owns the step from a result to the store's verdict and back to counts; knows nothing of tasks. Invariant: every attempt
 //! that ended leaves exactly one outcome, and every outcome is applied once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -321,7 +322,11 @@ impl State {
         for known in endpoint.subscriptions.values_mut() {
             known.counted = false;
         }
-        let (paging, none_held) = (endpoint.paging, endpoint.held.is_empty());
+        let paging = endpoint.paging;
+        let mut in_memory: HashMap<SubscriptionId, i64> = HashMap::new();
+        for subscription in endpoint.held.values() {
+            *in_memory.entry(*subscription).or_default() += 1;
+        }
         for backlog in backlogs {
             let known = self.subscription(id, backlog.subscription);
             known.counted = true;
@@ -331,11 +336,14 @@ impl State {
             let (held, blocking) = (backlog.held as i64, backlog.blocking as i64);
             known.view_dirty |= (known.held, known.blocking) != (held, blocking);
             (known.held, known.blocking) = (held, blocking);
-            // Earlier than anything due: one page more, and it is known again.
-            if let Some(due) = backlog.min_due
-                && none_held
-                && known.next_due.is_none_or(|next| next > due)
-            {
+            // Earlier than anything due, or where nothing is: one page more, and it is known again. The earliest may be one
+            // that is in memory; then there is something else only if more are pending than are there.
+            let here = in_memory.get(&backlog.subscription).copied().unwrap_or_default();
+            let is_news = |due| match known.next_due {
+                Some(next) => here == 0 && next > due,
+                None => here == 0 || pending - held > here,
+            };
+            if let Some(due) = backlog.min_due.filter(|due| is_news(*due)) {
                 known.note_due(due, paging);
             }
             if held + blocking > 0 {

@@ -98,7 +98,7 @@ impl State {
             unseen.push((subscription, rest));
             rows.extend(
                 page.into_iter()
-                    .filter(|row| !endpoint.held.contains(&row.message) && !endpoint.left.contains(&row.message)),
+                    .filter(|row| !endpoint.held.contains_key(&row.message) && !endpoint.left.contains(&row.message)),
             );
         }
         rows.sort_unstable_by_key(|row| (row.due, row.message));
@@ -125,13 +125,13 @@ impl State {
             let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
             let max_age = endpoint.max_age(row.subscription, self.synced);
             if max_age.is_some_and(|max_age| too_old(&row, max_age, now)) {
-                endpoint.held.insert(row.message);
+                endpoint.held.insert(row.message, row.subscription);
                 endpoint.forget_retry(row.due, row.message);
                 let reason = DeadReason::Expired;
                 outcomes.push(unmade(row, Verdict::Dead { reason }));
             } else if sends && room > 0 && (due || overridden) {
                 room -= 1;
-                endpoint.held.insert(row.message);
+                endpoint.held.insert(row.message, row.subscription);
                 taken.push(row);
             } else {
                 if row.attempts > 0 {

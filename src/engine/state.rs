@@ -424,7 +424,7 @@ impl State {
         if let Some(endpoint) = self.endpoints.get_mut(&outcome.endpoint) {
             outcome.next_waits = endpoint.is_behind();
             match outcome.verdict {
-                Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message)),
+                Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message, outcome.subscription)),
                 Verdict::Dead { .. } => outcome.blocks = endpoint.blocks(),
                 Verdict::Delivered | Verdict::Discard => {}
             }

@@ -3,10 +3,11 @@
 use super::*;
 use crate::engine::state::UNRECORDED;
 use crate::ids::EventId;
-use crate::queue::{DeadReason, Pending, SentAgain, Settled, Verdict};
+use crate::queue::{Backlog, DeadReason, Pending, SentAgain, Settled, Verdict};
 
 const ENDPOINT: EndpointId = EndpointId(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
+const QUIET: SubscriptionId = SubscriptionId(2);
 
 fn key() -> ResourceKey {
     ResourceKey {
@@ -28,7 +29,11 @@ fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
 }
 
 fn subscribed(state: &mut State, now: UnixMillis) {
-    let entry = subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, key());
+    subscribed_as(SUBSCRIPTION, state, now);
+}
+
+fn subscribed_as(id: SubscriptionId, state: &mut State, now: UnixMillis) {
+    let entry = subscription_entry(&state.registry, id, ENDPOINT, key());
     state.subscription_changed(Arc::new(entry), now);
 }
 
@@ -208,4 +213,44 @@ fn what_is_given_up_is_not_shown_as_tried_again_any_more() {
     assert_eq!(shown(&state), [failed[2].message]);
     state.counted(ENDPOINT, &[], too_late);
     assert!(shown(&state).is_empty());
+}
+
+#[test]
+fn what_waits_only_since_the_store_let_it_is_found_while_others_of_the_endpoint_are_in_memory() {
+    let now = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), now);
+    subscribed(&mut state, now);
+    subscribed_as(QUIET, &mut state, now);
+    let busy: Vec<Pending> = (1..4).map(|number| message(number, now)).collect();
+    read(&mut state, busy, now);
+    assert_eq!(state.endpoints[&ENDPOINT].window.len(), 3);
+
+    // Of the quiet one a message was held, or settled, until the store made it wait: nobody has told of it.
+    let waits = |subscription, pending| Backlog {
+        endpoint: ENDPOINT,
+        subscription,
+        pending,
+        dead: 0,
+        held: 0,
+        blocking: 0,
+        min_due: Some(now),
+        oldest: None,
+    };
+    state.counted(ENDPOINT, &[waits(SUBSCRIPTION, 3), waits(QUIET, 1)], now);
+    let request = state.next_page(now).expect("there is something that is not in memory");
+    assert_eq!(request.subscriptions, [QUIET], "of the busy one all is");
+    let found = Pending {
+        subscription: QUIET,
+        ..message(4, now)
+    };
+    state.paged(&request, vec![(QUIET, vec![found])], now);
+
+    // The same of one that has another in memory.
+    state.counted(ENDPOINT, &[waits(SUBSCRIPTION, 3), waits(QUIET, 2)], now);
+    let request = state.next_page(now).expect("one of two is in memory");
+    assert_eq!(request.subscriptions, [QUIET]);
+    state.paged(&request, vec![(QUIET, vec![found])], now);
+    assert_eq!(state.endpoints[&ENDPOINT].window.len(), 4);
 }
