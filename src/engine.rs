@@ -28,6 +28,7 @@ use crate::traces::Traces;
 mod clear;
 pub mod clock;
 mod endpoint;
+mod expiry;
 mod graves;
 pub mod metrics;
 mod order;
@@ -229,7 +230,7 @@ impl Engine {
         core.keep_up(&tasks, watch_time(Arc::clone(&core)));
         core.keep_up(&tasks, tick(Arc::clone(&core)));
         core.keep_up(&tasks, keep_states(Arc::clone(&core)));
-        core.keep_up(&tasks, order::expire(Arc::clone(&core)));
+        core.keep_up(&tasks, expiry::expire(Arc::clone(&core)));
         core.keep_up(&tasks, clear::clear(Arc::clone(&core)));
         core.keep_up(&tasks, post(Arc::clone(&core)));
         for _ in 0..PAGERS {

@@ -14,6 +14,7 @@ use crate::queue::{Gauge, Pending, Release, StoredEvent};
 use crate::registry::{EndpointEntry, EndpointState, Material, OrderCell, SubscriptionEntry};
 use crate::report::board::{Delivering, Unconsumed};
 use crate::schedule::MAX_AGE;
+use crate::schedule::decide::expired;
 use crate::schedule::health::{Gate, Health};
 
 /// Below this an attempt is never slow.
@@ -160,6 +161,8 @@ pub(super) struct Endpoint {
     /// The usual time of a success, smoothed.
     pub usual: Duration,
     pub oldest: Option<MessageId>,
+    /// When all that waits was last looked at for what is too old.
+    pub walked: UnixMillis,
     /// Failed messages by due time, for status: whose, and the attempts consumed.
     pub retries: BTreeMap<(UnixMillis, MessageId), (SubscriptionId, u16)>,
     pub posted: Option<(Standing, UnixMillis)>,
@@ -193,6 +196,7 @@ impl Endpoint {
             retried: HashSet::new(),
             usual: Duration::ZERO,
             oldest: None,
+            walked: UnixMillis(0),
             retries: BTreeMap::new(),
             posted: None,
             retention: None,
@@ -221,6 +225,15 @@ impl Endpoint {
             Some(EndpointState::Missing | EndpointState::Deleted { .. }) => Some(MAX_AGE),
             None => synced.then_some(MAX_AGE),
         }
+    }
+
+    /// Whether a message has grown too old: since its acceptance, or since a replay sent it again.
+    pub fn is_over(&self, row: &Pending, synced: bool, now: UnixMillis) -> bool {
+        let max_age = self.max_age(row.subscription, synced);
+        max_age.is_some_and(|max_age| match row.again {
+            Some(again) => now.since(again) >= max_age,
+            None => expired(row.message, max_age, now),
+        })
     }
 
     /// What to send to, if anything.

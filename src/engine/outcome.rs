@@ -16,7 +16,7 @@ use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Pending, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
-use crate::schedule::decide::{Attempt, Rules, Transition, decide, expired};
+use crate::schedule::decide::{Attempt, Rules, Transition, decide};
 use crate::schedule::handshake::Question;
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.
@@ -395,26 +395,6 @@ impl State {
     pub fn look_again(&mut self, id: EndpointId, now: UnixMillis) {
         self.widen(id);
         self.evaluate(id, now);
-    }
-
-    /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
-    pub fn sweep_expired(&mut self, id: EndpointId, now: UnixMillis) {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else {
-            return;
-        };
-        let pending = endpoint.subscriptions.iter().filter(|(_, known)| known.pending > 0);
-        let ages = pending.filter_map(|(subscription, _)| endpoint.max_age(*subscription, self.synced));
-        let Some(max_age) = ages.min() else { return };
-        if !endpoint.paging && endpoint.oldest.is_some_and(|oldest| expired(oldest, max_age, now)) {
-            for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
-                known.next_due.get_or_insert(now);
-            }
-            if endpoint.ordered().0 > 0 {
-                self.holding_old.insert(id);
-            }
-            endpoint.paging = true;
-            self.to_page.push_back(id);
-        }
     }
 
     /// Endpoints whose state changed since it was kept.

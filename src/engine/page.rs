@@ -4,13 +4,11 @@
 //! read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that was stored
 //! while an earlier page was read has an earlier due time than that page's last.
 
-use std::time::Duration;
-
 use super::endpoint::{Access, Held};
-use super::state::{State, UNRECORDED, unmade};
+use super::state::{State, UNRECORDED};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
-use crate::queue::{DeadReason, Fence, Pending, Queue, QueueError, Verdict, Window};
-use crate::schedule::decide::{accepted_at, expired};
+use crate::queue::{Fence, Pending, Queue, QueueError, Window};
+use crate::schedule::decide::accepted_at;
 
 /// An endpoint's window, filled up.
 const PAGE: usize = 512;
@@ -103,7 +101,7 @@ impl State {
         }
         rows.sort_unstable_by_key(|row| (row.due, row.message));
 
-        let mut outcomes = Vec::new();
+        let mut over = Vec::new();
         let mut taken = Vec::new();
         let mut room = match access {
             Access::Go { .. } => PAGE.saturating_sub(endpoint.window.len()),
@@ -123,12 +121,8 @@ impl State {
                 .is_some_and(|sub| sub.sends());
             let due = row.due <= now || any;
             let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
-            let max_age = endpoint.max_age(row.subscription, self.synced);
-            if max_age.is_some_and(|max_age| too_old(&row, max_age, now)) {
-                endpoint.held.insert(row.message, row.subscription);
-                endpoint.forget_retry(row.due, row.message);
-                let reason = DeadReason::Expired;
-                outcomes.push(unmade(row, Verdict::Dead { reason }));
+            if endpoint.is_over(&row, self.synced, now) {
+                over.push(row);
             } else if sends && room > 0 && (due || overridden) {
                 room -= 1;
                 endpoint.held.insert(row.message, row.subscription);
@@ -141,7 +135,7 @@ impl State {
                 unseen.push((row.subscription, Some(row.due)));
             }
         }
-        let nothing = room > 0 && taken.is_empty() && outcomes.is_empty();
+        let nothing = room > 0 && taken.is_empty() && over.is_empty();
         if endpoint.overridden && ((complete && !left_over) || nothing || endpoint.retried.len() > RETRIED) {
             endpoint.overridden = false;
             endpoint.retried.clear();
@@ -157,7 +151,7 @@ impl State {
             }
         }
         // Behind a page of expired rows there are more of them, also where nothing may be sent and no page is asked for.
-        endpoint.paging = !complete && !outcomes.is_empty() && !self.draining;
+        endpoint.paging = !complete && !over.is_empty() && !self.draining;
         endpoint.left.clear();
         if endpoint.paging {
             self.to_page.push_back(id);
@@ -170,8 +164,11 @@ impl State {
             });
             self.metrics.window.inc();
         }
-        for outcome in outcomes {
-            self.hand_over(outcome);
+        if !complete && over.is_empty() {
+            self.look_behind(id, now);
+        }
+        for row in over {
+            self.expire(row);
         }
         self.evaluate(id, now);
     }
@@ -200,12 +197,4 @@ fn never_tried(row: &Pending) -> bool {
         .again
         .map_or(accepted_at(row.message).0 + ID_PRECISION_MILLIS, |again| again.0);
     row.attempts == 0 && row.due.0 <= since
-}
-
-/// Whether a message has grown too old: since its acceptance, or since a replay sent it again.
-pub(super) fn too_old(row: &Pending, max_age: Duration, now: UnixMillis) -> bool {
-    match row.again {
-        Some(again) => now.since(again) >= max_age,
-        None => expired(row.message, max_age, now),
-    }
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
-use super::page::too_old;
 use super::places::give_places;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::delivery::Origin;
@@ -105,6 +104,8 @@ pub(super) struct State {
     pub disordered: BTreeSet<EndpointId>,
     /// Endpoints of which held messages may be too old.
     pub holding_old: BTreeSet<EndpointId>,
+    /// Endpoints of which waiting messages may be too old, behind others that are due earlier.
+    pub hiding_old: BTreeSet<EndpointId>,
     /// Endpoints whose view changed.
     pub changed: HashSet<EndpointId>,
     /// Endpoints whose view is to be posted at once when its reason changed.
@@ -142,6 +143,7 @@ impl State {
             to_page: VecDeque::new(),
             disordered: BTreeSet::new(),
             holding_old: BTreeSet::new(),
+            hiding_old: BTreeSet::new(),
             changed: HashSet::new(),
             urgent: Vec::new(),
             draining: false,
@@ -551,8 +553,7 @@ impl State {
         if held.fresh {
             endpoint.gauge.give(1);
         }
-        let max_age = endpoint.max_age(pending.subscription, self.synced);
-        if max_age.is_some_and(|max_age| too_old(&pending, max_age, now)) {
+        if endpoint.is_over(&pending, self.synced, now) {
             endpoint.forget_retry(pending.due, pending.message);
             let reason = DeadReason::Expired;
             self.hand_over(unmade(pending, Verdict::Dead { reason }));

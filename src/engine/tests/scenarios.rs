@@ -1,4 +1,5 @@
 use super::*;
+use crate::schedule::decide::accepted_at;
 
 #[tokio::test]
 async fn what_is_stored_is_delivered_and_recorded() {
@@ -322,6 +323,32 @@ async fn messages_expire_after_three_days_without_an_attempt() {
     world.settled().await;
     assert_eq!(world.counts(id).await, (0, 2_000), "one look finds all of them");
     assert_eq!(world.script.count("crm"), 0);
+}
+
+#[tokio::test]
+async fn a_message_expires_in_its_time_also_behind_many_younger_ones_that_are_due_earlier() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let late = |endpoint: &mut ResolvedEndpoint| endpoint.retry.schedule = vec![Duration::from_secs(100 * 3_600)];
+    let id = world.endpoint_with("crm", late).await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Answer(400)]);
+    let old = world.send(id, 1).await[0];
+    world.until_delivering(id, Delivering::Backoff).await;
+    world.settled().await;
+    world.endpoint_with("crm", |endpoint| endpoint.suspend = true).await;
+    world.until_delivering(id, Delivering::Suspended).await;
+    // Ids tell the second.
+    let second = accepted_at(old).plus(Duration::from_secs(1));
+    world.until("the second is over", |_| UnixMillis::now() > second).await;
+    let younger = world.send(id, 600).await[0];
+    assert!(accepted_at(old) < accepted_at(younger));
+
+    let expires = accepted_at(old).plus(Duration::from_secs(72 * 3_600));
+    world.clock.advance(expires.since(world.clock.now()));
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    core.recount().await;
+    world.until_counts(id, 600, 1).await;
 }
 
 #[tokio::test]
