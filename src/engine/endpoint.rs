@@ -89,6 +89,16 @@ impl Subscription {
         }
     }
 
+    /// A page of what waits is about to be read: what is noted from now on it may not show.
+    pub fn page_begins(&mut self) {
+        self.touched = None;
+    }
+
+    /// It was read: what it leaves in the store is to be noted.
+    pub fn page_ends(&mut self) {
+        self.next_due = self.touched.take();
+    }
+
     /// A message of the store will be due.
     pub fn note_due(&mut self, due: UnixMillis, paging: bool) {
         let earlier = |known: Option<UnixMillis>| Some(known.map_or(due, |known| known.min(due)));

@@ -4,7 +4,7 @@
 //! read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that was stored
 //! while an earlier page was read has an earlier due time than that page's last.
 
-use super::endpoint::{Access, Held};
+use super::endpoint::{Access, Endpoint, Held};
 use super::state::{State, UNRECORDED};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{Fence, Pending, Queue, QueueError, Window};
@@ -53,7 +53,7 @@ impl State {
             };
             let mut subscriptions = Vec::new();
             for (subscription, known) in &mut endpoint.subscriptions {
-                known.touched = None;
+                known.page_begins();
                 if known.next_due.is_some() {
                     subscriptions.push(*subscription);
                 }
@@ -83,80 +83,14 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
-        let access = endpoint.access(now);
-        let mut rows: Vec<Pending> = Vec::new();
-        let mut complete = true;
-        let mut unseen = Vec::new();
-        for (subscription, page) in pages {
-            // Beyond a full page there may be more, due no earlier than its last row.
-            let rest = (page.len() >= request.limit)
-                .then(|| page.last().map(|row| row.due))
-                .flatten();
-            complete &= rest.is_none();
-            unseen.push((subscription, rest));
-            rows.extend(
-                page.into_iter()
-                    .filter(|row| !endpoint.held.contains_key(&row.message) && !endpoint.left.contains(&row.message)),
-            );
-        }
-        rows.sort_unstable_by_key(|row| (row.due, row.message));
-
-        let mut over = Vec::new();
-        let mut taken = Vec::new();
-        let mut room = match access {
-            Access::Go { .. } => PAGE.saturating_sub(endpoint.window.len()),
-            Access::Probe => usize::from(endpoint.window.is_empty() && endpoint.in_flight == 0),
-            Access::Closed { .. } | Access::Unloaded => 0,
-        };
-        let any = access == Access::Probe && endpoint.probes_any();
-        if any {
-            // A message never tried, else the one tried longest ago: a poison message must not hold the breaker open.
-            rows.sort_by_key(|row| (!never_tried(row), row.due, row.message));
-        }
-        let mut left_over = false;
-        for row in rows {
-            let sends = endpoint
-                .subscriptions
-                .get(&row.subscription)
-                .is_some_and(|sub| sub.sends());
-            let due = row.due <= now || any;
-            let overridden = endpoint.overridden && !endpoint.retried.contains(&row.message);
-            if endpoint.is_over(&row, self.synced, now) {
-                over.push(row);
-            } else if sends && room > 0 && (due || overridden) {
-                room -= 1;
-                endpoint.held.insert(row.message, row.subscription);
-                taken.push(row);
-            } else {
-                if row.attempts > 0 {
-                    endpoint.note_retry(&row);
-                }
-                left_over |= sends && overridden && row.due > now;
-                unseen.push((row.subscription, Some(row.due)));
-            }
-        }
-        let nothing = room > 0 && taken.is_empty() && over.is_empty();
-        if endpoint.overridden && ((complete && !left_over) || nothing || endpoint.retried.len() > RETRIED) {
-            endpoint.overridden = false;
-            endpoint.retried.clear();
-        }
-        for subscription in &request.subscriptions {
-            if let Some(known) = endpoint.subscriptions.get_mut(subscription) {
-                known.next_due = known.touched.take();
-            }
-        }
-        for (subscription, due) in unseen {
-            if let (Some(known), Some(due)) = (endpoint.subscriptions.get_mut(&subscription), due) {
-                known.note_due(due, false);
-            }
-        }
+        let Taken { start, over, complete } = endpoint.take(request, pages, self.synced, now);
         // Behind a page of expired rows there are more of them, also where nothing may be sent and no page is asked for.
         endpoint.paging = !complete && !over.is_empty() && !self.draining;
-        endpoint.left.clear();
         if endpoint.paging {
             self.to_page.push_back(id);
         }
-        for pending in taken {
+        for pending in start {
+            endpoint.held.insert(pending.message, pending.subscription);
             endpoint.window.push_back(Held {
                 pending,
                 event: None,
@@ -171,6 +105,89 @@ impl State {
             self.expire(row);
         }
         self.evaluate(id, now);
+    }
+}
+
+/// What is taken of a page.
+#[derive(Default)]
+struct Taken {
+    /// To be started, in this order.
+    start: Vec<Pending>,
+    /// Too old.
+    over: Vec<Pending>,
+    /// There is nothing behind the page.
+    complete: bool,
+}
+
+impl Endpoint {
+    /// Takes what there is room for, and notes of the rest when it is due.
+    fn take(&mut self, request: &PageRequest, pages: Vec<Rows>, synced: bool, now: UnixMillis) -> Taken {
+        let access = self.access(now);
+        let mut room = match access {
+            Access::Go { .. } => PAGE.saturating_sub(self.window.len()),
+            Access::Probe => usize::from(self.window.is_empty() && self.in_flight == 0),
+            Access::Closed { .. } | Access::Unloaded => 0,
+        };
+        let any = access == Access::Probe && self.probes_any();
+        let mut taken = Taken {
+            complete: true,
+            ..Taken::default()
+        };
+        let mut rows: Vec<Pending> = Vec::new();
+        for (subscription, page) in pages {
+            let Some(known) = self.subscriptions.get_mut(&subscription) else {
+                continue;
+            };
+            known.page_ends();
+            // Beyond a full page there may be more, due no earlier than its last row.
+            if let Some(last) = page.last().filter(|_| page.len() >= request.limit) {
+                taken.complete = false;
+                known.note_due(last.due, false);
+            }
+            let in_memory = |row: &Pending| self.held.contains_key(&row.message) || self.left.contains(&row.message);
+            rows.extend(page.into_iter().filter(|row| !in_memory(row)));
+        }
+        self.left.clear();
+        if any {
+            // A message never tried, else the one tried longest ago: a poison message must not hold the breaker open.
+            rows.sort_unstable_by_key(|row| (!never_tried(row), row.due, row.message));
+        } else {
+            rows.sort_unstable_by_key(|row| (row.due, row.message));
+        }
+
+        let mut left_over = false;
+        for row in rows {
+            let Some(known) = self.subscriptions.get(&row.subscription) else {
+                continue;
+            };
+            let sends = known.sends();
+            let overridden = self.overridden && !self.retried.contains(&row.message);
+            if self.is_over(&row, synced, now) {
+                taken.over.push(row);
+            } else if sends && room > 0 && (row.due <= now || any || overridden) {
+                room -= 1;
+                taken.start.push(row);
+            } else {
+                left_over |= sends && overridden && row.due > now;
+                self.stays(&row);
+            }
+        }
+        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty();
+        if self.overridden && ((taken.complete && !left_over) || nothing || self.retried.len() > RETRIED) {
+            self.overridden = false;
+            self.retried.clear();
+        }
+        taken
+    }
+
+    /// A row of a page stays in the store.
+    fn stays(&mut self, row: &Pending) {
+        if row.attempts > 0 {
+            self.note_retry(row);
+        }
+        if let Some(known) = self.subscriptions.get_mut(&row.subscription) {
+            known.note_due(row.due, false);
+        }
     }
 }
 
