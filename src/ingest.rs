@@ -304,7 +304,7 @@ impl Ingest {
             .await
     }
 
-    /// Counts the events against the namespace's quota, where it has one.
+    /// Counts the events against the namespace's quota, where it has one, whatever becomes of them.
     fn pace(&self, view: &NamespaceView, events: &Events, now: UnixMillis) -> Result<(), Problem> {
         let Some(limit) = view.rules.quotas.events_per_second else {
             return Ok(());

@@ -1,7 +1,8 @@
 //! How many events a second a namespace may post, where the administrator's policy says so.
 //!
-//! Owns one token bucket for each namespace with such a quota; knows nothing of what is in an event. Invariant: in any
-//! stretch of `t` seconds at most `quota * (1 + t)` events of a namespace pass.
+//! Owns one token bucket for each namespace with such a quota; knows nothing of what is in an event, nor whether it was
+//! accepted before: the store would have to be asked, which is what the quota spares. Invariant: in any stretch of `t`
+//! seconds at most `quota * (1 + t)` events of a namespace pass.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

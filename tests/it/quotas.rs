@@ -206,6 +206,23 @@ async fn a_namespace_has_what_its_quotas_give_it_and_no_more_also_after_a_kill()
         f64::from(taken) <= 2.0 * (1.0 + begin.elapsed().as_secs_f64()) + 1.0,
         "{taken}"
     );
+    // Also what was accepted before costs: the store is not asked about what comes too fast.
+    let again = async |n: usize| paced.post(&dispatcher, &format!("again-{}", n % 2), "lead.qualified").await;
+    let deadline = Instant::now() + PATIENCE;
+    for n in 0..2 {
+        while again(n).await.status == 429 {
+            assert!(Instant::now() < deadline, "it is never accepted");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    let refused = loop {
+        let answers = futures::future::join_all((0..8).map(again)).await;
+        if let Some(refused) = answers.into_iter().find(|answer| answer.status != 200) {
+            break refused;
+        }
+        assert!(Instant::now() < deadline, "they pass for ever");
+    };
+    over_quota(&refused, "eventsPerSecond", 2);
     let few_answer = few.post(&dispatcher, "not-paced", "lead.qualified").await;
     assert_eq!(
         few_answer.status, 202,
