@@ -12,6 +12,7 @@ use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions,
 
 use super::load::Load;
 use super::messages::Reader;
+use super::receiver::Receiver;
 use super::team::{Answer, PATIENCE, Shared, TYPES, Team, lead, metric, until};
 
 /// Somebody with a ServiceAccount of his own.
@@ -564,4 +565,66 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
     consumer.wait().unwrap();
     assert!(!none.exists(), "{:?}", std::fs::read_to_string(&none));
     assert_eq!(events(&checker.pull("").await), ["d", "e"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_pulls_in_time_is_given_up_and_told_and_what_was_acknowledged_is_not() {
+    /// The shortest that there is.
+    const MAX_AGE: Duration = Duration::from_secs(60);
+    let shared = Shared::get();
+    let (team, dispatcher) = (Team::open(shared.cluster, "not-pulled"), &shared.dispatcher);
+    let receiver = Receiver::always("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    team.endpoint("ops", &format!("https://{}/ops", receiver.address), json!({}));
+    team.ready("whe/ops");
+    let told = json!({"pull": {"maxAge": "1m"}, "deadLetter": {"endpointRef": {"name": "ops"}}});
+    subscribe(&team, "leads", told);
+    team.ready("evsub/leads");
+    let consumer = Consumer::new(&team, dispatcher, "consumer", "leads");
+    let_edit(&team, "consumer");
+    consumer.until_allowed().await;
+    for id in ["taken", "left"] {
+        team.send(dispatcher, id).await;
+    }
+    let given = consumer.pull("limit=1").await;
+    assert_eq!(events(&given), ["taken"]);
+    assert_eq!(consumer.acknowledge(&json!({"cursor": given.body["cursor"]})).await, 1);
+    let left = consumer.pull("").await;
+    assert_eq!(events(&left), ["left"]);
+
+    let deadline = Instant::now() + MAX_AGE + PATIENCE;
+    while !events(&consumer.pull("").await).is_empty() {
+        assert!(Instant::now() < deadline, "it is never given up");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    until("tell of it", async || receiver.requests() > 0).await;
+    let notice: Value = serde_json::from_slice(&receiver.seen.lock().unwrap()[0].body).unwrap();
+    assert_eq!(notice["type"], "tidings.deadletter");
+    let message =
+        json!({"id": left.body["messages"][0]["id"], "subscription": "leads", "attempts": 0, "reason": "Expired"});
+    assert_eq!(notice["data"]["message"], message);
+    assert_eq!(notice["data"]["event"]["id"], "left");
+    let shown = team.until("given up", "evsub", "leads", |evsub| {
+        evsub["status"]["delivery"]["deadLettered"] == 1
+    });
+    let delivery = &shown["status"]["delivery"];
+    assert_eq!(
+        (&delivery["pending"], &delivery["lastDeadLetter"]["reason"]),
+        (&json!(0), &json!("Expired"))
+    );
+    let reader = Reader::new(&team, dispatcher, "reader", Some("edit"));
+    reader.until_allowed().await;
+    let all = reader.list("subscription=leads").await;
+    let ends: Vec<_> = all
+        .iter()
+        .map(|one| [&one["event"]["id"], &one["state"], &one["reason"]])
+        .collect();
+    let null = Value::Null;
+    assert_eq!(
+        ends,
+        [
+            [&json!("left"), &json!("dead"), &json!("Expired")],
+            [&json!("taken"), &json!("delivered"), &null]
+        ]
+    );
+    assert_eq!(receiver.requests(), 1);
 }

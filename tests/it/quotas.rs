@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
 
+use super::pulling::{Consumer, events, let_edit, subscribe};
 use super::rules::Mounted;
 use super::team::{Answer, PATIENCE, Team, Webhooks, lead};
 
@@ -54,7 +55,8 @@ async fn a_namespace_has_what_its_quotas_give_it_and_no_more_also_after_a_kill()
                 "quotas": quotas})
         };
         json!({"rules": [rule("few", json!({"endpoints": 2})), rule("pending", json!({"pendingMessages": pending})),
-            rule("bytes", json!({"pendingBytes": 2_000})), rule("paced", json!({"eventsPerSecond": 2}))]})
+            rule("bytes", json!({"pendingBytes": 2_000})), rule("paced", json!({"eventsPerSecond": 2})),
+            rule("pulled", json!({"pendingMessages": 2}))]})
         .to_string()
     };
     let mut mounted = Mounted::new(&cluster.dir().join("policy"), &policy(3));
@@ -157,6 +159,38 @@ async fn a_namespace_has_what_its_quotas_give_it_and_no_more_also_after_a_kill()
         4,
     );
 
+    // What waits for a consumer counts like any other until it is acknowledged, also over a kill.
+    let pulled = team("pulled");
+    subscribe(&pulled, "leads", json!({}));
+    pulled.ready("evsub/leads");
+    let consumer = Consumer::new(&pulled, &dispatcher, "consumer", "leads");
+    let_edit(&pulled, "consumer");
+    consumer.until_allowed().await;
+    for id in ["1", "2"] {
+        pulled.send(&dispatcher, id).await;
+    }
+    over_quota(
+        &pulled.post(&dispatcher, "3", "lead.qualified").await,
+        "pendingMessages",
+        2,
+    );
+    dispatcher.restart().unwrap();
+    over_quota(
+        &pulled.post(&dispatcher, "3", "lead.qualified").await,
+        "pendingMessages",
+        2,
+    );
+    let given = consumer.pull("limit=1").await;
+    assert_eq!(events(&given), ["1"]);
+    over_quota(
+        &pulled.post(&dispatcher, "3", "lead.qualified").await,
+        "pendingMessages",
+        2,
+    );
+    assert_eq!(consumer.acknowledge(&json!({"cursor": given.body["cursor"]})).await, 1);
+    pulled.send(&dispatcher, "3").await;
+    assert_eq!(events(&consumer.pull("").await), ["2", "3"]);
+
     // Bytes: a small event fits beside what waits, a large one does not.
     let bytes = team("bytes");
     bytes.deliver_to("crm", &webhooks.url(), json!({"suspend": true}));
@@ -207,7 +241,11 @@ async fn a_namespace_has_what_its_quotas_give_it_and_no_more_also_after_a_kill()
         "{taken}"
     );
     // Also what was accepted before costs: the store is not asked about what comes too fast.
-    let again = async |n: usize| paced.post(&dispatcher, &format!("again-{}", n % 2), "lead.qualified").await;
+    let again = async |n: usize| {
+        paced
+            .post(&dispatcher, &format!("again-{}", n % 2), "lead.qualified")
+            .await
+    };
     let deadline = Instant::now() + PATIENCE;
     for n in 0..2 {
         while again(n).await.status == 429 {
