@@ -74,9 +74,8 @@ mod tests {
 
     #[test]
     fn a_replica_that_leads_no_longer_says_nothing_that_only_a_leader_knows() {
-        let (metrics, mut registry) = (Metrics::default(), Registry::default());
-        metrics.register(&mut registry);
-        for gauge in [&metrics.leader, &metrics.live_dispatchers] {
+        let metrics = Metrics::default();
+        for gauge in [&metrics.leader, &metrics.live_dispatchers, &metrics.policy_invalid] {
             gauge.set(1);
         }
         metrics.stand_by();
