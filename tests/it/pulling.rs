@@ -613,6 +613,8 @@ async fn what_nobody_pulls_in_time_is_given_up_and_told_and_what_was_acknowledge
     );
     let reader = Reader::new(&team, dispatcher, "reader", Some("edit"));
     reader.until_allowed().await;
+    // The one that was taken, and the one that tells of the other.
+    reader.until("state=delivered&subscription=leads", 2).await;
     let all = reader.list("subscription=leads").await;
     let ends: Vec<_> = all
         .iter()
@@ -622,6 +624,7 @@ async fn what_nobody_pulls_in_time_is_given_up_and_told_and_what_was_acknowledge
     assert_eq!(
         ends,
         [
+            [&json!("left"), &json!("delivered"), &null],
             [&json!("left"), &json!("dead"), &json!("Expired")],
             [&json!("taken"), &json!("delivered"), &null]
         ]

@@ -113,8 +113,8 @@ async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle
             let mut sent = 0;
             while !stop.is_cancelled() {
                 // However slow the machine is, what waits can be delivered in the time that is left for it.
-                let waiting = || (events.load(Ordering::SeqCst) * FLAPPING as u64).saturating_sub(delivered.load(Ordering::SeqCst));
-                if waiting() > MOST_WAITING {
+                let messages = events.load(Ordering::SeqCst) * FLAPPING as u64;
+                if messages.saturating_sub(delivered.load(Ordering::SeqCst)) > MOST_WAITING {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 }
