@@ -10,9 +10,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rand::seq::SliceRandom as _;
 
 /// Syncs that are timed.
 const SYNCS: usize = 200;
+/// Lines of memory that are read one after the other: 64 MiB, more than the caches of a core and its neighbours.
+const LINES: u32 = 1 << 20;
 
 /// What the numbers depend on.
 #[derive(Clone, Debug)]
@@ -24,6 +27,9 @@ pub struct Machine {
     /// One appended page and its fdatasync, in milliseconds: the least that a 202 costs.
     pub sync_p50: f64,
     pub sync_p99: f64,
+    /// One read that no cache has, in nanoseconds. Machines that others share differ in it by more than in anything else, and
+    /// from hour to hour.
+    pub read_nanos: f64,
 }
 
 impl Machine {
@@ -38,8 +44,30 @@ impl Machine {
             memory_gib: kib("/proc/meminfo", "MemTotal") / (1024.0 * 1024.0),
             sync_p50,
             sync_p99,
+            read_nanos: time_reads(),
         })
     }
+}
+
+/// The mean over a walk in no order through all lines, each of which says which is next.
+fn time_reads() -> f64 {
+    #[derive(Clone, Default)]
+    #[repr(align(64))]
+    struct Line(u32);
+
+    let mut order: Vec<u32> = (0..LINES).collect();
+    order.shuffle(&mut rand::rng());
+    let mut lines = vec![Line::default(); LINES as usize];
+    for (from, to) in order.iter().zip(order.iter().cycle().skip(1)) {
+        lines[*from as usize] = Line(*to);
+    }
+    let (begin, mut at) = (Instant::now(), 0);
+    for _ in 0..LINES {
+        at = lines[at as usize].0;
+    }
+    let took = begin.elapsed();
+    std::hint::black_box(at);
+    took.as_secs_f64() * 1e9 / f64::from(LINES)
 }
 
 fn time_syncs(data: &Path) -> Result<(f64, f64)> {
@@ -123,8 +151,8 @@ pub fn resident_mib(pid: u32) -> f64 {
     kib(&format!("/proc/{pid}/status"), "VmRSS") / 1024.0
 }
 
-/// Processes that run only where nobody else wants a core, until it is dropped: as if they had a machine of their own. Where that may not
-/// be undone (it takes RLIMIT_NICE, or root), they stay so.
+/// Processes that run only where nobody else wants a core, until it is dropped: as if they had a machine of their own. Where
+/// that may not be undone (it takes RLIMIT_NICE, or root), they stay so.
 pub struct GivingWay {
     pids: Vec<u32>,
 }

@@ -145,8 +145,8 @@ pub fn print(machine: &Machine, sections: &[Section]) {
         machine.cores
     );
     println!(
-        "{}, {:.0} GiB, Linux {}, fdatasync of 4 KiB p50 {:.2} ms, p99 {:.2} ms",
-        machine.cpu, machine.memory_gib, machine.kernel, machine.sync_p50, machine.sync_p99
+        "{}, {:.0} GiB, Linux {}, fdatasync of 4 KiB p50 {:.2} ms, p99 {:.2} ms, a read beyond caches {:.0} ns",
+        machine.cpu, machine.memory_gib, machine.kernel, machine.sync_p50, machine.sync_p99, machine.read_nanos
     );
     for section in sections {
         println!("\n{}", section.heading);
@@ -194,6 +194,7 @@ fn json(machine: &Machine, sections: &[Section]) -> Value {
         "machine": {
             "cores": machine.cores, "cpu": machine.cpu, "kernel": machine.kernel, "memoryGiB": machine.memory_gib,
             "fdatasyncMillis": {"p50": machine.sync_p50, "p99": machine.sync_p99},
+            "readNanos": machine.read_nanos,
         },
         "parts": parts,
     })
