@@ -151,8 +151,10 @@ fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
 
 fn stripped(program: &Path) -> Result<Vec<u8>> {
     let out = tempfile::NamedTempFile::new().context("failed to create a temporary file")?;
+    // The build id is of the unstripped program too, whose line tables name the folder it was built in.
     let output = Command::new("strip")
-        .args(["--strip-all", "--enable-deterministic-archives", "-o"])
+        .args(["--strip-all", "--enable-deterministic-archives"])
+        .args(["--remove-section=.note.gnu.build-id", "-o"])
         .args([out.path(), program])
         .output()
         .context("failed to run strip, which comes with every C compiler")?;
@@ -256,6 +258,27 @@ mod tests {
             image(&programs[0]).write(&dir.path().join("other.tar")).unwrap(),
             made[0].0
         );
+    }
+
+    #[test]
+    fn a_program_that_is_built_in_another_folder_makes_the_same_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let built = ["one", "two"].map(|folder| {
+            let folder = dir.path().join(folder);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("main.c"), "int main(void) { return 0; }").unwrap();
+            let output = Command::new("cc")
+                .args(["-g", "-Wl,--build-id", "-o", "program", "main.c"])
+                .current_dir(&folder)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            folder.join("program")
+        });
+        let [one, two] = built.each_ref().map(|program| fs::read(program).unwrap());
+        assert!(one != two, "the folder is in the line tables");
+        let [one, two] = built.map(|program| image(&program).write(&dir.path().join("image.tar")).unwrap());
+        assert_eq!(one, two);
     }
 
     #[test]
