@@ -8,6 +8,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::outcome::End;
 use super::*;
 use crate::api::resolve::{
     BreakerPolicy, Delivery, EgressRules, Format, Host, Rate, ResolvedEndpoint, ResolvedSubscription, RetryPolicy,
@@ -274,10 +275,7 @@ impl World {
 
     /// Applies an endpoint and one subscription of the same name.
     async fn endpoint_with(&self, name: &str, edit: impl FnOnce(&mut ResolvedEndpoint)) -> EndpointId {
-        let key = ResourceKey {
-            namespace_uid: "uid".into(),
-            name: name.into(),
-        };
+        let key = resource_key(name);
         let id = self.queue.intern_endpoints(vec![key.clone()]).await.unwrap()[0];
         let mut resolved = resolved(name);
         edit(&mut resolved);
@@ -464,6 +462,42 @@ impl World {
 }
 
 /// A subscription of everything.
+fn resource_key(name: &str) -> ResourceKey {
+    ResourceKey {
+        namespace_uid: "uid".into(),
+        name: name.into(),
+    }
+}
+
+/// Has the state hear of an endpoint, without an engine.
+fn load_endpoint(state: &mut State, id: EndpointId, name: &str, endpoint: EndpointState, now: UnixMillis) {
+    let entry = EndpointEntry {
+        id,
+        key: resource_key(name),
+        namespace: "team".into(),
+        gauge: state.registry.gauge(id),
+        state: endpoint,
+    };
+    state.endpoint_changed(Arc::new(entry), now);
+}
+
+/// And of a subscription of that name to it.
+fn load_subscription(state: &mut State, id: SubscriptionId, endpoint: EndpointId, name: &str, now: UnixMillis) {
+    let entry = subscription_entry(&state.registry, id, endpoint, resource_key(name));
+    state.subscription_changed(Arc::new(entry), now);
+}
+
+/// An attempt's end, of a receiver that took so long.
+fn answered(code: u16, took: Duration) -> End {
+    let outcome = Outcome::Status {
+        code,
+        retry_after: None,
+        judged: Default::default(),
+        excerpt: None,
+    };
+    End::Answered(AttemptResult { took, outcome })
+}
+
 fn subscription_entry(
     registry: &Registry,
     id: SubscriptionId,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::engine::outcome::End;
 use crate::engine::state::Job;
 use crate::ids::EventId;
 use crate::queue::{Arrival, MAX_PENDING, Pending, Placement, Settled, StoredEvent};
@@ -63,21 +62,10 @@ impl Simulation {
 
     fn endpoint(&mut self, id: u32) {
         let name = if id < HEALTHY { "healthy" } else { "hanging" };
-        let key = ResourceKey {
-            namespace_uid: "uid".into(),
-            name: format!("{name}-{id}"),
-        };
-        let registry = Arc::clone(&self.state.registry);
-        let entry = EndpointEntry {
-            id: EndpointId(id),
-            key: key.clone(),
-            namespace: "team".into(),
-            gauge: registry.gauge(EndpointId(id)),
-            state: EndpointState::Usable(Arc::new(resolved(&key.name))),
-        };
-        self.state.endpoint_changed(Arc::new(entry), self.began);
-        let entry = subscription_entry(&registry, SubscriptionId(id), EndpointId(id), key);
-        self.state.subscription_changed(Arc::new(entry), self.began);
+        let (name, began) = (format!("{name}-{id}"), self.began);
+        let usable = EndpointState::Usable(Arc::new(resolved(&name)));
+        load_endpoint(&mut self.state, EndpointId(id), &name, usable, began);
+        load_subscription(&mut self.state, SubscriptionId(id), EndpointId(id), &name, began);
     }
 
     fn plan(&mut self, at: i64, happens: Happens) {
@@ -138,15 +126,8 @@ impl Simulation {
                 }
                 Happens::Ends(number) => {
                     let job = self.jobs[number].take().expect("it ends once");
-                    let outcome = Outcome::Status {
-                        code: 200,
-                        retry_after: None,
-                        judged: Default::default(),
-                        excerpt: None,
-                    };
                     let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
-                    let result = AttemptResult { took, outcome };
-                    self.state.complete(&job, End::Answered(result), now, 0.0);
+                    self.state.complete(&job, answered(200, took), now, 0.0);
                     let outcomes = std::mem::take(&mut self.state.outbox);
                     let answers = vec![Settled::Applied; outcomes.len()];
                     self.state.recorded(&outcomes, &answers, now);

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
-use crate::engine::outcome::End;
 use crate::engine::page::{PageRequest, Rows};
 use crate::engine::state::Job;
 use crate::ids::EventId;
@@ -73,20 +72,9 @@ impl Simulation {
             simulation.wait(pending(message(keys, key, 0), 0, now));
         }
         let state = &mut simulation.state;
-        let key = ResourceKey {
-            namespace_uid: "uid".into(),
-            name: "crm".into(),
-        };
-        let entry = EndpointEntry {
-            id: ENDPOINT,
-            key: key.clone(),
-            namespace: "team".into(),
-            gauge: state.registry.gauge(ENDPOINT),
-            state: EndpointState::Usable(Arc::new(resolved("crm"))),
-        };
-        state.endpoint_changed(Arc::new(entry), now);
-        let entry = subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, key);
-        state.subscription_changed(Arc::new(entry), now);
+        let usable = EndpointState::Usable(Arc::new(resolved("crm")));
+        load_endpoint(state, ENDPOINT, "crm", usable, now);
+        load_subscription(state, SUBSCRIPTION, ENDPOINT, "crm", now);
         let known = state.subscription(ENDPOINT, SUBSCRIPTION);
         known.pending = (keys * MESSAGES) as i64;
         known.held = (keys * (MESSAGES - 1)) as i64;
@@ -137,15 +125,9 @@ impl Simulation {
                 Happens::Ends(number) => {
                     let job = self.jobs[number].take().expect("it ends once");
                     let fails = place(self.keys, job.pending.message) == (FAILING, 0) && job.pending.attempts == 0;
-                    let outcome = Outcome::Status {
-                        code: if fails { 400 } else { 200 },
-                        retry_after: None,
-                        judged: Default::default(),
-                        excerpt: None,
-                    };
                     let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
-                    let result = AttemptResult { took, outcome };
-                    self.state.complete(&job, End::Answered(result), now, 0.0);
+                    let end = answered(if fails { 400 } else { 200 }, took);
+                    self.state.complete(&job, end, now, 0.0);
                 }
                 Happens::Recorded(outcomes) => {
                     self.settling = false;

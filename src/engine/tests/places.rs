@@ -12,20 +12,9 @@ fn state() -> State {
 }
 
 fn loaded(state: &mut State, id: EndpointId, endpoint: EndpointState, now: UnixMillis) {
-    let key = ResourceKey {
-        namespace_uid: "uid".into(),
-        name: id.0.to_string(),
-    };
-    let entry = EndpointEntry {
-        id,
-        key: key.clone(),
-        namespace: "team".into(),
-        gauge: state.registry.gauge(id),
-        state: endpoint,
-    };
-    state.endpoint_changed(Arc::new(entry), now);
-    let subscription = subscription_entry(&state.registry, SubscriptionId(id.0), id, key);
-    state.subscription_changed(Arc::new(subscription), now);
+    let name = id.0.to_string();
+    load_endpoint(state, id, &name, endpoint, now);
+    load_subscription(state, SubscriptionId(id.0), id, &name, now);
 }
 
 fn usable() -> EndpointState {

@@ -9,23 +9,8 @@ const ENDPOINT: EndpointId = EndpointId(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
 const QUIET: SubscriptionId = SubscriptionId(2);
 
-fn key() -> ResourceKey {
-    ResourceKey {
-        namespace_uid: "uid".into(),
-        name: "crm".into(),
-    }
-}
-
 fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
-    let gauge = state.registry.gauge(ENDPOINT);
-    let entry = EndpointEntry {
-        id: ENDPOINT,
-        key: key(),
-        namespace: "team".into(),
-        gauge,
-        state: endpoint,
-    };
-    state.endpoint_changed(Arc::new(entry), now);
+    load_endpoint(state, ENDPOINT, "crm", endpoint, now);
 }
 
 fn subscribed(state: &mut State, now: UnixMillis) {
@@ -33,8 +18,7 @@ fn subscribed(state: &mut State, now: UnixMillis) {
 }
 
 fn subscribed_as(id: SubscriptionId, state: &mut State, now: UnixMillis) {
-    let entry = subscription_entry(&state.registry, id, ENDPOINT, key());
-    state.subscription_changed(Arc::new(entry), now);
+    load_subscription(state, id, ENDPOINT, "crm", now);
 }
 
 fn message(number: i64, due: UnixMillis) -> Pending {
