@@ -12,6 +12,7 @@ mod endpoint;
 mod event_type;
 pub mod fleet;
 pub mod grants;
+mod index;
 mod memory;
 pub mod metrics;
 mod queue;

@@ -69,6 +69,11 @@ impl Census {
         }
     }
 
+    /// None of these namespaces exist, as far as is known.
+    pub fn clear(&mut self, is_in: impl Fn(&str) -> bool) {
+        self.spaces.retain(|namespace, _| !is_in(namespace));
+    }
+
     /// The age of the youngest that counts where only `limit` may; none where all do.
     pub fn youngest_that_counts(&self, namespace: &str, limit: usize) -> Option<Age> {
         let space = self.spaces.get(namespace).filter(|space| space.by_age.len() > limit)?;
@@ -134,9 +139,12 @@ mod tests {
         assert_eq!(beyond(&census, 2), ["d"], "the next in line counts");
         census.put(&object("b", "5", 30));
         assert_eq!(census.at_the_limit("sales", 3), ["b"], "made anew it is the youngest");
-        for name in ["b", "c", "d"] {
+        census.clear(|namespace| namespace == "support");
+        for name in ["b", "c"] {
             census.remove("sales", name);
         }
+        assert!(!census.spaces.is_empty());
+        census.clear(|namespace| namespace == "sales");
         assert!(census.spaces.is_empty() && !census.is_beyond(&all[0], 0));
     }
 }

@@ -197,26 +197,6 @@ impl Context {
         self.services.borrow().get(namespace, name).cloned()
     }
 
-    /// All endpoints of a namespace.
-    pub fn endpoints_of(&self, namespace: &str) -> Vec<Arc<WebhookEndpoint>> {
-        self.stores
-            .endpoints
-            .state_filter(|e| e.metadata.namespace.as_deref() == Some(namespace))
-    }
-
-    /// The subscriptions of a namespace that name Secrets.
-    pub fn naming_subscriptions_of(&self, namespace: &str) -> Vec<Arc<EventSubscription>> {
-        let names = |s: &EventSubscription| {
-            s.spec
-                .request
-                .as_ref()
-                .is_some_and(|request| !request.secrets.is_empty())
-        };
-        self.stores
-            .subscriptions
-            .state_filter(|s| s.metadata.namespace.as_deref() == Some(namespace) && names(s))
-    }
-
     /// Takes one write from the budget and counts it.
     pub async fn spend(&self, what: &'static str) {
         self.budget.take().await;

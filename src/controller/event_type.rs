@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::conditions::{Conditions, Readiness, was_ready};
 use super::context::{Context, Key};
+use super::index::By;
 use super::memory::Asked;
 use super::work::{Again, Error};
 use crate::api::EventType;
@@ -37,11 +38,11 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let seen = context
         .memory
         .see(&key, asked, event_type.resource_version().as_deref(), Instant::now());
-    let older = context
-        .stores
-        .event_types
-        .state_filter(|other| other.namespace() == event_type.namespace() && counts_before(other, &event_type))
+    let of_type = By::Type(event_type.spec.r#type.clone());
+    let same = context.stores.event_types.find(namespace, &of_type);
+    let older = same
         .into_iter()
+        .filter(|other| counts_before(other, &event_type))
         .min_by_key(|other| age(&**other));
     let previous = event_type
         .status

@@ -6,6 +6,7 @@ use kube::Resource;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 
+use super::index::{By, Index, Indexed};
 use crate::kubernetes::scope::{Part, Scope};
 
 /// The stores.
@@ -14,6 +15,8 @@ where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
     parts: Vec<(Part, Store<K>)>,
+    /// Its watches keep it.
+    pub index: Index,
 }
 
 impl<K> Stored<K>
@@ -27,7 +30,8 @@ where
             ((part.clone(), store), (part, writer))
         });
         let (parts, writers) = parts.unzip();
-        (Stored { parts }, writers)
+        let index = Index::default();
+        (Stored { parts, index }, writers)
     }
 
     /// One object; a namespace by its name.
@@ -42,12 +46,6 @@ where
         self.parts.iter().flat_map(|(_, store)| store.state()).collect()
     }
 
-    /// Those that are wanted.
-    pub fn state_filter(&self, is_wanted: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
-        let of_part = |(_, store): &(Part, Store<K>)| store.state_filter(&is_wanted);
-        self.parts.iter().flat_map(of_part).collect()
-    }
-
     pub fn len(&self) -> usize {
         self.parts.iter().map(|(_, store)| store.len()).sum()
     }
@@ -58,5 +56,18 @@ where
             store.wait_until_ready().await?;
         }
         Ok(())
+    }
+}
+
+impl<K> Stored<K>
+where
+    K: Indexed + Clone + Send + Sync + 'static,
+{
+    /// Those of a namespace that name it.
+    pub fn find(&self, namespace: &str, by: &By) -> Vec<Arc<K>> {
+        let names = self.index.find(namespace, by).into_iter();
+        names
+            .filter_map(|name| self.get(&ObjectRef::new(&name).within(namespace)))
+            .collect()
     }
 }

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::{Context, Key, Stores};
+use super::index::{By, Indexed};
 use super::stored::Stored;
-use super::subscription::endpoints_of;
 use crate::api::census::{Census, MAX_SUBSCRIPTIONS};
 use crate::api::conditions::{READY, reasons};
 use crate::api::resolve::subscription_references;
@@ -80,8 +80,17 @@ impl Writers {
 
 /// What a change of an object of the kind leads to.
 struct Follow<K> {
-    census: Option<fn(&Context) -> &Mutex<Census>>,
+    /// Whoever finds an object in the store finds it counted.
+    keep: fn(&Context, &Seen<K>),
     touch: fn(&Context, &K),
+}
+
+/// What a watch has seen.
+enum Seen<'a, K> {
+    /// An object, before the store has it: its last version, if there was one, and this one, if there is one.
+    One(Option<&'a K>, Option<&'a K>),
+    /// All that there is in this part, after the store has it.
+    All(&'a Part, &'a [Arc<K>]),
 }
 
 /// Starts every watch; does nothing when called again.
@@ -90,22 +99,28 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
         return;
     };
     let follow = Follow {
-        census: Some(|context| &context.endpoints),
+        keep: |context, seen| {
+            index(&context.stores.endpoints, seen);
+            count(&context.endpoints, seen);
+        },
         touch: touch_endpoint,
     };
     watch_parts(context, tasks, writers.endpoints, &follow);
     let follow = Follow {
-        census: Some(|context| &context.subscriptions),
+        keep: |context, seen| {
+            index(&context.stores.subscriptions, seen);
+            count(&context.subscriptions, seen);
+        },
         touch: touch_subscription,
     };
     watch_parts(context, tasks, writers.subscriptions, &follow);
     let follow = Follow {
-        census: None,
+        keep: |context, seen| index(&context.stores.event_types, seen),
         touch: touch_event_type,
     };
     watch_parts(context, tasks, writers.event_types, &follow);
     let follow = Follow {
-        census: None,
+        keep: |_, _| {},
         touch: touch_replay,
     };
     watch_parts(context, tasks, writers.replays, &follow);
@@ -115,26 +130,40 @@ pub fn start(context: &Arc<Context>, tasks: &mut JoinSet<anyhow::Result<()>>) {
     for (part, writer) in writers.namespaces {
         let api = Api::all(context.client.clone());
         let follow = Follow {
-            census: None,
+            keep: |_, _| {},
             touch: touch_namespace,
         };
-        tasks.spawn(watch(context.clone(), api, part.namespaces(), writer, follow));
+        tasks.spawn(watch(
+            context.clone(),
+            part.clone(),
+            api,
+            part.namespaces(),
+            writer,
+            follow,
+        ));
     }
     // The fleet is looked at by the tick: liveness is a matter of time, not only of changes.
     let dispatchers = watcher::Config::default().labels(&format!("{}={}", lease::COMPONENT_LABEL, lease::DISPATCHER));
     let own = Api::namespaced(context.client.clone(), &context.config.namespace);
     let follow = Follow {
-        census: None,
+        keep: |_, _| {},
         touch: |_, _: &Lease| {},
     };
-    tasks.spawn(watch(context.clone(), own, dispatchers, writers.leases, follow));
+    tasks.spawn(watch(
+        context.clone(),
+        Part::All,
+        own,
+        dispatchers,
+        writers.leases,
+        follow,
+    ));
 }
 
 fn watch_parts<K>(
     context: &Arc<Context>,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     writers: Parts<K>,
-    &Follow { census, touch }: &Follow<K>,
+    &Follow { keep, touch }: &Follow<K>,
 ) where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -146,8 +175,9 @@ fn watch_parts<K>(
 {
     for (part, writer) in writers {
         let api = part.api::<K>(&context.client);
-        let follow = Follow { census, touch };
-        tasks.spawn(watch(context.clone(), api, watcher::Config::default(), writer, follow));
+        let follow = Follow { keep, touch };
+        let config = watcher::Config::default();
+        tasks.spawn(watch(context.clone(), part, api, config, writer, follow));
     }
 }
 
@@ -167,10 +197,11 @@ pub async fn synced(context: &Context) -> anyhow::Result<()> {
 
 async fn watch<K>(
     context: Arc<Context>,
+    part: Part,
     api: Api<K>,
     config: watcher::Config,
     mut writer: Writer<K>,
-    Follow { census, touch }: Follow<K>,
+    Follow { keep, touch }: Follow<K>,
 ) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -189,30 +220,26 @@ where
         if matches!(event, watcher::Event::Init) {
             before_relist = store.state();
         }
-        // Before the store has it: whoever finds an object there finds it counted.
-        if let Some(census) = census {
-            let mut census = census(&context).lock().unwrap_or_else(|e| e.into_inner());
-            match &event {
-                watcher::Event::Apply(object) | watcher::Event::InitApply(object) => census.put(object),
-                watcher::Event::Delete(object) => {
-                    census.remove(&object.namespace().unwrap_or_default(), &object.name_any());
-                }
-                watcher::Event::Init | watcher::Event::InitDone => {}
+        match &event {
+            watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
+                let old = store.get(&ObjectRef::from_obj(object));
+                keep(&context, &Seen::One(old.as_deref(), Some(object)));
             }
+            watcher::Event::Delete(object) => {
+                // What is told of it last may be another version than the one it is known by.
+                let old = store.get(&ObjectRef::from_obj(object));
+                keep(&context, &Seen::One(old.as_deref().or(Some(object)), None));
+            }
+            watcher::Event::Init | watcher::Event::InitDone => {}
         }
         writer.apply_watcher_event(&event);
         match &event {
             watcher::Event::Apply(object) | watcher::Event::Delete(object) => touch(&context, object),
             watcher::Event::InitDone => {
-                // Also what went while the watch was interrupted.
                 let mut known: Vec<Arc<K>> = store.state();
-                if let Some(census) = census {
-                    let mut census = census(&context).lock().unwrap_or_else(|e| e.into_inner());
-                    let gone = before_relist
-                        .iter()
-                        .filter(|old| store.get(&ObjectRef::from_obj(&***old)).is_none());
-                    gone.for_each(|old| census.remove(&old.namespace().unwrap_or_default(), &old.name_any()));
-                }
+                // A list that was interrupted may have shown what was gone when this one began.
+                keep(&context, &Seen::All(&part, &known));
+                // Also what went while the watch was interrupted.
                 known.append(&mut before_relist);
                 known.iter().for_each(|object| touch(&context, object));
             }
@@ -220,6 +247,28 @@ where
         }
     }
     Ok(())
+}
+
+/// Has objects found by what they name.
+fn index<K: Indexed + Clone + Send + Sync>(stored: &Stored<K>, seen: &Seen<K>) {
+    match *seen {
+        Seen::One(old, new) => stored.index.replace(old, new),
+        Seen::All(part, all) => stored.index.renew(|namespace| part.has(namespace), all),
+    }
+}
+
+/// Counts objects where only so many may be.
+fn count<K: Resource>(census: &Mutex<Census>, seen: &Seen<K>) {
+    let mut census = census.lock().unwrap_or_else(|e| e.into_inner());
+    match *seen {
+        Seen::One(_, Some(new)) => census.put(new),
+        Seen::One(Some(old), None) => census.remove(&old.namespace().unwrap_or_default(), &old.name_any()),
+        Seen::One(None, None) => {}
+        Seen::All(part, all) => {
+            census.clear(|namespace| part.has(namespace));
+            all.iter().for_each(|object| census.put(&**object));
+        }
+    }
 }
 
 /// Services are kept by a few words each, not as objects.
@@ -245,17 +294,19 @@ async fn watch_services(context: Arc<Context>, part: Part) -> anyhow::Result<()>
 
 /// Endpoints whose Service may be another one now.
 fn touch_those_that_name(context: &Context, change: &Change) {
-    let is_meant = |endpoint: &WebhookEndpoint| match (change, &endpoint.spec.service_ref) {
-        (Change::None, _) | (_, None) => false,
-        (Change::Any, Some(_)) => true,
-        (Change::One((namespace, name)), Some(reference)) => {
-            reference.name == *name && endpoint.metadata.namespace.as_deref() == Some(namespace)
+    let endpoints = match change {
+        Change::None => Vec::new(),
+        Change::One((namespace, name)) => {
+            let stored = &context.stores.endpoints;
+            stored.find(namespace, &By::Service(name.clone()))
+        }
+        Change::Any => {
+            let mut all = context.stores.endpoints.state();
+            all.retain(|endpoint| endpoint.spec.service_ref.is_some());
+            all
         }
     };
-    if *change == Change::None {
-        return;
-    }
-    for endpoint in context.stores.endpoints.state_filter(is_meant) {
+    for endpoint in endpoints {
         let key = Key::Endpoint(endpoint.namespace().unwrap_or_default(), endpoint.name_any());
         context.queue.add(key, Instant::now());
     }
@@ -264,9 +315,10 @@ fn touch_those_that_name(context: &Context, change: &Change) {
 fn touch_endpoint(context: &Context, endpoint: &WebhookEndpoint) {
     let now = Instant::now();
     let (namespace, name) = (endpoint.namespace().unwrap_or_default(), endpoint.name_any());
-    let subscriptions = context.stores.subscriptions.state_filter(|s| {
-        endpoints_of(s).any(|named| named == name) && s.namespace().as_deref() == Some(namespace.as_str())
-    });
+    let subscriptions = context
+        .stores
+        .subscriptions
+        .find(&namespace, &By::Endpoint(name.clone()));
     // Whether the endpoint exists is all that a subscription wants to know of it.
     let exists = context.endpoint(&namespace, &name).is_some();
     for subscription in subscriptions {
@@ -311,12 +363,9 @@ fn touch_subscription(context: &Context, subscription: &EventSubscription) {
 
 fn touch_event_type(context: &Context, event_type: &EventType) {
     let now = Instant::now();
-    let namespace = event_type.namespace();
-    let same = context
-        .stores
-        .event_types
-        .state_filter(|other| other.spec.r#type == event_type.spec.r#type && other.namespace() == namespace);
-    let namespace = namespace.unwrap_or_default();
+    let namespace = event_type.namespace().unwrap_or_default();
+    let of_type = By::Type(event_type.spec.r#type.clone());
+    let same = context.stores.event_types.find(&namespace, &of_type);
     context
         .queue
         .add(Key::EventType(namespace.clone(), event_type.name_any()), now);
@@ -336,11 +385,11 @@ fn touch_replay(context: &Context, replay: &Replay) {
 fn touch_namespace(context: &Context, namespace: &Namespace) {
     let now = Instant::now();
     let name = namespace.name_any();
-    let endpoints = context.endpoints_of(&name);
+    let endpoints = context.stores.endpoints.find(&name, &By::Namespace);
     for endpoint in &endpoints {
         context.queue.add(Key::Endpoint(name.clone(), endpoint.name_any()), now);
     }
-    let naming = context.naming_subscriptions_of(&name);
+    let naming = context.stores.subscriptions.find(&name, &By::Secrets);
     for subscription in &naming {
         context
             .queue

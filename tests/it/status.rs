@@ -88,18 +88,9 @@ async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle
     let (flaps, answered) = (Arc::new(AtomicBool::new(true)), Answered::default());
     let receiver = flapping(flaps.clone(), answered.clone()).await;
     let url = |n: usize| format!("https://{}/{n}", receiver.address);
-    for n in 0..FLAPPING {
-        team.endpoint(
-            &format!("crm-{n}"),
-            &url(n),
-            json!({"retry": {"schedule": vec!["100ms"; 30], "jitter": 0}}),
-        );
-        team.subscription(&format!("crm-{n}"), &format!("crm-{n}"));
-    }
-    for n in 0..FLAPPING {
-        team.ready(&format!("whe/crm-{n}"));
-        team.ready(&format!("evsub/crm-{n}"));
-    }
+    let names: Vec<String> = (0..FLAPPING).map(|n| format!("crm-{n}")).collect();
+    let retry = json!({"retry": {"schedule": vec!["100ms"; 30], "jitter": 0}});
+    team.deliver_to_all((0..FLAPPING).map(|n| (names[n].clone(), url(n), retry.clone())));
     let (stop, events) = (tokio_util::sync::CancellationToken::new(), Arc::<AtomicU64>::default());
     let mut producers = JoinSet::new();
     for producer in 0..8 {
@@ -160,8 +151,8 @@ async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle
     while let Some(sent) = producers.join_next().await {
         assert!(sent.unwrap() > 0);
     }
-    for n in 0..FLAPPING {
-        team.until("delivered", "whe", &format!("crm-{n}"), |whe| {
+    for name in &names {
+        team.until("delivered", "whe", name, |whe| {
             whe["status"]["delivery"]["pending"] == 0 && whe["status"]["delivery"]["consecutiveFailures"] == 0
         });
     }
@@ -194,9 +185,7 @@ async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle
         &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription", "metadata": {"name": "alone"},
         "spec": {"endpointRef": {"name": "alone"}, "eventTypes": ["lead.lost"]}}),
     );
-    for n in 0..FLAPPING {
-        team.delete("evsub", &format!("crm-{n}"));
-    }
+    team.delete_all("evsub", &names);
     team.ready("whe/alone");
     team.ready("evsub/alone");
     team.until_reason("whe", "alone", "Delivering", "NoAttempts");
@@ -445,9 +434,8 @@ async fn statuses_that_the_api_server_refuses_delay_no_transition_of_another_nam
         .unwrap();
     other.endpoint("crm", "https://127.0.0.1:9/hooks", json!({}));
     other.ready("whe/crm");
-    for n in 0..REFUSED {
-        refused.endpoint(&format!("crm-{n}"), "https://127.0.0.1:9/hooks", json!({}));
-    }
+    let named = |n| (format!("crm-{n}"), "https://127.0.0.1:9/hooks".to_owned(), json!({}));
+    refused.endpoints((0..REFUSED).map(named));
     let failed = || {
         metric(
             &shared.dispatcher,

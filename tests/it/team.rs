@@ -60,63 +60,85 @@ impl<'a> Team<'a> {
 
     /// One with these labels.
     pub fn with_labels(cluster: &'a Cluster, namespace: &str, labels: &[(&str, &str)]) -> Team<'a> {
-        cluster.create_namespace(namespace, labels).unwrap();
-        cluster.create_producer(namespace, "agent", &TYPES).unwrap();
-        let team = Team {
+        let [account, role, binding] = tidings_cluster::producer(namespace, "agent", &TYPES);
+        let trusted = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "receiver-ca", "namespace": namespace}, "data": {"ca.crt": TRUSTED.ca_pem}});
+        let manifests = [
+            tidings_cluster::namespace(namespace, labels),
+            account,
+            role,
+            binding,
+            trusted,
+        ];
+        cluster.apply_all(&manifests).unwrap();
+        Team {
             cluster,
             namespace: namespace.to_owned(),
             token: cluster.token(namespace, "agent", Some("tidings")).unwrap(),
             http: reqwest::Client::new(),
-        };
-        team.apply(
-            &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "receiver-ca"},
-            "data": {"ca.crt": TRUSTED.ca_pem}}),
-        );
-        team
+        }
     }
 
     /// `kubectl apply` of one manifest, in this namespace.
     pub fn apply(&self, manifest: &Value) {
-        let mut manifest = manifest.clone();
-        manifest["metadata"]["namespace"] = json!(self.namespace);
-        self.cluster.apply(&manifest.to_string()).unwrap();
+        self.apply_all(std::slice::from_ref(manifest));
+    }
+
+    /// The same of several together.
+    fn apply_all(&self, manifests: &[Value]) {
+        let mut manifests = manifests.to_vec();
+        for manifest in &mut manifests {
+            manifest["metadata"]["namespace"] = json!(self.namespace);
+        }
+        self.cluster.apply_all(&manifests).unwrap();
     }
 
     /// Applies an endpoint that trusts the receivers' CA; `more` goes over its spec.
     pub fn endpoint(&self, name: &str, url: &str, more: Value) {
-        let mut spec =
-            json!({"url": url, "tls": {"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}}});
-        merge(&mut spec, more);
-        self.apply(&json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
-            "metadata": {"name": name}, "spec": spec}));
+        self.apply(&endpoint(name, url, more));
+    }
+
+    /// The same for several together: name, URL, and what goes over the spec.
+    pub fn endpoints(&self, endpoints: impl IntoIterator<Item = (String, String, Value)>) {
+        let manifests = endpoints
+            .into_iter()
+            .map(|(name, url, more)| endpoint(&name, &url, more));
+        self.apply_all(&manifests.collect::<Vec<_>>());
     }
 
     /// Applies a subscription of all the team's types.
     pub fn subscription(&self, name: &str, endpoint: &str) {
-        self.apply(
-            &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
-            "metadata": {"name": name}, "spec": {"endpointRef": {"name": endpoint}, "eventTypes": ["lead.*"]}}),
-        );
+        self.apply(&subscription(name, endpoint));
     }
 
     /// Applies an endpoint and a subscription of its name, and waits until both are Ready.
     pub fn deliver_to(&self, name: &str, url: &str, more: Value) {
-        self.endpoint(name, url, more);
-        self.subscription(name, name);
-        self.ready(&format!("whe/{name}"));
-        self.ready(&format!("evsub/{name}"));
+        self.deliver_to_all([(name.to_owned(), url.to_owned(), more)]);
     }
 
-    /// `kubectl wait --for=condition=Ready`.
+    /// The same for several together.
+    pub fn deliver_to_all(&self, endpoints: impl IntoIterator<Item = (String, String, Value)>) {
+        let mut manifests = Vec::new();
+        let mut objects = Vec::new();
+        for (name, url, more) in endpoints {
+            manifests.extend([endpoint(&name, &url, more), subscription(&name, &name)]);
+            objects.extend(["whe", "evsub"].map(|kind| format!("{kind}/{name}")));
+        }
+        self.apply_all(&manifests);
+        objects.iter().for_each(|object| self.ready(object));
+    }
+
+    /// What `kubectl wait --for=condition=Ready` waits for, of `kind/name`.
     pub fn ready(&self, object: &str) {
-        let waited = self
-            .cluster
-            .wait_for(&self.namespace, object, "condition=Ready", PATIENCE);
-        waited.unwrap_or_else(|error| {
-            let shown = self
-                .cluster
-                .kubectl_ok(&["get", object, "-n", &self.namespace, "-o", "yaml"]);
-            panic!("{error:#}\n{}", shown.unwrap_or_default())
+        let (kind, name) = object.split_once('/').unwrap();
+        self.until("Ready", kind, name, |object| {
+            let is_met = |condition: &Value| {
+                condition["type"] == "Ready"
+                    && condition["status"] == "True"
+                    && condition["observedGeneration"] == object["metadata"]["generation"]
+            };
+            let conditions = object["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(is_met))
         });
     }
 
@@ -167,7 +189,13 @@ impl<'a> Team<'a> {
 
     /// `kubectl delete`, and waits until it is gone.
     pub fn delete(&self, kind: &str, name: &str) {
-        let args = ["delete", kind, name, "-n", &self.namespace];
+        self.delete_all(kind, &[name.to_owned()]);
+    }
+
+    /// The same of several together.
+    pub fn delete_all(&self, kind: &str, names: &[String]) {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let args = [&["delete", kind, "-n", &self.namespace], &names[..]].concat();
         self.cluster.kubectl_ok(&args).unwrap();
     }
 
@@ -315,6 +343,21 @@ impl Answer {
             body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
         })
     }
+}
+
+/// An endpoint that trusts the receivers' CA; `more` goes over its spec.
+fn endpoint(name: &str, url: &str, more: Value) -> Value {
+    let mut spec =
+        json!({"url": url, "tls": {"caBundle": {"configMapKeyRef": {"name": "receiver-ca", "key": "ca.crt"}}}});
+    merge(&mut spec, more);
+    json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
+        "metadata": {"name": name}, "spec": spec})
+}
+
+/// A subscription of all the team's types.
+fn subscription(name: &str, endpoint: &str) -> Value {
+    json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+        "metadata": {"name": name}, "spec": {"endpointRef": {"name": endpoint}, "eventTypes": ["lead.*"]}})
 }
 
 /// RFC 7396, enough of it for specs.

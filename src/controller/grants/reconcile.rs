@@ -13,6 +13,7 @@ use crate::api::names::RECONCILE_REQUESTED;
 use crate::api::resolve::{Reference, references_of, subscription_references};
 use crate::api::{EventSubscription, WebhookEndpoint};
 use crate::controller::context::{Context, Key};
+use crate::controller::index::By;
 use crate::controller::work::{Again, Error};
 
 /// At most one write of a namespace's Roles in this time: changes meanwhile go together.
@@ -35,15 +36,14 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
     }
     let of_namespace = context.granted(namespace);
     let mut granted = of_namespace.work.lock().await;
-    let endpoints = context.endpoints_of(namespace);
-    let subscriptions = context.naming_subscriptions_of(namespace);
+    let endpoints = context.stores.endpoints.find(namespace, &By::Namespace);
+    let subscriptions = context.stores.subscriptions.find(namespace, &By::Secrets);
     let wanted = wanted(
         endpoints.iter().map(AsRef::as_ref),
         subscriptions.iter().map(AsRef::as_ref),
     );
     let annotations = endpoints.iter().map(|e| (e.name_any(), e.annotations()));
     let asked = asked(annotations.chain(subscriptions.iter().map(|s| (s.name_any(), s.annotations()))));
-    let is_first = granted.known.is_none();
     let is_check = granted.check.is_some_and(|at| at <= Instant::now()) || !asked.is_subset(&granted.asked);
     if granted.known.as_ref() == Some(&wanted) && !is_check {
         return Ok(granted.check);
@@ -61,8 +61,26 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
         namespace,
         grantee: &context.grantee,
     };
+    let before = of_namespace.covered.load_full();
     let result = scope.bring_about(&wanted, &mut granted.known).await;
-    of_namespace.covered.store(granted.known.clone().map(Arc::new));
+    let after = granted.known.clone().map(Arc::new);
+    of_namespace.covered.store(after.clone());
+    // Those that wait for what was granted just now, or have lost it; the others have nothing to look at, unless somebody had
+    // taken away what they had.
+    let is_repaired = is_check && result.as_ref().is_ok_and(|writes| *writes > 0);
+    let is_touched =
+        |references: &[Reference]| is_repaired || makes_a_difference(before.as_deref(), after.as_deref(), references);
+    let of_endpoints = endpoints
+        .iter()
+        .filter(|endpoint| is_touched(&references_of(endpoint)))
+        .map(|endpoint| Key::Endpoint(namespace.to_owned(), endpoint.name_any()));
+    let of_subscriptions = subscriptions
+        .iter()
+        .filter(|subscription| is_touched(&subscription_references(subscription)))
+        .map(|subscription| Key::Subscription(namespace.to_owned(), subscription.name_any()));
+    of_endpoints
+        .chain(of_subscriptions)
+        .for_each(|key| context.queue.add(key, Instant::now()));
     let writes = result.map_err(Error::when("grant the dispatcher access to Secrets"))?;
     if writes > 0 || is_check {
         granted.written = Some(Instant::now());
@@ -73,23 +91,9 @@ pub async fn reconcile(context: &Context, namespace: &str) -> Result<Again, Erro
     }
     granted.asked = asked;
     // Without any that name something there is nothing that somebody could miss.
-    let check = granted
+    Ok(granted
         .check
-        .filter(|_| !endpoints.is_empty() || !subscriptions.is_empty());
-    drop(granted);
-    if writes == 0 && !is_first {
-        return Ok(check);
-    }
-    for endpoint in endpoints {
-        context
-            .queue
-            .add(Key::Endpoint(namespace.to_owned(), endpoint.name_any()), Instant::now());
-    }
-    for subscription in subscriptions {
-        let key = Key::Subscription(namespace.to_owned(), subscription.name_any());
-        context.queue.add(key, Instant::now());
-    }
-    Ok(check)
+        .filter(|_| !endpoints.is_empty() || !subscriptions.is_empty()))
 }
 
 /// How long until the next check: spread by `random`, so that what was read together at a start is not read together for
@@ -122,19 +126,41 @@ pub fn wanted<'a>(
 
 /// Whether all of this is granted now. Nothing needs no grant: a namespace without endpoints may never have had one.
 pub fn covers(context: &Context, namespace: &str, references: &[Reference]) -> bool {
-    if references.is_empty() {
-        return true;
-    }
     let granted = context.granted(namespace);
     let covered = granted.covered.load();
-    covered
-        .as_ref()
-        .is_some_and(|covered| references.iter().all(|r| covered.covers(r)))
+    is_covered(covered.as_deref(), references)
+}
+
+/// Whether these are covered now and were not, or the other way round.
+fn makes_a_difference(before: Option<&Wanted>, after: Option<&Wanted>, references: &[Reference]) -> bool {
+    is_covered(before, references) != is_covered(after, references)
+}
+
+fn is_covered(covered: Option<&Wanted>, references: &[Reference]) -> bool {
+    references.is_empty() || covered.is_some_and(|covered| references.iter().all(|r| covered.covers(r)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_grant_touches_those_that_waited_for_it_or_lost_it_and_nobody_else() {
+        let granted = |names: &[&str]| {
+            let mut granted = Wanted::default();
+            names.iter().for_each(|name| granted.name(Reference::secret(*name)));
+            granted
+        };
+        let (before, after) = (granted(&["crm", "erp"]), granted(&["crm", "slack"]));
+        let is_touched = |names: &[&str]| {
+            let references: Vec<Reference> = names.iter().map(|name| Reference::secret(*name)).collect();
+            makes_a_difference(Some(&before), Some(&after), &references)
+        };
+        assert!(is_touched(&["slack"]) && is_touched(&["crm", "slack"]) && is_touched(&["erp"]));
+        assert!(!is_touched(&["crm"]) && !is_touched(&[]) && !is_touched(&["erp", "slack"]));
+        assert!(makes_a_difference(None, Some(&after), &[Reference::secret("crm")]));
+        assert!(!makes_a_difference(None, Some(&after), &[]));
+    }
 
     #[test]
     fn grants_are_checked_every_ten_to_fifteen_minutes_and_less_often_where_there_are_many_namespaces() {

@@ -221,13 +221,15 @@ impl Cluster {
 
     /// Status and body of the API server's answer to a GET as administrator.
     pub(crate) fn ask(&self, path: &str) -> Result<(u16, String)> {
+        self.proxy()?.get(path)
+    }
+
+    pub(crate) fn proxy(&self) -> Result<Arc<Proxy>> {
         let mut started = held(&self.proxy);
-        let proxy = match &*started {
-            Some(proxy) => proxy.clone(),
-            None => started.insert(Arc::new(Proxy::start(self)?)).clone(),
-        };
-        drop(started);
-        proxy.get(path)
+        match &*started {
+            Some(proxy) => Ok(proxy.clone()),
+            None => Ok(started.insert(Arc::new(Proxy::start(self)?)).clone()),
+        }
     }
 
     /// Stops everything and removes the directory. Twice is no error.

@@ -17,7 +17,7 @@ use crate::process::{die_with_parent, write_private};
 use crate::proxy;
 
 /// How long tokens in kubeconfigs live: longer than any test run, `make up` included for a working day.
-const TOKEN_LIFETIME: &str = "24h";
+const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// The root of the repository, where `deploy/`, `crds/` and `examples/` are.
@@ -114,53 +114,34 @@ impl Cluster {
         Ok(())
     }
 
+    /// `kubectl apply -f -` of these together, in this order.
+    pub fn apply_all(&self, manifests: &[Value]) -> Result<String> {
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": manifests}).to_string())
+    }
+
     /// Creates a namespace with labels (`key=value`).
     pub fn create_namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
-        let labels: serde_json::Map<String, serde_json::Value> = labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), json!(value)))
-            .collect();
-        let namespace = json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": labels},
-        });
-        self.apply(&namespace.to_string())?;
+        self.apply(&namespace(name, labels).to_string())?;
         Ok(())
     }
 
     /// A ServiceAccount that may publish events of these types in its namespace: what `examples/producer-rbac.yaml` grants.
     pub fn create_producer(&self, namespace: &str, name: &str, event_types: &[&str]) -> Result<()> {
-        let rule = json!({
-            "apiGroups": ["tidings.dev"], "resources": ["eventtypes"], "verbs": ["publish"], "resourceNames": event_types,
-        });
-        let metadata = json!({"name": name, "namespace": namespace});
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [rule]},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
-             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]},
-        ]});
-        self.apply(&list.to_string())?;
+        self.apply_all(&producer(namespace, name, event_types))?;
         Ok(())
     }
 
     /// A real token of a ServiceAccount, for one audience (`None`: the API server's own).
     pub fn token(&self, namespace: &str, service_account: &str, audience: Option<&str>) -> Result<String> {
-        let mut args = vec![
-            "create",
-            "token",
-            service_account,
-            "-n",
-            namespace,
-            "--duration",
-            TOKEN_LIFETIME,
-        ];
-        if let Some(audience) = audience {
-            args.extend(["--audience", audience]);
-        }
-        Ok(self.kubectl_ok(&args)?.trim().to_owned())
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audience.as_slice(), "expirationSeconds": TOKEN_LIFETIME.as_secs()}});
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token");
+        let (status, body) = self.proxy()?.post(&path, &request)?;
+        let answer: Value = serde_json::from_str(&body).unwrap_or_default();
+        let token = answer["status"]["token"].as_str();
+        let token =
+            token.with_context(|| format!("the API server gave no token of {service_account}: {status} {body}"))?;
+        Ok(token.to_owned())
     }
 
     /// A kubeconfig with a real token of this ServiceAccount; waits for the ServiceAccount to exist.
@@ -216,6 +197,30 @@ pub fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> Resul
         }
         thread::sleep(POLL_EVERY);
     }
+}
+
+/// A namespace with labels (`key=value`).
+pub fn namespace(name: &str, labels: &[(&str, &str)]) -> Value {
+    let labels: serde_json::Map<String, Value> = labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), json!(value)))
+        .collect();
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
+
+/// A ServiceAccount and what lets it publish events of these types in its namespace.
+pub fn producer(namespace: &str, name: &str, event_types: &[&str]) -> [Value; 3] {
+    let rule = json!({
+        "apiGroups": ["tidings.dev"], "resources": ["eventtypes"], "verbs": ["publish"], "resourceNames": event_types,
+    });
+    let metadata = json!({"name": name, "namespace": namespace});
+    [
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": [rule]}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]}),
+    ]
 }
 
 pub(crate) fn base64(text: &str) -> String {

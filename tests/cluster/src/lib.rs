@@ -36,7 +36,7 @@ pub use certificates::{ServerCertificate, ThrowawayCa};
 pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
 pub use judges::{Kstatus, crdify, kstatus};
-pub use kubectl::{eventually, repository_root};
+pub use kubectl::{eventually, namespace, producer, repository_root};
 pub use producers::Producers;
 pub use prometheus::{Prometheus, operator_definitions, promtool};
 pub use tidings::{

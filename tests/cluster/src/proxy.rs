@@ -1,4 +1,4 @@
-//! What the API server says of one object, without a kubectl for each question: by one `kubectl proxy` for a cluster.
+//! What the API server says, without a kubectl for each question: by one `kubectl proxy` for a cluster.
 //!
 //! Tests look at objects many times a second until they are as they must be; a kubectl for each look is most of what they
 //! would cost. Invariant: it asks at a socket that only this user may write to.
@@ -54,13 +54,24 @@ impl Proxy {
 
     /// Status and body of the API server's answer to a GET.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.exchange(path, &format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"))
+    }
+
+    /// Status and body of the API server's answer to a POST of this JSON.
+    pub fn post(&self, path: &str, json: &Value) -> Result<(u16, String)> {
+        let body = json.to_string();
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}"
+        );
+        self.exchange(path, &format!("{head}\r\n\r\n{body}"))
+    }
+
+    fn exchange(&self, path: &str, request: &str) -> Result<(u16, String)> {
         let asked = || {
             let stream = UnixStream::connect(&self.socket).ok()?;
             stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
-            exchange(
-                stream,
-                format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes(),
-            )
+            exchange(stream, request.as_bytes())
         };
         asked().with_context(|| format!("kubectl proxy gave no answer for {path}"))
     }

@@ -84,7 +84,8 @@ pub fn etcd_writes(cluster: &Cluster) -> BTreeMap<String, u64> {
 
 /// Labels and values of one metric of the API server.
 fn samples(cluster: &Cluster, metric: &str) -> Vec<(String, u64)> {
-    let metrics = cluster.kubectl_ok(&["get", "--raw", "/metrics"]).unwrap();
+    let (status, metrics) = cluster.ask("/metrics").unwrap();
+    assert_eq!(status, 200, "{metrics}");
     let lines = metrics
         .lines()
         .filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'));
