@@ -10,9 +10,11 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
@@ -352,10 +354,27 @@ pub fn exists(pid: u32) -> bool {
     libc::pid_t::try_from(pid).is_ok_and(|pid| unsafe { libc::kill(pid, 0) } == 0)
 }
 
-/// A loopback port that was free a moment ago. Whoever binds it must be ready to lose the race and try another.
+/// Where we look for ports: below those that Linux gives to outgoing connections and to whoever asks for any port (from
+/// 32768 by default), so that no connection takes one between our look and the bind, or connects to itself while we wait for
+/// a listener there. Below the node ports of Kubernetes (from 30000) too.
+const PORTS: Range<u16> = 12_000..30_000;
+
+/// A loopback port that was free a moment ago, and that this process is not given again soon. Whoever binds it must be
+/// ready to lose the race against another process, and try another.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to find a free port")?;
-    Ok(listener.local_addr().context("failed to find a free port")?.port())
+    /// How many were looked at; another process begins somewhere else.
+    static LOOKED_AT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(7_919)));
+    let span = u32::from(PORTS.end - PORTS.start);
+    for _ in PORTS {
+        let offset = LOOKED_AT.fetch_add(1, Ordering::Relaxed) % span;
+        let port = PORTS.start + u16::try_from(offset).context("a port outside of its range")?;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).context("failed to find a free port"),
+        }
+    }
+    bail!("no port of 127.0.0.1 from {} to {} is free", PORTS.start, PORTS.end - 1)
 }
 
 /// The status of a plain-HTTP GET on loopback, if there was an answer within a second.
@@ -404,4 +423,31 @@ pub fn write_private(path: &Path, content: &str) -> Result<()> {
         .with_context(|| format!("failed to create {}", path.display()))?;
     file.write_all(content.as_bytes())
         .with_context(|| format!("failed to write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use super::{PORTS, TcpListener, free_port};
+
+    #[test]
+    fn a_free_port_is_none_that_an_outgoing_connection_gets_and_is_given_once() {
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or("32768 60999".into());
+        let first_outgoing: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+        let taken = TcpListener::bind(("127.0.0.1", free_port().unwrap() + 1));
+        let ports: Vec<u16> = (0..100).map(|_| free_port().unwrap()).collect();
+        assert!(
+            ports.iter().all(|port| PORTS.contains(port) && *port < first_outgoing),
+            "{ports:?}"
+        );
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 100, "{ports:?}");
+        if let Ok(taken) = taken {
+            assert!(
+                !ports.contains(&taken.local_addr().unwrap().port()),
+                "one that somebody listens on"
+            );
+        }
+    }
 }
