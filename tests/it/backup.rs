@@ -26,8 +26,8 @@ fn snapshot(dispatcher: &Dispatcher, into: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_the_volume_taken_while_it_runs_delivers_what_was_pending() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "backup");
@@ -90,8 +90,8 @@ async fn a_snapshot_of_the_volume_taken_while_it_runs_delivers_what_was_pending(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_restored_as_the_page_says_are_those_that_receivers_know() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "keys");

@@ -67,8 +67,8 @@ async fn until_accepted(team: &Team<'_>, dispatcher: &Dispatcher, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_refuses_producers_delivers_what_it_has_and_takes_more_when_there_is_room() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let limit = (4 << 20).to_string();
     let dispatcher = tidings.start_dispatcher(&options(&["--store-limit", &limit])).unwrap();
@@ -102,8 +102,8 @@ async fn a_full_store_refuses_producers_delivers_what_it_has_and_takes_more_when
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_fail_refuse_producers_while_deliveries_go_on_and_are_made_up_for_without_a_restart() {
     const WAITING: usize = 20;
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&options(&[])).unwrap();
     let spec = dispatcher.process.spec_mut();
@@ -228,8 +228,8 @@ async fn a_volume_that_somebody_else_fills_to_the_last_byte_stops_producers_and_
     if !may_mount() {
         return;
     }
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&options(&[])).unwrap();
     let dir = dispatcher.data_dir.clone();
@@ -341,8 +341,8 @@ fn every_thread_is_traced(pid: u32) -> bool {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_fsync_ends_the_process_and_the_next_one_has_everything_that_was_acknowledged() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&options(&[])).unwrap();
     let team = Team::open(&cluster, "unsynced");
@@ -396,8 +396,8 @@ async fn a_failed_fsync_ends_the_process_and_the_next_one_has_everything_that_wa
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn strace_shows_the_event_written_and_synced_before_its_202() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let dispatcher = tidings.start_dispatcher(&options(&[])).unwrap();
     let team = Team::open(&cluster, "traced");

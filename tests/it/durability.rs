@@ -62,8 +62,8 @@ async fn over_a_hundred_kills_whatever_was_acknowledged_arrives_and_only_what_wa
     let seed = std::env::var("TIDINGS_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("to do it again: TIDINGS_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let options = DispatcherOptions {
         log_filter: "warn".into(),
@@ -120,8 +120,8 @@ async fn over_a_hundred_kills_whatever_was_acknowledged_arrives_and_only_what_wa
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_neither_resets_counts_nor_brings_due_times_forward() {
     const MESSAGES: usize = 30;
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "backoff");

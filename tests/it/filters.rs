@@ -89,8 +89,8 @@ async fn events_are_chosen_by_what_is_in_them_and_a_filter_that_fails_is_shown_u
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_edit_keeps_the_last_valid_filter_in_force_also_over_a_restart() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "last-valid");

@@ -201,12 +201,67 @@ fn log_a_secret_in_the_shared_cluster() {
 }
 
 #[test]
+fn a_cluster_that_another_test_had_is_what_it_was_before() {
+    let cluster = Cluster::lend().unwrap();
+    let listed = |kinds: &str| cluster.kubectl_ok(&["get", kinds, "-A", "-o", "name"]).unwrap();
+    let everything = "namespaces,serviceaccounts,secrets,roles,rolebindings,clusterroles,crd,configmaps,whe,services";
+    let get_schema = [
+        "get",
+        "crd",
+        "webhookendpoints.tidings.dev",
+        "-o",
+        "jsonpath={.spec.versions}",
+    ];
+    let (before, schema) = (listed(everything), cluster.kubectl_ok(&get_schema).unwrap());
+
+    for _ in 0..2 {
+        // What is made is gone, even what only a controller of the cluster would remove.
+        cluster.create_namespace("used", &[]).unwrap();
+        cluster
+            .create_producer("used", "somebody", &["lead.qualified"])
+            .unwrap();
+        let endpoint = "{apiVersion: tidings.dev/v1alpha1, kind: WebhookEndpoint, \
+            metadata: {name: crm, namespace: used, finalizers: [example.com/never]}, spec: {url: 'https://example.com/'}}";
+        cluster.apply(endpoint).unwrap();
+        tidings_cluster::eventually("the namespace's ServiceAccount", Duration::from_secs(30), || {
+            Ok(cluster.get("used", "serviceaccount", "default")?.is_some())
+        })
+        .unwrap();
+        // What is changed is as it was, and what is removed is back.
+        let remove = r#"[{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns"}]"#;
+        let patch = [
+            "patch",
+            "crd",
+            "webhookendpoints.tidings.dev",
+            "--type=json",
+            "-p",
+            remove,
+        ];
+        cluster.kubectl_ok(&patch).unwrap();
+        cluster
+            .kubectl_ok(&["delete", "clusterrole", "tidings-dispatcher"])
+            .unwrap();
+        std::fs::write(cluster.dir().join("policy.yaml"), "{}").unwrap();
+        std::fs::write(cluster.logs_dir().join("controller-0-0.log"), "{}").unwrap();
+        assert_ne!(listed(everything), before);
+
+        cluster.set_back().unwrap();
+        assert_eq!(listed(everything), before);
+        assert_eq!(cluster.kubectl_ok(&get_schema).unwrap(), schema);
+        assert!(!cluster.dir().join("policy.yaml").exists());
+        assert!(!cluster.logs_dir().join("controller-0-0.log").exists());
+    }
+}
+
+#[test]
 fn a_run_whose_processes_logged_a_secret_fails() {
-    let cluster = Cluster::start().unwrap();
-    std::fs::write(cluster.logs_dir().join("controller.log"), format!("made {KEY}\n")).unwrap();
-    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cluster)));
+    let lent = Cluster::lend().unwrap();
+    std::fs::write(lent.logs_dir().join("controller.log"), format!("made {KEY}\n")).unwrap();
+    let pid = lent.pids()[0];
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(lent)));
     let why = *dropped.unwrap_err().downcast::<String>().unwrap();
     assert!(why.contains("controller.log line 1") && !why.contains(KEY), "{why}");
+    assert!(!process::exists(pid), "nobody else gets what it was in");
 
     let run = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "it::ground::log_a_secret_in_the_shared_cluster"])

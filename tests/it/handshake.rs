@@ -168,8 +168,8 @@ async fn nothing_is_delivered_before_the_receiver_agrees_and_the_condition_says_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agreement_and_its_rate_outlive_a_kill_and_another_url_is_asked_anew() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let options = DispatcherOptions {
         extra_args: vec!["--origin".into(), "webhooks.example.com".into()],

@@ -44,8 +44,8 @@ async fn post(team: &Team<'_>, dispatcher: &Dispatcher, trusted: &Identity, id: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_certificate_is_shown_without_a_restart_and_one_that_cannot_be_used_changes_nothing() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let (first, second) = (Identity::new(2099), Identity::new(2099));
     let files = tempfile::tempdir().unwrap();
     mount(files.path(), "first", &first.cert_pem, &first.key_pem);

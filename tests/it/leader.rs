@@ -84,8 +84,8 @@ fn endpoints(namespace: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_is_killed_in_the_middle_of_its_work_the_other_finishes_it_and_writes_nothing_twice() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let mut first = start(&tidings, "first");
     let second = start(&tidings, "second");
     let _dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
@@ -182,8 +182,8 @@ fn until_still(cluster: &Cluster, namespace: &str) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_frozen_while_another_took_over_writes_nothing_more() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let first = start(&tidings, "first");
     let second = start(&tidings, "second");
     let _dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
@@ -229,8 +229,8 @@ fn tidings_role(name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_api_server_costs_the_leader_its_lease_and_not_its_life() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let mut controller = start(&tidings, "only");
     let _dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "outage");

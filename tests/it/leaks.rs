@@ -92,8 +92,8 @@ fn refuse_signing_secret_of(team: &Team<'_>, endpoint: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_shows_in_logs_at_trace_level_metrics_status_events_or_on_the_dispatchers_disk() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     // Everything that any library says, too.
     let mut controller = tidings
         .start_controller(&ControllerOptions {

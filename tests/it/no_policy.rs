@@ -40,8 +40,8 @@ async fn only_503_for_a_while(team: &Team<'_>, dispatcher: &Dispatcher) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_starts_without_a_usable_policy_does_nothing_until_there_is_one() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let good = json!({"rules": [
         {"namespaceSelector": {"matchLabels": {"team": "sales"}}, "egress": {"openCIDRs": ["127.0.0.0/8"]}},
         {"namespaceSelector": {"matchLabels": {"team": "strict"}}, "undeclaredTypes": "Reject"},

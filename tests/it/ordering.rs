@@ -52,8 +52,8 @@ fn delivered(arrived: &[Arrived]) -> HashMap<&str, usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "ordered");

@@ -99,8 +99,8 @@ pub fn replace(path: &Path, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_policy_does_not_open_is_never_dialled_and_a_changed_file_opens_it_without_a_restart() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let dns = Dns::start(zone).await;
     let (policy, example) = (
         cluster.dir().join("policy.yaml"),
@@ -222,8 +222,8 @@ async fn what_the_policy_does_not_open_is_never_dialled_and_a_changed_file_opens
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_new_is_ready_while_controller_and_dispatcher_go_by_different_policies() {
     const CLOSED: &str = "rules: [{namespaceSelector: {}, secretLabel: Required}]";
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     // As kubelets do it that update a ConfigMap at different times.
     let [here, there] = ["controller", "dispatcher"].map(|name| cluster.dir().join(format!("policy-of-{name}.yaml")));
     fs::write(&here, CLOSED).unwrap();

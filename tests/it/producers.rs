@@ -154,8 +154,8 @@ async fn installed() -> Producers {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_comes_through_401_429_and_503_and_stops_where_it_is_refused() {
     let installed = installed().await;
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let policy = cluster.dir().join("policy.yaml");
     let rule = json!({"namespaceSelector": {}, "egress": {"openCIDRs": ["127.0.0.0/8"]},
         "quotas": {"pendingMessages": QUOTA}});

@@ -363,8 +363,8 @@ async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_pl
 #[tokio::test(flavor = "multi_thread")]
 async fn over_kills_and_ends_everything_is_given_until_it_is_acknowledged_and_nothing_afterwards() {
     const LIVES: usize = 8;
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "consuming");

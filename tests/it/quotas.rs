@@ -47,8 +47,8 @@ async fn batch<'a>(url: &str, token: &str, ids: impl IntoIterator<Item = &'a str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_has_what_its_quotas_give_it_and_no_more_also_after_a_kill() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let policy = |pending: u64| {
         let rule = |team: &str, quotas: Value| {
             json!({"namespaceSelector": {"matchLabels": {"team": team}}, "egress": {"openCIDRs": ["127.0.0.0/8"]},

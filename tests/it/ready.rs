@@ -49,8 +49,8 @@ fn event(name: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_right_after_ready_always_makes_a_message_that_is_delivered() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let controller_options = ControllerOptions {
         extra_args: ["--writes-per-second", WRITES_PER_SECOND].map(OsString::from).into(),
         ..ControllerOptions::default()
@@ -152,8 +152,8 @@ fn is_ready<K: ResourceExt>(conditions: Option<&[Condition]>, object: &K) -> boo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_new_is_ready_while_the_dispatcher_hangs_or_is_gone_and_what_was_stays_so() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "waiting");

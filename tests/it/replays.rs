@@ -216,8 +216,8 @@ const BEFORE_THE_KILL: usize = 40;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_keeps_its_rate_and_goes_on_after_a_kill_until_every_message_was_sent() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "replayed");

@@ -134,8 +134,8 @@ const MILLIS: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_killed_at_any_step_of_a_rotation_finds_the_next_one_and_no_request_fails_verification() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let mut controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "killed");

@@ -93,8 +93,8 @@ fn ready_says(team: &Team<'_>, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_ports_labels_and_undeclared_types_are_as_the_policy_says_and_a_swapped_file_changes_them() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let (first, second) = (receiver().await, receiver().await);
     let policy = |hosts: &str, ports: &[u16], label: &str, types: &str| {
         json!({"rules": [

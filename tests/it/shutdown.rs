@@ -18,8 +18,8 @@ const GRACE: Duration = Duration::from_secs(30);
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_a_dispatcher_that_is_told_to_stop_finishes_what_is_under_way_and_repeats_none_of_it() {
     const ANSWER_TIME: Duration = Duration::from_millis(400);
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "stopping");
@@ -90,8 +90,8 @@ async fn under_load_a_dispatcher_that_is_told_to_stop_finishes_what_is_under_way
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_outlasts_the_drain_is_cut_off_not_counted_and_made_again() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let options = DispatcherOptions {
         extra_args: vec!["--drain-seconds".into(), "1".into()],

@@ -75,8 +75,8 @@ async fn flapping(flaps: Arc<AtomicBool>, answered: Answered) -> Receiver {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle_system_writes_leases_only() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let mut controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings
         .start_dispatcher(&DispatcherOptions {

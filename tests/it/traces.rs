@@ -184,8 +184,8 @@ async fn a_producers_trace_goes_on_over_a_failure_a_kill_and_a_retry_to_the_rece
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     const UNSAMPLED: &str = "11111111111111111111111111111111";
     const LAST: &str = "22222222222222222222222222222222";
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let collector = Collector::start().await;
     let authority = tempfile::NamedTempFile::new().unwrap();
@@ -291,8 +291,8 @@ async fn a_producers_trace_goes_on_over_a_failure_a_kill_and_a_retry_to_the_rece
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_hangs_costs_spans_and_nothing_else() {
     const EVENTS: usize = 40;
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     // It takes connections and never says a word.
     let hanging = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

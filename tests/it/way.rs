@@ -11,8 +11,8 @@ use super::team::{Team, Webhooks};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_becomes_a_signed_request_that_the_receivers_own_library_verifies() {
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let mut dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "sales");
@@ -67,8 +67,8 @@ async fn an_event_becomes_a_signed_request_that_the_receivers_own_library_verifi
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_message_is_tried_again_after_one_and_ten_seconds_and_kubectl_shows_the_backoff() {
     // Its own: where a thousand objects become Ready beside it, status in between waits for its turn.
-    let cluster = Cluster::start().unwrap();
-    let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
     let dispatcher = tidings.start_dispatcher(&DispatcherOptions::default()).unwrap();
     let team = Team::open(&cluster, "backoff");

@@ -49,6 +49,7 @@ pub struct Cluster {
     binaries: Binaries,
     server_url: String,
     ca_pem: String,
+    etcd_port: u16,
     etcd: Mutex<Process>,
     api_server: Mutex<Process>,
     controller_manager: Mutex<Process>,
@@ -131,6 +132,7 @@ impl Cluster {
         let cluster = Cluster {
             server_url,
             ca_pem: pki.ca_pem.clone(),
+            etcd_port: ports.etcd,
             etcd: Mutex::new(etcd),
             api_server: Mutex::new(api_server),
             controller_manager: Mutex::new(Process::stopped(controller_manager)),
@@ -202,6 +204,16 @@ impl Cluster {
             .collect()
     }
 
+    /// Whether all of it runs.
+    pub(crate) fn is_whole(&self) -> bool {
+        let mut processes = [&self.etcd, &self.api_server, &self.controller_manager].into_iter();
+        processes.all(|process| held(process).is_running())
+    }
+
+    pub(crate) fn etcd_port(&self) -> u16 {
+        self.etcd_port
+    }
+
     /// Kills the API server; what watches it sees its connections break. etcd keeps everything.
     pub fn stop_api_server(&self) {
         held(&self.api_server).kill9();
@@ -241,7 +253,16 @@ impl Cluster {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
-    fn await_api_server(&self) -> Result<()> {
+    /// Fails the test whose processes logged a secret.
+    pub(crate) fn assert_no_secret_was_logged(&self) {
+        fail_for(&self.leaks());
+    }
+
+    fn leaks(&self) -> Vec<String> {
+        leaks::in_files(&self.logs_dir()).unwrap_or_default()
+    }
+
+    pub(crate) fn await_api_server(&self) -> Result<()> {
         let mut api_server = held(&self.api_server);
         api_server.wait_until("ready", START_WITHIN, || {
             self.ask("/readyz").is_ok_and(|(status, _)| status == 200)
@@ -253,21 +274,25 @@ impl Drop for Cluster {
     /// Fails the test whose processes logged a secret.
     fn drop(&mut self) {
         if self.lifetime == Lifetime::WithParent {
-            let leaks = leaks::in_files(&self.logs_dir()).unwrap_or_default();
+            let leaks = self.leaks();
             self.stop();
-            assert!(
-                leaks.is_empty() || thread::panicking(),
-                "secrets were logged: {leaks:#?}"
-            );
+            fail_for(&leaks);
         }
     }
+}
+
+fn fail_for(leaks: &[String]) {
+    assert!(
+        leaks.is_empty() || thread::panicking(),
+        "secrets were logged: {leaks:#?}"
+    );
 }
 
 /// A static is never dropped; without this the shared cluster's directory would stay until the next run's sweep. Fails the
 /// whole run when its processes logged a secret, or show one in Kubernetes.
 extern "C" fn stop_shared() {
     if let Some(Ok(cluster)) = SHARED.get() {
-        let mut leaks = leaks::in_files(&cluster.logs_dir()).unwrap_or_default();
+        let mut leaks = cluster.leaks();
         let kinds = "events.events.k8s.io,whe,evsub,evtype,replays";
         if let Ok(shown) = cluster.kubectl(&["get", kinds, "-A", "-o", "yaml", "--request-timeout=10s"]) {
             let lines = leaks::lines_with_secrets(&mut shown.stdout.as_slice()).unwrap_or_default();

@@ -20,6 +20,7 @@ pub mod image;
 mod judges;
 mod kubectl;
 mod leaks;
+mod lent;
 pub mod node;
 pub mod pids;
 pub mod process;
@@ -37,6 +38,7 @@ pub use cluster::{Cluster, Lifetime};
 pub use helm::Helm;
 pub use judges::{Kstatus, crdify, kstatus};
 pub use kubectl::{eventually, namespace, producer, repository_root};
+pub use lent::Lent;
 pub use producers::Producers;
 pub use prometheus::{Prometheus, operator_definitions, promtool};
 pub use tidings::{

@@ -114,11 +114,16 @@ impl<'a> Tidings<'a> {
     /// `env!("CARGO_BIN_EXE_tidings")`.
     pub fn install(cluster: &'a Cluster, binary: impl Into<PathBuf>) -> Result<Tidings<'a>> {
         install_manifests(cluster)?;
-        Ok(Tidings {
+        Ok(Tidings::installed(cluster, binary))
+    }
+
+    /// The same where it was installed before, as in every cluster that is [lent](Cluster::lend).
+    pub fn installed(cluster: &'a Cluster, binary: impl Into<PathBuf>) -> Tidings<'a> {
+        Tidings {
             cluster,
             binary: binary.into(),
             started: AtomicU32::new(0),
-        })
+        }
     }
 
     /// The same with what the chart has for these namespaces alone, which must exist: Roles in them instead of `deploy/rbac`.
@@ -142,11 +147,7 @@ impl<'a> Tidings<'a> {
         cluster.create_namespace(SYSTEM_NAMESPACE, &[])?;
         cluster.apply(&rendered)?;
         install_definitions(cluster)?;
-        Ok(Tidings {
-            cluster,
-            binary: binary.into(),
-            started: AtomicU32::new(0),
-        })
+        Ok(Tidings::installed(cluster, binary))
     }
 
     /// The cluster it is installed in.
@@ -286,7 +287,7 @@ impl<'a> Tidings<'a> {
 }
 
 /// Applies the CRDs and everything in `deploy/` but the pods, as an administrator would, and waits until the kinds are served.
-fn install_manifests(cluster: &Cluster) -> Result<()> {
+pub(crate) fn install_manifests(cluster: &Cluster) -> Result<()> {
     apply_folder(cluster, "deploy/rbac")?;
     install_definitions(cluster)
 }
