@@ -1,9 +1,10 @@
-//! Clusters that tests have one after the other: starting one, with Tidings' kinds in it, costs more than most tests do in it.
+//! Clusters that tests have one after the other: starting one and installing Tidings' kinds in it costs more than most tests
+//! do in it.
 //!
 //! A test's cluster is set back to what it was before, in etcd, which is all that a cluster knows: the API server and its
 //! controllers see each object go, or be as it was, as they see any other change. Invariant: whoever borrows a cluster finds
-//! in it what [`Tidings::install`](crate::Tidings::install) makes, and nothing of who had it before; one that is not whole any more, or cannot be
-//! set back, is stopped.
+//! in it what [`Tidings::install`](crate::Tidings::install) makes, and nothing of who had it before; one that is not whole
+//! any more, or cannot be set back, is stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

@@ -114,19 +114,22 @@ fn build(module: &Module, target: &Path, programs: &[&Program]) -> Result<()> {
         "failed to run `go`: install Go 1.26 (https://go.dev/dl), or point KUBEBUILDER_ASSETS at etcd, kube-apiserver, \
          kube-controller-manager and kubectl, TIDINGS_HELM at helm, and TIDINGS_PROMETHEUS at a folder with prometheus and promtool",
     )?;
-    let mut said = begun;
+    let (mut said, mut shown) = (begun, String::new());
     let status = loop {
         if let Some(status) = child.try_wait().context("failed to wait for `go build`")? {
             break status;
         }
         if said.elapsed() >= PROGRESS_EVERY {
             said = Instant::now();
+            // A download that ended is told once: the compiler says nothing for minutes after the last.
             let log = fs::read_to_string(&log_path).unwrap_or_default();
-            say(&format!(
-                "  still building after {} s{}",
-                begun.elapsed().as_secs(),
-                log.lines().last().map(|line| format!(" ({line})")).unwrap_or_default()
-            ));
+            let last = log.lines().last().unwrap_or_default();
+            let news = match last == shown {
+                true => String::new(),
+                false => format!(" ({last})"),
+            };
+            last.clone_into(&mut shown);
+            say(&format!("  still building after {} s{news}", begun.elapsed().as_secs()));
         }
         std::thread::sleep(Duration::from_millis(100));
     };
