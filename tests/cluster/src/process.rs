@@ -428,20 +428,16 @@ pub fn write_private(path: &Path, content: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs;
 
-    use super::{PORTS, TcpListener, free_port};
+    use super::{TcpListener, free_port};
 
     #[test]
     fn a_free_port_is_none_that_an_outgoing_connection_gets_and_is_given_once() {
-        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or("32768 60999".into());
-        let first_outgoing: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+        // Linux' default (net.ipv4.ip_local_port_range): where somebody widened it, there may be no such port.
+        const FIRST_OUTGOING: u16 = 32_768;
         let taken = TcpListener::bind(("127.0.0.1", free_port().unwrap() + 1));
         let ports: Vec<u16> = (0..100).map(|_| free_port().unwrap()).collect();
-        assert!(
-            ports.iter().all(|port| PORTS.contains(port) && *port < first_outgoing),
-            "{ports:?}"
-        );
+        assert!(ports.iter().all(|port| *port < FIRST_OUTGOING), "{ports:?}");
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 100, "{ports:?}");
         if let Ok(taken) = taken {
             assert!(
