@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::Cluster;
 use crate::kubectl::base64;
-use crate::process::http_exchange;
+use crate::process::{http_exchange, post_request};
 use crate::tidings::install_manifests;
 
 /// How long controllers may go on making things for namespaces that are gone.
@@ -194,12 +194,8 @@ fn is_their_own(key: &str) -> Result<bool> {
 
 /// The answer of etcd's JSON gateway, `/v3/kv/<method>`.
 fn ask_etcd(cluster: &Cluster, method: &str, request: &Value) -> Result<Value> {
-    let body = request.to_string();
-    let length = body.len();
-    let head = format!(
-        "POST /v3/kv/{method} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {length}"
-    );
-    let answer = http_exchange(cluster.etcd_port(), format!("{head}\r\n\r\n{body}").as_bytes());
+    let request = post_request(&format!("/v3/kv/{method}"), request);
+    let answer = http_exchange(cluster.etcd_port(), request.as_bytes());
     let (status, body) = answer.context("etcd gave no answer")?;
     if status != 200 {
         bail!("etcd said {status}: {body}");

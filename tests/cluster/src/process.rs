@@ -388,6 +388,15 @@ pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     http_exchange(port, head.as_bytes())
 }
 
+/// A POST of this JSON, after whose answer the server closes the connection.
+pub(crate) fn post_request(path: &str, json: &serde_json::Value) -> String {
+    let body = json.to_string();
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// Status and body of the answer to one request on a plain-HTTP connection of its own on loopback.
 pub fn http_exchange(port: u16, request: &[u8]) -> Option<(u16, String)> {
     http_exchange_with(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), request)

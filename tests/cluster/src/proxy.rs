@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Cluster;
-use crate::process::{Lifetime, Process, Spec, exchange};
+use crate::process::{Lifetime, Process, Spec, exchange, post_request};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -59,12 +59,7 @@ impl Proxy {
 
     /// Status and body of the API server's answer to a POST of this JSON.
     pub fn post(&self, path: &str, json: &Value) -> Result<(u16, String)> {
-        let body = json.to_string();
-        let length = body.len();
-        let head = format!(
-            "POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}"
-        );
-        self.exchange(path, &format!("{head}\r\n\r\n{body}"))
+        self.exchange(path, &post_request(path, json))
     }
 
     fn exchange(&self, path: &str, request: &str) -> Result<(u16, String)> {
