@@ -27,13 +27,14 @@ const NOT_PULLED_MESSAGE: &str = "Messages wait, and for five minutes nobody has
 const NOT_ACKNOWLEDGED_MESSAGE: &str = "Messages wait, and for five minutes a consumer has asked for them and acknowledged \
                                         none: it gets the same ones again. Those older than pull.maxAge are given up.";
 
-/// Whether what is shown misleads: a next attempt that is over, or messages that wait where none does.
+/// Whether what is shown misleads: a next attempt that is over, or none although one is to come (it was being made), or
+/// messages that wait where none does.
 pub fn is_overtaken(shown: &EndpointDelivery, view: &EndpointView, now: UnixMillis) -> bool {
-    let next = shown
-        .retry
-        .as_ref()
-        .map(|retry| retry.next_attempt_time.0.as_millisecond());
-    next.is_some_and(|next| next <= now.0) || shows_settled(shown.pending, view.pending)
+    let is_over = match &shown.retry {
+        Some(retry) => retry.next_attempt_time.0.as_millisecond() <= now.0,
+        None => view.delivering == Delivering::Backoff && view.retry.is_some(),
+    };
+    is_over || shows_settled(shown.pending, view.pending)
 }
 
 /// Whether all that is shown as pending is settled.
@@ -267,6 +268,12 @@ mod tests {
         let shown = written(&backoff);
         assert!(!is_overtaken(&shown, &backoff, UnixMillis(next.0 - 1_000)));
         assert!(is_overtaken(&shown, &backoff, next));
+
+        let mut being_made = view(Delivering::Backoff);
+        being_made.retry = None;
+        let shown = written(&being_made);
+        assert!(!is_overtaken(&shown, &being_made, UnixMillis(0)));
+        assert!(is_overtaken(&shown, &backoff, UnixMillis(0)), "it failed, too");
 
         let mut delivered = view(Delivering::Succeeding);
         delivered.retry = None;

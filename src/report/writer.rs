@@ -329,7 +329,8 @@ impl Writer {
                 if let Some(dirty) = self.dirty.get_mut(&done.id) {
                     dirty.last_write = self.last_write.get(&done.id).copied();
                 }
-                self.forget_view(done.id);
+                // What was posted meanwhile was compared with what was shown before.
+                self.mark(done.id, false);
             }
             Err(miss) => {
                 let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));
@@ -539,15 +540,20 @@ async fn until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use kube::client::Body;
+    use prometheus_client::registry::Registry;
+
+    use super::super::plan::{INTERVAL, OVERTAKEN_GAP, RATE};
     use super::*;
     use crate::api::status::LastSuccess;
+    use crate::ids::EndpointId;
 
-    #[test]
-    fn the_time_of_the_last_success_never_goes_back() {
-        let at = |text: &str| UnixMillis(text.parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_millisecond());
-        let view = |last_success| EndpointView {
+    const ID: EndpointId = EndpointId(1);
+
+    fn view(delivering: Delivering) -> EndpointView {
+        EndpointView {
             generation: Some(1),
-            delivering: Delivering::Succeeding,
+            delivering,
             message: String::new(),
             signing: None,
             agreement: None,
@@ -559,12 +565,21 @@ mod tests {
             consecutive_failures: 0,
             failing_since: None,
             last_status: Some(200),
-            last_success,
+            last_success: None,
             last_failure: None,
             next_try: None,
             retry: None,
             recent_failures: Vec::new(),
             handled_enable_request: None,
+        }
+    }
+
+    #[test]
+    fn the_time_of_the_last_success_never_goes_back() {
+        let at = |text: &str| UnixMillis(text.parse::<k8s_openapi::jiff::Timestamp>().unwrap().as_millisecond());
+        let view = |last_success| EndpointView {
+            last_success,
+            ..view(Delivering::Succeeding)
         };
         let (old, shown, new) = (
             at("2026-01-01T00:00:00Z"),
@@ -581,5 +596,84 @@ mod tests {
             assert_eq!(not_before_shown(&view(known), Some(&status)).last_success, Some(told));
         }
         assert_eq!(not_before_shown(&view(None), None).last_success, None);
+    }
+
+    /// What was applied, and the means to answer.
+    type Asked = (Value, tokio::sync::oneshot::Sender<Value>);
+
+    /// An API server that answers when it is told to; an Event at once.
+    fn api_server() -> (Client, tokio::sync::mpsc::UnboundedReceiver<Asked>) {
+        let (ask, asked) = tokio::sync::mpsc::unbounded_channel::<Asked>();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let ask = ask.clone();
+            async move {
+                let is_event = request.method() == http::Method::POST;
+                let body = request.into_body().collect_bytes().await.unwrap();
+                if is_event {
+                    return Ok(http::Response::new(Body::from(body)));
+                }
+                let (answer, answered) = tokio::sync::oneshot::channel();
+                ask.send((serde_json::from_slice(&body).unwrap(), answer)).unwrap();
+                let object = answered.await.unwrap().to_string();
+                Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(object.into_bytes())))
+            }
+        });
+        (Client::new(service, "team"), asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_shown_before_and_is_so_again_is_written_though_another_status_was_being_written_meanwhile() {
+        let endpoint = |version: u32, mut status: Value| {
+            status["observedGeneration"] = 1.into();
+            serde_json::json!({
+                "apiVersion": "tidings.dev/v1alpha1",
+                "kind": "WebhookEndpoint",
+                "metadata": {
+                    "name": "crm", "namespace": "team", "uid": "u", "generation": 1, "resourceVersion": version.to_string(),
+                },
+                "spec": {"url": "https://example.com/"},
+                "status": status,
+            })
+        };
+        let waiting = |pending| EndpointView {
+            pending,
+            ..view(Delivering::Succeeding)
+        };
+        let (client, mut asked) = api_server();
+        let board = Arc::new(Board::default());
+        let unwritten = serde_json::from_value(endpoint(1, serde_json::json!({}))).unwrap();
+        let writer = Writer::new(Tools {
+            client,
+            board: board.clone(),
+            objects: Arc::new(Objects::of_endpoint(ID, unwritten)),
+            reporter: Reporter {
+                controller: "tidings.dev/dispatcher",
+                instance: "one".into(),
+            },
+            metrics: Metrics::new(&mut Registry::default()),
+            writes_per_second: RATE,
+        });
+        let shutdown = CancellationToken::new();
+        let run = tokio::spawn(writer.run(shutdown.clone()));
+
+        let mut written = async |pending, version, within| {
+            let (applied, answer) = tokio::time::timeout(within, asked.recv()).await.unwrap().unwrap();
+            assert_eq!(applied["status"]["delivery"]["pending"], pending);
+            // Another view is posted while there is no answer yet.
+            if pending == 5 {
+                board.post_endpoint(ID, waiting(0), false);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            answer.send(endpoint(version, applied["status"].clone())).unwrap();
+        };
+        board.post_endpoint(ID, waiting(0), false);
+        written(0, 2, INTERVAL).await;
+        board.post_endpoint(ID, waiting(5), false);
+        written(5, 3, INTERVAL).await;
+        written(0, 4, OVERTAKEN_GAP).await;
+        let more = tokio::time::timeout(INTERVAL * 3, asked.recv()).await;
+        assert!(more.is_err(), "what is unchanged is not written: {more:?}");
+        shutdown.cancel();
+        run.await.unwrap();
     }
 }

@@ -14,6 +14,14 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// With this endpoint alone.
+    #[cfg(test)]
+    pub(crate) fn of_endpoint(id: EndpointId, object: WebhookEndpoint) -> Objects {
+        let objects = Objects::default();
+        objects.put_endpoint(id, Arc::new(object));
+        objects
+    }
+
     /// The endpoint; none when it does not exist.
     pub fn endpoint(&self, id: EndpointId) -> Option<Arc<WebhookEndpoint>> {
         self.endpoints

@@ -70,7 +70,8 @@ fn succeeded(output: Output) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+    // What went wrong comes first: a log that cuts long messages keeps it.
+    assert!(output.status.success(), "{}: {err}\n{out}", output.status);
     out.into_owned()
 }
 
