@@ -46,12 +46,12 @@ impl Consumed {
 
     /// Everything up to a place is delivered: how many messages that were.
     pub async fn acknowledge_until(&self, of: Pair, last: Place) -> Result<u64, QueueError> {
-        let mut acknowledged = 0;
+        let (mut acknowledged, mut after) = (0, None);
         loop {
             let window = Window {
                 endpoint: of.endpoint,
                 subscription: of.subscription,
-                after: None,
+                after,
                 until: last.due,
                 limit: CHUNK,
             };
@@ -61,16 +61,14 @@ impl Consumed {
                 .filter(|pending| Place::of(pending) <= last)
                 .map(|pending| delivered(of, pending.message))
                 .collect();
-            let all = outcomes.len() == CHUNK;
-            let count = match outcomes.is_empty() {
-                true => 0,
-                false => self.record(outcomes).await?,
-            };
-            acknowledged += count;
-            // Somebody else may be settling the same ones.
-            if !all || count == 0 {
-                return Ok(acknowledged);
+            if !outcomes.is_empty() {
+                // Some may have been acknowledged by somebody else meanwhile: that says nothing of those after them.
+                acknowledged += self.record(outcomes).await?;
             }
+            let Some(end) = page.last().filter(|_| page.len() == CHUNK) else {
+                return Ok(acknowledged);
+            };
+            after = Some((end.due, end.message));
         }
     }
 

@@ -119,7 +119,15 @@ async fn what_is_pulled_waits_in_the_store_alone_and_is_gone_once_it_is_acknowle
     assert_eq!(consumed.acknowledge(leads.of, &some).await.unwrap(), 2);
     assert_eq!(consumed.acknowledge(leads.of, &some).await.unwrap(), 0, "once");
     let until = Place::of(&given[1_099]);
-    assert_eq!(consumed.acknowledge_until(leads.of, until).await.unwrap(), 1_098);
+    let (a, b) = tokio::join!(
+        consumed.acknowledge_until(leads.of, Place::of(&given[599])),
+        consumed.acknowledge_until(leads.of, until)
+    );
+    assert_eq!(
+        a.unwrap() + b.unwrap(),
+        1_098,
+        "of two at once each has all that it named"
+    );
     assert_eq!(consumed.acknowledge_until(leads.of, until).await.unwrap(), 0);
     assert_eq!(world.counts(leads.of.endpoint).await, (100, 0));
     leads.until_view(&world, |view| view.pending == 100).await;
