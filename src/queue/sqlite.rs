@@ -338,7 +338,10 @@ impl SqliteQueue {
             let _ = thread.join();
             self.shared.checkpoint.close();
         }
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Closed only, it would stay locked while a process that is being started has a copy of it.
+            let _ = lock.unlock();
+        }
     }
 }
 

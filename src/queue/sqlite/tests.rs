@@ -168,8 +168,11 @@ fn a_second_process_is_told_that_the_store_is_in_use() {
         panic!("opened twice")
     };
     assert!(error.to_string().contains("in use by another process"), "{error}");
+    // As a process has it that is being started meanwhile, until it runs its own program.
+    let copy = first.lock.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
     drop(first);
     open(dir.path(), options());
+    drop(copy);
 }
 
 #[tokio::test]
