@@ -296,7 +296,10 @@ impl Writer {
         let planned = plan(&free, now, &mut self.allowance, room);
         for id in planned.writes {
             let Some(dirty) = self.dirty.remove(&id) else { continue };
-            let Some(mut wanted) = self.wanted(id) else { continue };
+            let Some(mut wanted) = self.wanted(id) else {
+                self.forget_view(id);
+                continue;
+            };
             if wanted.change.happening.is_some() && !self.allowance.take(now) {
                 wanted.change.happening = None;
                 self.tools.metrics.dropped_events.inc();
