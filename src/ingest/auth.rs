@@ -17,6 +17,7 @@ use kube::api::{Api, PostParams};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
+use super::places::Places;
 use crate::api::names;
 use crate::ids::UnixMillis;
 
@@ -28,8 +29,13 @@ pub use cache::Unavailable;
 pub const DEFAULT_AUDIENCE: &str = "tidings";
 /// The longest token: twice the largest ServiceAccount token seen; a header this long is refused before hashing.
 const LONGEST_TOKEN: usize = 8 * 1024;
-/// Questions to the API server at a time: strangers with made-up tokens must not become its load.
+/// Questions about tokens at a time: strangers with made-up ones must not become the API server's load.
+const TOKENS: usize = 16;
+/// Questions about access at a time: apart from those, so that strangers leave these to producers.
 const QUESTIONS: usize = 32;
+/// Of them about the producers of one namespace, as many as one batch asks: whoever publishes under ever new types leaves
+/// turns to others. The namespace that is asked for has no share: strangers to it could use it up.
+const QUESTIONS_EACH: usize = super::GRANTS_AT_ONCE;
 
 /// A producer as the API server knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +57,12 @@ impl Identity {
             .strip_prefix("system:serviceaccount:")?
             .split_once(':')
             .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
+    }
+
+    /// The namespace of a ServiceAccount; of anybody else his own name.
+    fn home(&self) -> &str {
+        self.service_account()
+            .map_or(self.username.as_str(), |(namespace, _)| namespace)
     }
 }
 
@@ -132,7 +144,8 @@ pub struct Auth {
     audiences: Vec<String>,
     tokens: cache::Cache<Option<Arc<Identity>>>,
     grants: cache::Cache<bool>,
-    questions: Semaphore,
+    token_questions: Semaphore,
+    access_questions: Places,
 }
 
 enum Reviewer {
@@ -176,7 +189,8 @@ impl Auth {
             audiences,
             tokens: cache::Cache::default(),
             grants: cache::Cache::default(),
-            questions: Semaphore::new(QUESTIONS),
+            token_questions: Semaphore::new(TOKENS),
+            access_questions: Places::of(QUESTIONS, QUESTIONS_EACH),
         }
     }
 
@@ -212,7 +226,7 @@ impl Auth {
         match &self.reviewer {
             Reviewer::Cluster(client) => self.ask_about_token(client, token).await,
             #[cfg(test)]
-            Reviewer::Table(table) => table.token(token),
+            Reviewer::Table(table) => table.token(token).await,
         }
     }
 
@@ -240,18 +254,20 @@ impl Auth {
     }
 
     async fn review_access(&self, identity: &Identity, namespace: &str, rule: Rule<'_>) -> Result<bool, ReviewError> {
-        let _question = self.question().await?;
+        let question = self.access_questions.take(identity.home()).await;
+        let _question = question.map_err(|_| ReviewError::Busy)?;
         match &self.reviewer {
             Reviewer::Cluster(client) => ask_about_access(client, identity, namespace, rule).await,
             #[cfg(test)]
-            Reviewer::Table(table) => table.access(&identity.username, namespace, rule),
+            Reviewer::Table(table) => table.access(&identity.username, namespace, rule).await,
         }
     }
 
+    /// A turn to ask about a token.
     async fn question(&self) -> Result<tokio::sync::SemaphorePermit<'_>, ReviewError> {
         /// Shorter than a question's own patience, so that a full house is told from a silent server.
         const WAIT: Duration = Duration::from_secs(2);
-        match tokio::time::timeout(WAIT, self.questions.acquire()).await {
+        match tokio::time::timeout(WAIT, self.token_questions.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) | Err(_) => Err(ReviewError::Busy),
         }

@@ -1,20 +1,29 @@
 //! Connections: accepts, bounds and ends them; the requests on them are [`Ingest`]'s.
 //!
-//! hyper directly, without a router: there are few paths, and a request costs a few microseconds. Invariant: when
+//! hyper directly, without a router: there are few paths, and a request costs a few microseconds. Invariants: when
 //! [`serve`] returns, no connection and no accept of its own is left, and every 202 that was due has been written (or its
-//! producer is gone, or [`GRACE`] is over).
+//! producer is gone, or [`GRACE`] is over); no connection idles for much longer than [`SPARE`] in a place that another waits
+//! for, and none is cut for another's sake while it has a request in hand.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,13 +32,16 @@ use super::Ingest;
 use super::unread::Timed;
 use crate::tls::Certificate;
 
-/// Connections at a time; further ones wait in the listen queue. Each holds a buffer of at most [`HEAD`], and one answer.
+/// Connections at a time; further ones wait in the listen queue until the one that idles longest has made place. Each holds
+/// a buffer of at most [`HEAD`], and one answer.
 const CONNECTIONS: usize = 4096;
+/// How long a connection may idle when its place is wanted: who has just connected or been answered is about to ask.
+const SPARE: Duration = Duration::from_millis(250);
 /// The most bytes of a request's head: 32 extensions, a token and what proxies add.
 const HEAD: usize = 64 * 1024;
 /// The most header fields of a request.
 const FIELDS: usize = 128;
-/// How long a request's head may take, and how long a connection may idle before it.
+/// How long a request's head may take, and how long a connection may idle before it while places are free.
 const IDLE: Duration = Duration::from_secs(120);
 /// How long requests in flight have to end after the shutdown began: an accept takes milliseconds, and a producer that is
 /// cut off sends again. Part of the 30 s that a pod has.
@@ -45,23 +57,45 @@ pub async fn serve(
     ingest: Arc<Ingest>,
     shutdown: CancellationToken,
 ) {
+    let (answering, closing) = (ingest.clone(), ingest.closing.clone());
+    let answer = move |request: Request<Incoming>| {
+        let ingest = answering.clone();
+        async move { ingest.answer(request).await }
+    };
+    serve_in(CONNECTIONS, listener, certificate, answer, shutdown, closing).await;
+    ingest.settled().await;
+}
+
+/// In so many places, with answers of any kind; `closing` is cancelled when no more connections are accepted.
+async fn serve_in<A>(
+    places: usize,
+    listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
+    answer: impl Fn(Request<Incoming>) -> A + Send + Sync + 'static,
+    shutdown: CancellationToken,
+    closing: CancellationToken,
+) where
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(places));
+    let (wanted, answer) = (Arc::new(Notify::new()), Arc::new(answer));
     let aborted = CancellationToken::new();
-    while let Some(stream) = next(&listener, &places, &shutdown).await {
+    while let Some(stream) = next(&listener, &places, &wanted, &shutdown).await {
         let (stream, place) = stream;
         let tls = certificate.as_ref().map(|certificate| certificate.acceptor());
-        let (ingest, shutdown, aborted) = (ingest.clone(), shutdown.clone(), aborted.clone());
+        let (wanted, answer) = (wanted.clone(), answer.clone());
+        let (shutdown, aborted) = (shutdown.clone(), aborted.clone());
         connections.spawn(async move {
             let _place = place;
             tokio::select! {
-                () = connection(stream, tls, ingest, shutdown) => {}
+                () = connection(stream, tls, &*answer, &wanted, shutdown) => {}
                 () = aborted.cancelled() => {}
             }
         });
     }
     drop(listener);
-    ingest.closing.cancel();
+    closing.cancel();
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
         tracing::warn!(
@@ -71,19 +105,19 @@ pub async fn serve(
         aborted.cancel();
         connections.wait().await;
     }
-    ingest.settled().await;
 }
 
 /// The next connection with its place; none when the shutdown began.
 async fn next(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
+    wanted: &Notify,
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     /// A refused accept (no file descriptors) is tried again so often.
     const PAUSE: Duration = Duration::from_millis(50);
     let accept = async {
-        let place = places.clone().acquire_owned().await.ok()?;
+        let place = place(places, wanted).await?;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => return Some((stream, place)),
@@ -101,20 +135,67 @@ async fn next(
     }
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, ingest: Arc<Ingest>, shutdown: CancellationToken) {
+/// A place: a free one, else that of the connection that idles longest.
+async fn place(places: &Arc<Semaphore>, wanted: &Notify) -> Option<OwnedSemaphorePermit> {
+    /// Who was told to go may have an answer to write before: then another one is told.
+    const AGAIN: Duration = Duration::from_millis(100);
+    loop {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        wanted.notify_one();
+        if let Ok(place) = tokio::time::timeout(AGAIN, places.clone().acquire_owned()).await {
+            return place.ok();
+        }
+    }
+}
+
+/// Ends when the place of who begins to idle now is wanted: they are told in the order in which they began.
+async fn idle(wanted: &Notify) {
+    tokio::time::sleep(SPARE).await;
+    wanted.notified().await;
+}
+
+/// The same for a connection on which `steps` are counted: it idles while their number is even.
+async fn idle_between(steps: &AtomicU64, wanted: &Notify) {
+    loop {
+        let before = steps.load(Ordering::Relaxed);
+        // Nothing wakes this: its own task, which has polled the requests just before, makes the steps.
+        let step = poll_fn(|_| match steps.load(Ordering::Relaxed) {
+            now if now == before => Poll::Pending,
+            _ => Poll::Ready(()),
+        });
+        tokio::select! {
+            biased;
+            () = step => {}
+            () = idle(wanted), if before.is_multiple_of(2) => return,
+        }
+    }
+}
+
+async fn connection<A>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    answer: &impl Fn(Request<Incoming>) -> A,
+    wanted: &Notify,
+    shutdown: CancellationToken,
+) where
+    A: Future<Output = Response<Full<Bytes>>>,
+{
     // Without it a small answer waits for the acknowledgement of the one before.
     if let Err(err) = stream.set_nodelay(true) {
         tracing::debug!(error = %err, "failed to set TCP_NODELAY");
     }
     let Some(tls) = tls else {
-        return requests(stream, ingest, shutdown).await;
+        return requests(stream, answer, wanted, shutdown).await;
     };
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
         () = shutdown.cancelled() => return,
+        () = idle(wanted) => return,
     };
     match shaken {
-        Ok(Ok(stream)) => requests(stream, ingest, shutdown).await,
+        Ok(Ok(stream)) => requests(stream, answer, wanted, shutdown).await,
         Ok(Err(err)) => tracing::debug!(error = %err, "a producer's TLS handshake failed"),
         Err(_) => tracing::debug!("a producer's TLS handshake took too long"),
     }
@@ -133,19 +214,41 @@ fn http() -> http1::Builder {
     http
 }
 
-async fn requests<S>(stream: S, ingest: Arc<Ingest>, shutdown: CancellationToken)
-where
+async fn requests<S, A>(
+    stream: S,
+    answer: &impl Fn(Request<Incoming>) -> A,
+    wanted: &Notify,
+    shutdown: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Future<Output = Response<Full<Bytes>>>,
 {
+    // One when a request is taken, and one when its answer is there.
+    let steps = &AtomicU64::new(0);
     let service = service_fn(|request| {
-        let ingest = ingest.clone();
-        async move { Ok::<_, Infallible>(ingest.answer(request).await) }
+        steps.fetch_add(1, Ordering::Relaxed);
+        // Not a block that awaits it: that would have its memory twice, on every connection.
+        answer(request).map(move |answered| {
+            steps.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(answered)
+        })
     });
     let connection = http().serve_connection(TokioIo::new(Timed::new(stream)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // First: a request that is there is taken before its connection is looked upon as idle.
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = idle_between(steps, wanted) => {
+            // Silent so far, or within its first head: hyper would wait for the rest.
+            if steps.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            // Closes what idles; where an answer is still on its way, after that.
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -157,11 +260,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::net::SocketAddr;
+    use std::sync::atomic::AtomicUsize;
 
-    use bytes::Bytes;
-    use http::Response;
-    use http_body_util::Full;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
@@ -242,5 +343,101 @@ mod tests {
             assert!(n > 0, "it was cut off after {read} bytes");
             read += n;
         }
+    }
+
+    /// Places of a server that has few.
+    const FEW: usize = 8;
+    /// Longer than an idle connection keeps a place that is wanted; much shorter than [`IDLE`].
+    const SOON: Duration = Duration::from_secs(2);
+
+    /// A server in [`FEW`] places. What asks for `/held` is answered when told.
+    async fn few() -> (SocketAddr, Arc<Notify>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let told = Arc::new(Notify::new());
+        let answer = {
+            let told = told.clone();
+            move |request: Request<Incoming>| {
+                let told = told.clone();
+                async move {
+                    if request.uri().path() == "/held" {
+                        told.notified().await;
+                    }
+                    Response::new(Full::new(Bytes::from_static(b"here")))
+                }
+            }
+        };
+        let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(serve_in(FEW, listener, None, answer, shutdown, closing));
+        (address, told)
+    }
+
+    async fn connected(address: SocketAddr) -> TcpStream {
+        TcpStream::connect(address).await.expect("connected")
+    }
+
+    async fn ask(stream: &mut TcpStream, path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: ingest\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asked");
+    }
+
+    /// What it reads next; nothing when it was closed.
+    async fn read(stream: &mut TcpStream) -> String {
+        let mut some = [0; 512];
+        let read = tokio::time::timeout(SOON, stream.read(&mut some)).await;
+        let n = read.expect("answered or closed soon").unwrap_or(0);
+        String::from_utf8_lossy(&some[..n]).into_owned()
+    }
+
+    async fn is_answered(stream: &mut TcpStream) -> bool {
+        read(stream).await.starts_with("HTTP/1.1 200 ")
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_makes_place_for_who_asks_and_whoever_idles_longest_first() {
+        let (address, _) = few().await;
+        let mut silent = Vec::new();
+        for _ in 0..FEW {
+            silent.push(connected(address).await);
+        }
+        // A part of a head is no request yet.
+        silent[0].write_all(b"GET / HTTP/1.1\r\n").await.expect("written");
+        let mut ninth = connected(address).await;
+        ask(&mut ninth, "/").await;
+        assert!(is_answered(&mut ninth).await);
+        assert_eq!(read(&mut silent[0]).await, "", "the first one makes place");
+        ask(&mut silent[FEW - 1], "/").await;
+        assert!(is_answered(&mut silent[FEW - 1]).await, "the last one keeps its own");
+    }
+
+    #[tokio::test]
+    async fn who_was_answered_and_idles_makes_place_too() {
+        let (address, _) = few().await;
+        let mut kept = Vec::new();
+        for _ in 0..2 * FEW {
+            let mut one = connected(address).await;
+            ask(&mut one, "/").await;
+            assert!(is_answered(&mut one).await, "after {}", kept.len());
+            kept.push(one);
+        }
+        assert_eq!(read(&mut kept[0]).await, "", "the first one makes place");
+        ask(&mut kept[2 * FEW - 1], "/").await;
+        assert!(is_answered(&mut kept[2 * FEW - 1]).await, "the last one keeps its own");
+    }
+
+    #[tokio::test]
+    async fn a_request_in_hand_keeps_its_place_while_all_others_make_place() {
+        let (address, told) = few().await;
+        let mut asking = connected(address).await;
+        ask(&mut asking, "/held").await;
+        let mut silent = Vec::new();
+        for _ in 0..2 * FEW {
+            silent.push(connected(address).await);
+        }
+        for one in &mut silent[..FEW] {
+            assert_eq!(read(one).await, "");
+        }
+        told.notify_one();
+        assert!(is_answered(&mut asking).await);
     }
 }

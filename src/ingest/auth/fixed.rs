@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 
-/// Tokens by name: `token-<name>` is the ServiceAccount `shop/<name>`; it may publish `lead.*` types in `shop`.
+/// Tokens by name: `token-<name>` is the ServiceAccount `shop/<name>`; it may publish `lead.*` types in `shop`. What is asked
+/// about a token `silent-<name>`, or about a ServiceAccount of the namespace `silent`, is never answered.
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) away: Arc<AtomicBool>,
@@ -21,7 +22,10 @@ impl Table {
         Ok(answer)
     }
 
-    pub(super) fn token(&self, token: &str) -> Result<Option<Arc<Identity>>, ReviewError> {
+    pub(super) async fn token(&self, token: &str) -> Result<Option<Arc<Identity>>, ReviewError> {
+        if token.starts_with("silent-") {
+            return std::future::pending().await;
+        }
         let name = token.split('.').next().unwrap_or_default().strip_prefix("token-");
         let user = name.map(|name| UserInfo {
             username: Some(format!("system:serviceaccount:shop:{name}")),
@@ -30,7 +34,10 @@ impl Table {
         self.answer(user.and_then(|user| identity(user, token)).map(Arc::new))
     }
 
-    pub(super) fn access(&self, username: &str, namespace: &str, rule: Rule<'_>) -> Result<bool, ReviewError> {
+    pub(super) async fn access(&self, username: &str, namespace: &str, rule: Rule<'_>) -> Result<bool, ReviewError> {
+        if username.starts_with("system:serviceaccount:silent:") {
+            return std::future::pending().await;
+        }
         let allowed = username.starts_with("system:serviceaccount:shop:");
         self.answer(allowed && namespace == "shop" && rule.name.is_some_and(|name| name.starts_with("lead.")))
     }
@@ -44,6 +51,15 @@ impl Auth {
 
 fn headers(value: &str) -> HeaderMap {
     HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
+}
+
+/// The ServiceAccount `a` of a namespace.
+fn producer_of(namespace: &str) -> Identity {
+    let user = UserInfo {
+        username: Some(format!("system:serviceaccount:{namespace}:a")),
+        ..UserInfo::default()
+    };
+    identity(user, "token").unwrap()
 }
 
 #[tokio::test]
@@ -95,4 +111,35 @@ async fn an_api_server_that_is_away_is_not_a_refusal() {
     let auth = Auth::table(table);
     let answer = auth.authenticate(&headers("Bearer nonsense"), UnixMillis(0)).await;
     assert_eq!(answer.unwrap_err(), AuthError::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_namespace_with_many_types_leaves_questions_to_others() {
+    let auth = Auth::table(Table::default());
+    let (loud, quiet) = (producer_of("silent"), producer_of("shop"));
+    let types: Vec<String> = (0..40).map(|n| format!("lead.t{n}")).collect();
+    let asks = types.iter().map(|of| auth.may(&loud, "shop", Rule::publish(of)));
+    let never = futures::future::join_all(asks);
+    let allowed = auth.may(&quiet, "shop", Rule::publish("lead.won"));
+    // The loud one's questions are all put before the quiet one's.
+    tokio::select! {
+        biased;
+        _ = never => panic!("none of them is answered"),
+        answer = allowed => assert_eq!(answer, Ok(true)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_with_made_up_tokens_leave_questions_to_producers() {
+    let auth = Auth::table(Table::default());
+    let producer = producer_of("shop");
+    let made_up: Vec<HeaderMap> = (0..40).map(|n| headers(&format!("Bearer silent-{n}"))).collect();
+    let asks = made_up.iter().map(|of| auth.authenticate(of, UnixMillis(0)));
+    let never = futures::future::join_all(asks);
+    let allowed = auth.may(&producer, "shop", Rule::publish("lead.won"));
+    tokio::select! {
+        biased;
+        _ = never => panic!("none of them is answered"),
+        answer = allowed => assert_eq!(answer, Ok(true)),
+    }
 }
