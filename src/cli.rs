@@ -18,11 +18,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use prometheus_client::registry::Registry as Metrics;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes;
+use crate::listen::listen;
 use crate::telemetry::logs::{self, LogFormat};
 use crate::telemetry::process::Process as ProcessMetrics;
 use crate::telemetry::{self, Health};
@@ -72,7 +72,7 @@ struct Common {
     #[arg(long, env = "POD_NAME")]
     identity: String,
     /// Where /metrics, /livez and /readyz are served
-    #[arg(long, default_value = "0.0.0.0:9090")]
+    #[arg(long, default_value = "[::]:9090")]
     metrics_listen: SocketAddr,
     /// The administrator's policy file: nothing is done before it was valid once; without the flag every address that is not
     /// globally reachable is refused
@@ -165,15 +165,13 @@ async fn api_server() -> anyhow::Result<kube::Config> {
 
 /// Serves metrics and health beside `process` until it ends. What the process counts is in `metrics` by now.
 async fn beside_telemetry(
-    listen: SocketAddr,
+    address: SocketAddr,
     mut metrics: Metrics,
     health: Health,
     process: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     metrics.register_collector(Box::new(ProcessMetrics));
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("failed to listen on {listen}"))?;
+    let listener = listen(address)?;
     let stop = CancellationToken::new();
     let server = tokio::spawn(telemetry::serve(listener, Arc::new(metrics), health, stop.clone()));
     let ended = process.await;

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +28,7 @@ mod service;
 use keys::{Form, Keys};
 use service::Service;
 
+use crate::listen::listen;
 use crate::signing::VerifyingKey;
 use crate::tls::TlsFiles;
 
@@ -75,9 +75,7 @@ impl Inspector {
             Some(files) => Some(files.acceptor().await?),
         };
         let keys = Keys::new(config.secrets, config.secret_files)?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .with_context(|| format!("failed to listen on {}", config.listen))?;
+        let listener = listen(config.listen)?;
         Ok(Inspector {
             listener,
             tls,

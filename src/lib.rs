@@ -22,6 +22,7 @@ pub mod ids;
 pub mod ingest;
 pub mod inspect;
 pub mod kubernetes;
+pub mod listen;
 pub mod matching;
 pub mod queue;
 pub mod registry;

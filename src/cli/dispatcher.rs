@@ -28,7 +28,7 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     /// Where producers post events
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    #[arg(long, default_value = "[::]:8080")]
     ingest_listen: SocketAddr,
     /// The certificate chain of the ingest address, PEM, read again when it changes; without it plain HTTP
     #[arg(long, value_name = "FILE", requires = "ingest_tls_key")]

@@ -281,7 +281,7 @@ fn receiver() -> Value {
     let mut pod = pod_spec(json!({
         "name": "receiver",
         "image": IMAGE,
-        "args": ["inspect", "--listen=0.0.0.0:8080", "--secret-file=/keys"],
+        "args": ["inspect", "--listen=[::]:8080", "--secret-file=/keys"],
         "readinessProbe": {"httpGet": {"path": "/requests", "port": 8080}, "periodSeconds": 2},
         "volumeMounts": [{"name": "keys", "mountPath": "/keys", "readOnly": true}],
     }));
