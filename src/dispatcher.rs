@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +23,7 @@ use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
 use crate::kubernetes;
 use crate::kubernetes::scope::Scope;
+use crate::listen::listen;
 use crate::queue::Queue;
 use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::replay;
@@ -105,10 +105,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         client()?
     };
     let client = client()?;
-    let listener = events
-        .spawn(TcpListener::bind(config.ingest))
-        .await?
-        .with_context(|| format!("failed to listen on {}", config.ingest))?;
+    let listener = {
+        let _there = events.enter();
+        listen(config.ingest)?
+    };
     let certificate = match config.ingest_tls.clone() {
         None => None,
         Some(files) => Some(Arc::new(
@@ -285,6 +285,7 @@ async fn open(dir: &Path, store_limit: Option<u64>) -> anyhow::Result<Arc<Sqlite
         pending = recovered.pending,
         dead_letters = recovered.dead,
         dedupe_entries = recovered.dedupe_entries,
+        limit_bytes = recovered.limit,
         took = ?recovered.took,
         "the store is open"
     );

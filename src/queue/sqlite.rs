@@ -158,16 +158,13 @@ impl SqliteQueue {
         let lock = open::directory(dir)?;
         let conn = open::writer(dir, &options)?;
         let mut memory = open::recover(&conn, options.retention)?;
-        let limit = match options.store_limit {
-            Some(limit) => limit,
-            None => {
-                let (_, total) = open::volume(dir).map_err(|error| OpenError::Directory {
-                    path: dir.to_owned(),
-                    error,
-                })?;
-                total / 10 * 8
-            }
-        };
+        let (_, volume) = open::volume(dir).map_err(|error| OpenError::Directory {
+            path: dir.to_owned(),
+            error,
+        })?;
+        // A limit that the volume has no room for would never be near, and history would not give way.
+        let limit = options.store_limit.unwrap_or(volume / 10 * 8);
+        let limit = limit.min(volume.saturating_sub(options.keep_free));
         let space = space::Space::new(dir.to_owned(), limit, options.keep_free);
         space.measure(&conn);
         let view = View {
@@ -181,6 +178,7 @@ impl SqliteQueue {
             pending: view.tally.pending,
             dead: view.tally.dead,
             dedupe_entries: view.dedupe_entries,
+            limit,
             took: started.elapsed(),
         };
         let shared = Arc::new(Shared {

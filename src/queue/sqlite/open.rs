@@ -56,6 +56,8 @@ pub struct Recovered {
     pub dead: u64,
     /// Keys of deduplication.
     pub dedupe_entries: u64,
+    /// Bytes at which producers are refused.
+    pub limit: u64,
     /// How long opening took.
     pub took: Duration,
 }

@@ -191,15 +191,16 @@ impl Pruner {
         Ok(())
     }
 
-    /// Delivered history before its time, from the old end.
+    /// Delivered history before its time, from the old end. Walks over what is delivered alone: where receivers are away
+    /// nearly all of a full store must stay.
     fn relieve(&mut self, transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
         let kept = |row: Row, endpoint: EndpointId| match row {
             Row::Delivered => UNDER_PRESSURE_KEEP.min(retentions.of(endpoint)),
             Row::Dead => retentions.of(endpoint),
         };
-        let until = before(transaction.now, UNDER_PRESSURE_KEEP);
         let now = transaction.now;
-        let pruned = history(transaction, self.cursor, until, now, kept, ROWS)?;
+        let found = delivered(transaction.conn(), self.cursor, before(now, UNDER_PRESSURE_KEEP))?;
+        let pruned = remove(transaction, found, self.cursor, now, kept, ROWS)?;
         self.cursor = if pruned.finished { EventId(0) } else { pruned.cursor };
         Ok(pruned.finished)
     }
@@ -247,12 +248,12 @@ fn sweep(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusq
     let shortest = retentions.shortest();
     let swept: i64 = conn.query_row("SELECT value FROM meta WHERE key = 'swept'", [], |row| row.get(0))?;
     let found = events(conn, EventId(swept), before(now, shortest + lag(shortest)))?;
-    let Some(last) = found.last().copied() else {
+    let Some(last) = found.events.last().copied() else {
         return Ok(true);
     };
     let mut visitor = Visitor::new(conn)?;
     let mut cursor = last;
-    for event in &found {
+    for event in &found.events {
         visitor.settle_down(transaction, *event, now, retentions)?;
         if visitor.rows >= ROWS {
             cursor = *event;
@@ -260,7 +261,7 @@ fn sweep(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusq
         }
     }
     conn.execute("UPDATE meta SET value = ? WHERE key = 'swept'", [cursor.0])?;
-    Ok(cursor == last && found.len() < EVENTS)
+    Ok(cursor == last && found.are_all)
 }
 
 /// Removes from `after` on what is older at `now` than it is `kept`, of events accepted before `until`.
@@ -272,18 +273,29 @@ pub(super) fn history(
     kept: impl Fn(Row, EndpointId) -> Duration,
     rows: usize,
 ) -> rusqlite::Result<Pruned> {
-    let conn = transaction.conn();
-    let found = events(conn, after, until)?;
+    let found = events(transaction.conn(), after, until)?;
+    remove(transaction, found, after, now, kept, rows)
+}
+
+/// The same of these events, which come after `after`.
+fn remove(
+    transaction: &mut Transaction<'_, '_>,
+    found: Found,
+    after: EventId,
+    now: UnixMillis,
+    kept: impl Fn(Row, EndpointId) -> Duration,
+    rows: usize,
+) -> rusqlite::Result<Pruned> {
     let mut pruned = Pruned {
         rows: 0,
         cursor: after,
-        finished: found.len() < EVENTS,
+        finished: found.are_all,
     };
-    if found.is_empty() {
+    if found.events.is_empty() {
         return Ok(pruned);
     }
-    let mut visitor = Visitor::new(conn)?;
-    for event in found {
+    let mut visitor = Visitor::new(transaction.conn())?;
+    for event in found.events {
         if visitor.rows >= rows {
             pruned.finished = false;
             break;
@@ -295,12 +307,39 @@ pub(super) fn history(
     Ok(pruned)
 }
 
-/// The next events after one that were accepted before `until`, at most [`EVENTS`].
-fn events(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Vec<EventId>> {
+/// Events to be looked at, at most [`EVENTS`].
+struct Found {
+    events: Vec<EventId>,
+    /// There are no more.
+    are_all: bool,
+}
+
+/// The next events after one that were accepted before `until`.
+fn events(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Found> {
     let mut events = conn.prepare("SELECT id FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?")?;
-    let until = (until.0.div_euclid(1000) + 1) << EventId::SEQUENCE_BITS;
-    let found = events.query_map(params![after.0, until, EVENTS as i64], |row| Ok(EventId(row.get(0)?)))?;
-    found.collect()
+    let found = events.query_map(params![after.0, first_of(until).0, EVENTS as i64], |row| {
+        Ok(EventId(row.get(0)?))
+    })?;
+    let events: Vec<_> = found.collect::<rusqlite::Result<_>>()?;
+    let are_all = events.len() < EVENTS;
+    Ok(Found { events, are_all })
+}
+
+/// The next of them of which a message was delivered.
+fn delivered(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Found> {
+    let mut messages = conn.prepare("SELECT id FROM settled WHERE id >= ? AND id < ? ORDER BY id LIMIT ?")?;
+    let (from, to) = (EventId(after.0 + 1), first_of(until));
+    let between = params![MessageId::new(from, 0).0, MessageId::new(to, 0).0, EVENTS as i64];
+    let found = messages.query_map(between, |row| Ok(MessageId(row.get(0)?).event()))?;
+    let mut events: Vec<_> = found.collect::<rusqlite::Result<_>>()?;
+    let are_all = events.len() < EVENTS;
+    events.dedup();
+    Ok(Found { events, are_all })
+}
+
+/// An event that is accepted in the second of a time, or later.
+fn first_of(until: UnixMillis) -> EventId {
+    EventId((until.0.div_euclid(1000) + 1) << EventId::SEQUENCE_BITS)
 }
 
 /// What a message left.

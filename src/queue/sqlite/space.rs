@@ -24,6 +24,9 @@ pub(super) struct Space {
     pub(super) limit: u64,
     keep_free: u64,
     used: AtomicU64,
+    /// Bytes of the file's own free pages.
+    reusable: AtomicU64,
+    /// Bytes free on the volume.
     free: AtomicU64,
     looked: Mutex<Looked>,
 }
@@ -51,6 +54,7 @@ impl Space {
             limit,
             keep_free,
             used: AtomicU64::new(0),
+            reusable: AtomicU64::new(0),
             free: AtomicU64::new(u64::MAX),
             looked: Mutex::default(),
         }
@@ -59,12 +63,17 @@ impl Space {
     /// Why no event can be taken in, if so.
     pub(super) fn full(&self, now: Instant) -> Option<String> {
         self.look_at_volume(now);
-        let used = self.used.load(Ordering::Relaxed);
-        if used >= self.limit {
-            return Some(format!("{used} bytes are used of {}", self.limit));
-        }
         let free = self.free.load(Ordering::Relaxed);
-        (free < self.keep_free).then(|| format!("{free} bytes are free on the volume, {} are kept", self.keep_free))
+        // The file never shrinks: what it has room for itself takes nothing from the volume.
+        let reusable = self.reusable.load(Ordering::Relaxed);
+        if free.saturating_add(reusable) < self.keep_free {
+            return Some(format!(
+                "{free} bytes are free on the volume, {} are kept",
+                self.keep_free
+            ));
+        }
+        let used = self.used.load(Ordering::Relaxed);
+        (used >= self.limit).then(|| format!("{used} bytes are used of {}", self.limit))
     }
 
     fn look_at_volume(&self, now: Instant) {
@@ -85,11 +94,16 @@ impl Space {
         self.under_pressure()
     }
 
-    /// Reads the number of pages in use (free ones are used again, and never given back to the volume).
+    /// Reads the numbers of pages in use and of free ones, which are used again and never given back to the volume.
     pub(super) fn measure(&self, conn: &Connection) {
         let number = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap_or(0) as u64;
-        let pages = number("PRAGMA page_count").saturating_sub(number("PRAGMA freelist_count"));
-        self.used.store(pages * number("PRAGMA page_size"), Ordering::Relaxed);
+        let (all, free, size) = (
+            number("PRAGMA page_count"),
+            number("PRAGMA freelist_count"),
+            number("PRAGMA page_size"),
+        );
+        self.used.store(all.saturating_sub(free) * size, Ordering::Relaxed);
+        self.reusable.store(free * size, Ordering::Relaxed);
     }
 
     pub(super) fn under_pressure(&self) -> bool {
@@ -100,5 +114,30 @@ impl Space {
     pub(super) fn now(&self) -> (u64, u64) {
         let free = open::volume(&self.dir).map_or(0, |(free, _)| free);
         (self.used.load(Ordering::Relaxed), free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_that_the_file_has_filled_has_room_again_once_the_file_has() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let conn = Connection::open(dir.path().join("a.db")).unwrap();
+        conn.execute_batch("CREATE TABLE t(x)").unwrap();
+        conn.execute("INSERT INTO t VALUES (zeroblob(8 << 20))", ()).unwrap();
+        let space = Space::new(dir.path().to_owned(), u64::MAX, 256 * MIB);
+        let now = Instant::now();
+        space.looked.lock().unwrap().volume = Some(now);
+        space.free.store(250 * MIB, Ordering::Relaxed);
+        space.measure(&conn);
+        assert!(space.full(now).unwrap().contains("are free on the volume"));
+        conn.execute("DELETE FROM t", ()).unwrap();
+        space.measure(&conn);
+        assert_eq!(space.full(now), None);
+        space.free.store(240 * MIB, Ordering::Relaxed);
+        assert!(space.full(now).is_some(), "eight of its own are not enough");
     }
 }

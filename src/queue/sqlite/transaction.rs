@@ -589,7 +589,8 @@ impl<'c> Transaction<'_, 'c> {
         let Some(Taken { order }) = applied else {
             return Ok(Settled::Stale);
         };
-        let at = record.as_ref().map_or(self.now, |record| record.at);
+        // Not when the attempt began: what is kept is kept from now on, and what is replayed was settled before.
+        let at = self.now;
         match verdict {
             Verdict::Wait { .. } => {}
             Verdict::Delivered => {
