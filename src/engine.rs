@@ -357,7 +357,8 @@ async fn load(state: &mut State, queue: &dyn Queue, fence: Fence, clock: &Clock)
 
 async fn follow_arrivals(core: Arc<Core>, mut arrivals: mpsc::Receiver<Vec<Arrival>>) {
     while let Some(batch) = arrivals.recv().await {
-        core.step(|state| state.arrived(batch, core.clock.now()));
+        let now = core.clock.now();
+        core.step(|state| state.arrived(batch, now));
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Subscription {
     /// The same, noted while a page was being read.
     pub touched: Option<UnixMillis>,
     pub view_dirty: bool,
+    /// What is told of it was told since this process began.
+    pub posted: bool,
     /// Seen in the store's last count.
     pub counted: bool,
     /// Its first dead letter was posted.
@@ -233,7 +235,8 @@ impl Endpoint {
             Some(EndpointState::Unusable { max_age, .. }) => Some(*max_age),
             Some(EndpointState::Pulled(policy)) => Some(policy.max_age),
             Some(EndpointState::Missing | EndpointState::Deleted { .. }) => Some(MAX_AGE),
-            None => synced.then_some(MAX_AGE),
+            // One that exists may be loaded after every watch has synced; one that does not has an entry by then.
+            None => None,
         }
     }
 
@@ -302,6 +305,12 @@ impl Endpoint {
     /// Whether what goes out alone may be sent before it is due: of a broken endpoint, but not of one that is only asked first.
     pub fn probes_any(&self) -> bool {
         self.health.breaker.is_open()
+    }
+
+    /// Whether it has another spec, or other rules, than an attempt began with.
+    pub fn is_other_than(&self, began: &ResolvedEndpoint) -> bool {
+        self.usable()
+            .is_some_and(|now| now.uid != began.uid || now.generation != began.generation || now.egress != began.egress)
     }
 
     /// Whether anything may go out at `now`.

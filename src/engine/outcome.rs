@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Access, Endpoint};
 use super::metrics::Reason;
 use super::state::{Job, State, unmade};
 use crate::delivery::{AttemptResult, Grant};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, Backlog, DeadReason, Pending, Settled, Settlement, Verdict};
 use crate::registry::{EndpointEntry, SubscriptionEntry};
-use crate::schedule::decide::{Attempt, Rules, Transition, decide};
+use crate::schedule::decide::{Attempt, Decision, Rules, Transition, decide};
 use crate::schedule::handshake::Question;
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.
@@ -89,7 +89,22 @@ impl State {
             breaker: &job.endpoint.breaker,
             disable_after: job.endpoint.disable_after,
         };
-        let decision = decide(&mut endpoint.health, &attempt, result, &rules, now, random);
+        // What was met under another spec says nothing of this one, but that it got through.
+        let is_stale = !result.outcome.is_success() && endpoint.is_other_than(&job.endpoint);
+        let mut decision = match is_stale {
+            true => Decision {
+                transition: None,
+                ..decide(&mut endpoint.health.clone(), &attempt, result, &rules, now, random)
+            },
+            false => decide(&mut endpoint.health, &attempt, result, &rules, now, random),
+        };
+        if is_stale
+            && let Verdict::Wait { due, attempts } = &mut decision.verdict
+            && *attempts == job.pending.attempts
+        {
+            // It waited for the spec before.
+            *due = now;
+        }
         match decision.failure {
             None => {
                 endpoint.note_success(result.took);
@@ -118,7 +133,7 @@ impl State {
             Some(Transition::Disabled) | None => {}
         }
         // After the transition: the probe that closed the breaker may have failed by itself.
-        if endpoint.overridden && matches!(decision.verdict, Verdict::Wait { .. }) {
+        if endpoint.overridden && !is_stale && matches!(decision.verdict, Verdict::Wait { .. }) {
             endpoint.retried.insert(job.pending.message);
         }
         self.hand_over(Settlement {
@@ -279,8 +294,8 @@ impl State {
         // Deleted and recreated for another endpoint, it may have messages at the one before.
         for home in self.homes.get(&id).cloned().unwrap_or_default() {
             let known = self.subscription(home, id);
-            // What the store has of it could not be told of before it was loaded.
-            known.view_dirty |= known.entry.is_none() && (known.pending, known.dead) != (0, 0);
+            // A process before may have left it with a status that is over; and what is deleted is counted no more.
+            known.view_dirty |= !known.posted || entry.deleted.is_some();
             known.entry = Some(Arc::clone(&entry));
             known.gone = false;
             // What was said of the filter before was said of another one.
@@ -386,7 +401,12 @@ impl State {
 
     /// Endpoints that have something to be read from the store now.
     pub fn due(&self, now: UnixMillis) -> Vec<EndpointId> {
-        let is_due = |endpoint: &Endpoint| !endpoint.paging && endpoint.has_due(now);
+        // A probe takes what is due later, too.
+        let probes = |endpoint: &Endpoint| {
+            let is_idle = endpoint.window.is_empty() && endpoint.in_flight == 0;
+            is_idle && endpoint.probes_any() && endpoint.next_due().is_some() && endpoint.access(now) == Access::Probe
+        };
+        let is_due = |endpoint: &Endpoint| !endpoint.paging && (endpoint.has_due(now) || probes(endpoint));
         let due = self.endpoints.iter().filter(|(_, endpoint)| is_due(endpoint));
         due.map(|(id, _)| *id).collect()
     }

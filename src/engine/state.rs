@@ -511,6 +511,9 @@ impl State {
             };
             endpoint.queued[class] = false;
             if !endpoint.wants(now) {
+                // It may be only by this clock that it does not: somebody else's was ahead when it was queued, and its timer
+                // went with that.
+                self.evaluate(id, now);
                 continue;
             }
             let actual = lane_class(endpoint);

@@ -23,6 +23,7 @@ use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
+mod changes;
 mod fairness;
 mod handshake;
 mod keys;
@@ -57,6 +58,8 @@ struct Script {
     /// Every request: endpoint, message, and the most under way together per endpoint.
     seen: Mutex<Vec<(String, MessageId)>>,
     under_way: Mutex<HashMap<String, (usize, usize)>>,
+    /// Endpoints that got a request of a subscription's own making.
+    shaped: Mutex<Vec<String>>,
     released: Notify,
 }
 
@@ -129,6 +132,7 @@ impl Sender for Script {
     async fn send(&self, endpoint: &Arc<ResolvedEndpoint>, request: Request) -> AttemptResult {
         let name = endpoint.name.clone();
         self.seen.lock().unwrap().push((name.clone(), request.message));
+        self.shaped.lock().unwrap().extend(request.shaped.map(|_| name.clone()));
         {
             let mut under_way = self.under_way.lock().unwrap();
             let (now, most) = under_way.entry(name.clone()).or_default();

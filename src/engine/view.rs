@@ -282,6 +282,7 @@ impl State {
         let Some(known) = endpoint.subscriptions.get_mut(&id) else {
             return;
         };
+        known.posted = true;
         let view = SubscriptionView {
             pending: known.pending.max(0).unsigned_abs(),
             oldest_pending: oldest.filter(|_| known.pending > 0).map(accepted_at),

@@ -65,7 +65,7 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
     let rendered = match &event {
         Some(event) => match &notice {
             Some(notice) => told(&job.subscription, notice, event),
-            None => rendered(&job.subscription, event),
+            None => rendered(job, event),
         },
         None => Err("the store has no event for this message".to_owned()),
     };
@@ -136,10 +136,13 @@ async fn ask(core: &Arc<Core>, job: &mut Job, question: Question) -> Option<Atte
 }
 
 /// What is sent of an event; or why nothing can be.
-fn rendered(subscription: &SubscriptionEntry, event: &StoredEvent) -> Result<(Rendered, Option<Box<Shaped>>), String> {
+fn rendered(job: &Job, event: &StoredEvent) -> Result<(Rendered, Option<Box<Shaped>>), String> {
+    let subscription = &job.subscription;
     let format = subscription.spec.format;
+    // What a subscription was made again with, for another endpoint, is not for the one before: its Secrets least of all.
+    let is_home = subscription.endpoint == job.pending.endpoint;
     match (&subscription.spec.request, &subscription.material) {
-        (RequestForm::Shaped(request), Material::Ready(secrets)) => shape(request, format, secrets, event)
+        (RequestForm::Shaped(request), Material::Ready(secrets)) if is_home => shape(request, format, secrets, event)
             .map(|(rendered, shaped)| (rendered, Some(shaped)))
             .map_err(|error| error.to_string()),
         _ => render(format, event)

@@ -36,7 +36,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const LOOK_LATEST: Duration = Duration::from_secs(2);
 /// How often the selector's names are looked up anew: each time all there are.
 const SELECT_EVERY: Duration = Duration::from_secs(5);
-/// The same while they do not exist.
+/// The same while they do not exist, or not all that they mean is loaded.
 const SELECT_AGAIN: Duration = Duration::from_secs(1);
 /// How long what the selector names may come later than the Replay: what is applied together comes in any order.
 const WAIT_FOR_NAMES: Duration = Duration::from_secs(20);
@@ -185,7 +185,14 @@ impl Run {
                 self.missing_since = None;
                 (self.step(replay, selection).await, Stand::Goes)
             }
-            None => return LOOK_EVERY,
+            // All is sent: nothing is selected any more.
+            None if self.progress.is_some_and(|progress| progress.phase == Phase::Sent) => {
+                (self.step(replay, &Selection::default()).await, Stand::Goes)
+            }
+            None => {
+                self.waits_since.get_or_insert_with(Instant::now);
+                (SELECT_AGAIN, Stand::NotLoaded)
+            }
         };
         let status = status(replay, self.progress.as_ref(), &stand, Timestamp::now());
         self.show(replay, &status);
@@ -203,7 +210,7 @@ impl Run {
         }
         let namespace = replay.namespace().unwrap_or_default();
         let selection = select(&self.shared.tools.registry, &namespace, &replay.spec.selector);
-        self.selected = Some((Instant::now(), selection));
+        self.selected = selection.map(|selection| (Instant::now(), selection));
     }
 
     async fn step(&mut self, replay: &Replay, selection: &Selection) -> Duration {

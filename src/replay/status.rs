@@ -23,6 +23,8 @@ pub(super) enum Stand<'a> {
         missing: &'a Missing,
         finally: bool,
     },
+    /// An endpoint that it means is not loaded yet.
+    NotLoaded,
     Goes,
 }
 
@@ -102,6 +104,14 @@ pub(super) fn status(replay: &Replay, progress: Option<&Progress>, stand: &Stand
         } => {
             let message = format!("{}: waiting a moment for it", missing.message);
             (reasons::COUNTING, vec![(RECONCILING, missing.reason, message)])
+        }
+        Stand::NotLoaded => {
+            let phase = match progress {
+                Some(progress) if progress.phase != Phase::Counting => reasons::SENDING,
+                _ => reasons::COUNTING,
+            };
+            let message = "waiting for an endpoint that is not loaded yet".to_owned();
+            (phase, vec![(RECONCILING, phase, message)])
         }
         Stand::Goes => match progress {
             Some(progress) if is_done(progress, dry_run) => {
@@ -277,6 +287,19 @@ mod tests {
         let (phase, conditions, status) = shown(&object, Some(progress(Phase::Sending, 0, 0, 0)), &Stand::Goes);
         assert_eq!((phase.as_str(), conditions), ("Complete", one("Complete", "DryRun")));
         assert_eq!((status.matched, status.sent), (Some(7), Some(0)));
+    }
+
+    #[test]
+    fn one_that_waits_for_an_endpoint_to_be_loaded_says_so_and_keeps_its_counts() {
+        let object = replay(json!({"selector": {"subscriptionRef": {"name": "leads"}}}));
+        let (phase, conditions, _) = shown(&object, None, &Stand::NotLoaded);
+        let counting = one("Reconciling", "Counting");
+        assert_eq!((phase.as_str(), conditions), ("Counting", counting));
+        let begun = Some(progress(Phase::Sending, 3, 2, 1));
+        let (phase, conditions, status) = shown(&object, begun, &Stand::NotLoaded);
+        assert_eq!((phase.as_str(), conditions), ("Sending", one("Reconciling", "Sending")));
+        assert!(status.conditions[0].message.contains("not loaded yet"));
+        assert_eq!((status.matched, status.sent), (Some(7), Some(3)));
     }
 
     #[test]

@@ -157,6 +157,46 @@ fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
     );
 }
 
+#[test]
+fn what_waits_for_an_endpoint_that_is_not_loaded_yet_is_only_as_old_as_that_one_says() {
+    let accepted = UnixMillis::now();
+    let now = accepted.plus(Duration::from_secs(100 * 3_600));
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let old = message(1, accepted);
+    let read = |state: &mut State| {
+        while let Some(request) = state.next_page(now) {
+            state.paged(&request, vec![(SUBSCRIPTION, vec![old])], now);
+        }
+    };
+    subscribed(&mut state, now);
+    let waits = Backlog {
+        endpoint: ENDPOINT,
+        subscription: SUBSCRIPTION,
+        pending: 1,
+        dead: 0,
+        held: 0,
+        blocking: 0,
+        min_due: Some(accepted),
+        oldest: Some(old.message),
+    };
+    state.counted(ENDPOINT, &[waits], now);
+
+    // Every watch has synced while its Secret is still being read.
+    state.all_loaded(now);
+    state.sweep_expired(ENDPOINT, now);
+    read(&mut state);
+    assert!(state.outbox.is_empty(), "{:?}", state.outbox);
+
+    let mut week = resolved("crm");
+    week.retry.max_age = Duration::from_secs(168 * 3_600);
+    loaded(&mut state, EndpointState::Usable(Arc::new(week)), now);
+    state.sweep_expired(ENDPOINT, now);
+    read(&mut state);
+    assert!(state.outbox.is_empty(), "{:?}", state.outbox);
+    assert_eq!(state.endpoints[&ENDPOINT].window.len(), 1, "it is to be sent");
+}
+
 /// Rows of the store are read because something of their subscription is due.
 fn read(state: &mut State, rows: Vec<Pending>, now: UnixMillis) {
     state.subscription(ENDPOINT, SUBSCRIPTION).note_due(now, false);
