@@ -113,8 +113,8 @@ impl Delivering {
     }
 }
 
-/// A subscription's delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A subscription's delivery. By default nothing is to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscriptionView {
     pub pending: u64,
     /// Where messages are pulled.

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -386,22 +387,29 @@ fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription
     let status = subscription.status.as_ref();
     let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let generation = subscription.metadata.generation.unwrap_or(0);
-    let own = view::subscription(view, conditions, generation, now);
+    let shown = status.and_then(|s| s.delivery.as_ref());
+    let is_own = |c: &Condition| view::is_own_condition(&c.type_);
+    // Before anything is built: after a start all are looked at, and of most there is nothing to tell.
+    if shown.is_none() && *view == SubscriptionView::default() && !conditions.iter().any(is_own) {
+        return None;
+    }
+    let mut own = view::subscription(view, conditions, generation, now);
+    // The store does not know which was the newest; a process before did.
+    if view.last_dead_letter.is_none() && view.dead_lettered > 0 {
+        own["delivery"]["lastDeadLetter"] = json!(shown.and_then(|delivery| delivery.last_dead_letter.as_ref()));
+    }
     let current = own_part(&subscription.status, &view::OWN_FIELDS, view::is_own_condition);
     if is_unchanged(&current, &own) {
         return None;
     }
     let is_shown = |type_: &str| conditions.iter().any(|c| c.type_ == type_);
+    let shown_pending = shown.and_then(|delivery| delivery.pending);
     Some(Change {
         is_transition: is_shown(FILTER_FAILING) != view.filter_failing.is_some()
             || is_shown(UNCONSUMED) != view.unconsumed.is_some(),
-        is_overtaken: view::shows_settled(shown_pending(subscription), view.pending),
+        is_overtaken: view::shows_settled(shown_pending, view.pending),
         ..Change::routine(own)
     })
-}
-
-fn shown_pending(subscription: &EventSubscription) -> Option<i64> {
-    subscription.status.as_ref()?.delivery.as_ref()?.pending
 }
 
 /// A success among successes is not kept at once, so a process that was killed may know of an older one than status does:
@@ -601,6 +609,42 @@ mod tests {
         assert_eq!(not_before_shown(&view(None), None).last_success, None);
     }
 
+    #[test]
+    fn a_subscription_s_status_of_a_process_before_is_mended_and_keeps_what_only_that_one_knew() {
+        let subscription = |delivery: Option<Value>| -> EventSubscription {
+            let mut status = json!({"observedGeneration": 1});
+            if let Some(delivery) = delivery {
+                status["delivery"] = delivery;
+            }
+            serde_json::from_value(json!({
+                "apiVersion": "tidings.dev/v1alpha1",
+                "kind": "EventSubscription",
+                "metadata": {"name": "leads", "namespace": "team", "uid": "u", "generation": 1, "resourceVersion": "1"},
+                "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"]},
+                "status": status,
+            }))
+            .unwrap()
+        };
+        let (nothing, now) = (SubscriptionView::default(), UnixMillis(0));
+        assert!(wanted_subscription(&nothing, &subscription(None), now).is_none());
+        let over = json!({"pending": 3, "deadLettered": 0});
+        let change = wanted_subscription(&nothing, &subscription(Some(over)), now).unwrap();
+        assert_eq!(change.own["delivery"]["pending"], 0);
+        assert!(change.is_overtaken);
+
+        let last = json!({"time": "2026-01-01T00:00:00Z", "reason": "Exhausted"});
+        let dead = subscription(Some(json!({"pending": 0, "deadLettered": 12, "lastDeadLetter": last})));
+        let view = |dead_lettered| SubscriptionView {
+            dead_lettered,
+            ..SubscriptionView::default()
+        };
+        assert!(wanted_subscription(&view(12), &dead, now).is_none());
+        let more = wanted_subscription(&view(13), &dead, now).unwrap();
+        assert_eq!(more.own["delivery"]["lastDeadLetter"], last);
+        let gone = wanted_subscription(&view(0), &dead, now).unwrap();
+        assert_eq!(gone.own["delivery"]["lastDeadLetter"], Value::Null);
+    }
+
     /// What was applied, and the means to answer.
     type Asked = (Value, tokio::sync::oneshot::Sender<Value>);
 
@@ -628,7 +672,7 @@ mod tests {
     async fn what_was_shown_before_and_is_so_again_is_written_though_another_status_was_being_written_meanwhile() {
         let endpoint = |version: u32, mut status: Value| {
             status["observedGeneration"] = 1.into();
-            serde_json::json!({
+            json!({
                 "apiVersion": "tidings.dev/v1alpha1",
                 "kind": "WebhookEndpoint",
                 "metadata": {
@@ -644,7 +688,7 @@ mod tests {
         };
         let (client, mut asked) = api_server();
         let board = Arc::new(Board::default());
-        let unwritten = serde_json::from_value(endpoint(1, serde_json::json!({}))).unwrap();
+        let unwritten = serde_json::from_value(endpoint(1, json!({}))).unwrap();
         let writer = Writer::new(Tools {
             client,
             board: board.clone(),
@@ -660,6 +704,7 @@ mod tests {
         let run = tokio::spawn(writer.run(shutdown.clone()));
 
         let mut written = async |pending, version, within| {
+            let within = within + Duration::from_secs(1);
             let (applied, answer) = tokio::time::timeout(within, asked.recv()).await.unwrap().unwrap();
             assert_eq!(applied["status"]["delivery"]["pending"], pending);
             // Another view is posted while there is no answer yet.
