@@ -19,6 +19,8 @@ pub enum By {
     Service(String),
     /// Those that name Secrets.
     Secrets,
+    /// Those whose status says nothing of their spec as it is.
+    Unseen,
     /// Those of this type of events.
     Type(String),
 }
@@ -44,7 +46,9 @@ impl Indexed for EventSubscription {
             .filter(|request| !request.secrets.is_empty())
             .map(|_| By::Secrets);
         let endpoints = endpoints_of(self).map(|name| By::Endpoint(name.to_owned()));
-        endpoints.chain(secrets).collect()
+        let observed = self.status.as_ref().and_then(|status| status.observed_generation);
+        let unseen = (observed != self.metadata.generation).then_some(By::Unseen);
+        endpoints.chain(secrets).chain(unseen).collect()
     }
 }
 
@@ -176,6 +180,9 @@ mod tests {
         naming.spec.request = serde_json::from_value(json!({"secrets": [{"name": "token",
             "secretKeyRef": {"name": "crm-token", "key": "token"}}]}))
         .unwrap();
+        naming.metadata.generation = Some(2);
+        assert_eq!(naming.names(), [By::Endpoint("crm".into()), By::Secrets, By::Unseen]);
+        naming.status = serde_json::from_value(json!({"observedGeneration": 2})).unwrap();
         assert_eq!(naming.names(), [By::Endpoint("crm".into()), By::Secrets]);
         let event_type: EventType = serde_json::from_value(json!({"apiVersion": "tidings.dev/v1alpha1",
             "kind": "EventType", "metadata": {"name": "lead", "namespace": "sales"},

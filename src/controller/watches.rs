@@ -390,7 +390,9 @@ fn touch_namespace(context: &Context, namespace: &Namespace) {
         context.queue.add(Key::Endpoint(name.clone(), endpoint.name_any()), now);
     }
     let naming = context.stores.subscriptions.find(&name, &By::Secrets);
-    for subscription in &naming {
+    // One that came before its namespace could not be judged, and nothing else may ever have it looked at.
+    let unseen = context.stores.subscriptions.find(&name, &By::Unseen);
+    for subscription in naming.iter().chain(&unseen) {
         context
             .queue
             .add(Key::Subscription(name.clone(), subscription.name_any()), now);
@@ -415,7 +417,56 @@ fn leftovers_after(namespace: &str, namespaces: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::future::pending;
+
+    use kube::client::Body;
+    use serde_json::json;
+
     use super::*;
+    use crate::controller::{Config, metrics};
+    use crate::telemetry::health::Health;
+
+    /// With an API server that answers nothing.
+    fn context() -> Context {
+        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
+        let config = Config {
+            client: kube::Client::new(silent, "tidings-system"),
+            namespace: "tidings-system".into(),
+            identity: "one".into(),
+            policy: None,
+            scope: Scope::default(),
+            dispatcher_service_account: "tidings-dispatcher".into(),
+            writes_per_second: 50,
+            metrics: metrics::Metrics::default(),
+            gate: Health::new().gate("controller", "a test"),
+        };
+        Context::new(Arc::new(config), Arc::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_comes_after_its_subscriptions_has_those_looked_at_that_nobody_has_seen() {
+        let context = context();
+        let mut writers = context.writers.lock().unwrap().take().unwrap();
+        for (name, observed) in [("old", 1), ("new", -1)] {
+            let subscription: EventSubscription = serde_json::from_value(json!({
+                "apiVersion": "tidings.dev/v1alpha1",
+                "kind": "EventSubscription",
+                "metadata": {"name": name, "namespace": "sales", "generation": 1},
+                "spec": {"delivery": "Pull", "eventTypes": ["*"]},
+                "status": {"observedGeneration": observed},
+            }))
+            .unwrap();
+            index(&context.stores.subscriptions, &Seen::One(None, Some(&subscription)));
+            let (_, writer) = &mut writers.subscriptions[0];
+            writer.apply_watcher_event(&watcher::Event::Apply(subscription));
+        }
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "sales"}});
+        touch_namespace(&context, &serde_json::from_value(namespace).unwrap());
+        let new = Key::Subscription("sales".into(), "new".into());
+        assert_eq!(context.queue.next().await, new);
+        assert_eq!(context.queue.next().await, Key::Grants("sales".into()));
+    }
 
     #[test]
     fn leftovers_are_looked_for_at_a_bounded_rate() {

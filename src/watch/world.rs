@@ -43,7 +43,7 @@ pub struct Kind<K> {
     pub objects: BTreeMap<Key, Arc<K>>,
     /// Changed or new since it was loaded.
     pub dirty: BTreeSet<Key>,
-    /// Gone, or replaced by a namesake, since it was loaded.
+    /// Gone, or replaced by a namesake, since it was loaded; or its namespace was.
     pub gone: BTreeSet<Key>,
     pub versions: Tracks,
     /// Which of them count where only so many may.
@@ -131,6 +131,12 @@ impl<K: Resource> Kind<K> {
     /// The keys of one namespace.
     pub fn of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Key> {
         of_namespace(&self.objects, namespace).map(|(key, _)| key)
+    }
+
+    /// All of a namespace went with it; those that are known still are late to go, or are of a namesake.
+    fn lose(&mut self, namespace: &str) {
+        let keys: Vec<Key> = self.of(namespace).cloned().collect();
+        self.gone.extend(keys);
     }
 
     /// All of a namespace are to be loaded anew.
@@ -244,6 +250,10 @@ impl World {
             uid: space.uid().unwrap_or_default().into(),
             labels: space.labels().clone(),
         };
+        if self.spaces.get(&name).is_some_and(|before| before.uid != new.uid) {
+            // Nobody told that the one before went: what is loaded has ids of that one.
+            self.close_space(&name);
+        }
         let before = self.spaces.insert(name.clone(), new.clone());
         if before.as_ref() == Some(&new) {
             return;
@@ -251,13 +261,15 @@ impl World {
         self.endpoints.touch(&name);
         self.subscriptions.touch(&name);
         self.views.insert(name.clone());
-        if before.is_none_or(|before| before.uid != new.uid) {
+        if before.is_none() {
             self.types.touch(&name);
         }
     }
 
     fn close_space(&mut self, name: &str) {
         if self.spaces.remove(name).is_some() {
+            self.endpoints.lose(name);
+            self.subscriptions.lose(name);
             self.views.insert(name.to_owned());
         }
     }
@@ -366,6 +378,52 @@ mod tests {
             Step::Gone(Box::new(space("team", "u2", "y"))),
         ));
         assert!(world.spaces.is_empty());
+    }
+
+    #[test]
+    fn what_a_namespace_had_is_gone_with_it_and_also_when_only_a_namesake_of_it_is_seen() {
+        let object = |kind: &str, spec: serde_json::Value| {
+            json!({"apiVersion": "tidings.dev/v1alpha1", "kind": kind,
+                "metadata": {"name": "a", "namespace": "team", "uid": "1", "resourceVersion": "3"}, "spec": spec})
+        };
+        let endpoint = object("WebhookEndpoint", json!({"url": "https://hooks.example.com/"}));
+        let endpoint: WebhookEndpoint = serde_json::from_value(endpoint).expect("an endpoint");
+        let subscription = json!({"endpointRef": {"name": "a"}, "eventTypes": ["*"]});
+        let subscription = object("EventSubscription", subscription);
+        let subscription: EventSubscription = serde_json::from_value(subscription).expect("a subscription");
+        let put = |uid: &str, label: &str| Input::Namespaces(Part::All, Step::Put(Box::new(space("team", uid, label))));
+        let mut world = World::of(&Scope::default());
+        world.apply(Input::Endpoints(Part::All, Step::Put(Box::new(endpoint))));
+        world.apply(Input::Subscriptions(Part::All, Step::Put(Box::new(subscription))));
+        // Whether they are gone, and whether they are to be loaded.
+        let news = |world: &mut World| {
+            let a = team("a");
+            let World {
+                endpoints,
+                subscriptions,
+                ..
+            } = world;
+            let gone = [endpoints.gone.contains(&a), subscriptions.gone.contains(&a)];
+            let dirty = [endpoints.dirty.contains(&a), subscriptions.dirty.contains(&a)];
+            endpoints.gone.clear();
+            subscriptions.gone.clear();
+            endpoints.loaded(&a);
+            subscriptions.loaded(&a);
+            (gone, dirty)
+        };
+        world.apply(put("u1", "x"));
+        assert_eq!(news(&mut world), ([false; 2], [true; 2]));
+        world.apply(put("u1", "y"));
+        assert_eq!(news(&mut world), ([false; 2], [true; 2]), "the labels are new");
+        world.apply(put("u2", "y"));
+        assert_eq!(news(&mut world), ([true; 2], [true; 2]), "a namesake");
+        world.apply(Input::Namespaces(
+            Part::All,
+            Step::Gone(Box::new(space("team", "u2", "y"))),
+        ));
+        assert_eq!(news(&mut world), ([true; 2], [false; 2]));
+        world.apply(put("u3", "y"));
+        assert_eq!(news(&mut world), ([false; 2], [true; 2]));
     }
 
     #[test]

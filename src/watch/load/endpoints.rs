@@ -37,11 +37,14 @@ pub struct Endpoint {
     fifo: Option<Arc<Fifo>>,
     /// What the registry was told last.
     told: Option<Told>,
+    /// Held back for what it refers to, until its patience ends.
+    patient: bool,
 }
 
 /// Enough of what was told to see that there is no news: a status write must not reach the engine as a change.
 #[derive(Clone, Debug, PartialEq)]
 struct Told {
+    id: EndpointId,
     uid: Option<String>,
     generation: Option<i64>,
     enable_request: Option<String>,
@@ -59,6 +62,7 @@ impl Endpoint {
             id: None,
             fifo: None,
             told: None,
+            patient: false,
         };
         endpoint.observe(object, true, now);
         endpoint
@@ -103,9 +107,15 @@ impl Endpoint {
         !is_in_use && !services.has_seen(namespace, version.as_deref())
     }
 
+    /// Whether it is held back: its Secret is being made or granted.
+    fn has_patience(&mut self, now: Instant) -> bool {
+        self.patient = self.told.is_none() && !self.holding.material.is_settled(&self.holding.references, now);
+        self.patient
+    }
+
     /// When something is to be done without being told: a read, or publishing as it is.
     pub fn next_timer(&self) -> Option<Instant> {
-        let waits = self.told.is_none() && self.id.is_some() && self.holding.material.is_read();
+        let waits = self.patient && self.holding.material.is_read();
         let patience = waits.then(|| self.holding.material.settles_at());
         [self.holding.material.due(), patience].into_iter().flatten().min()
     }
@@ -135,8 +145,9 @@ impl Endpoint {
         }
     }
 
-    fn news(&self, state: &EndpointState, rules: &NamespaceRules) -> Told {
+    fn news(&self, id: EndpointId, state: &EndpointState, rules: &NamespaceRules) -> Told {
         Told {
+            id,
             uid: self.object.metadata.uid.clone(),
             generation: self.object.metadata.generation,
             enable_request: self.object.annotations().get(ENABLE_REQUESTED).cloned(),
@@ -181,9 +192,11 @@ impl Loader {
             self.by_id.remove(&id);
             self.tools.objects.remove_endpoint(id);
             let before = self.tools.registry.endpoint(id);
+            // The name may be another namespace's by now.
+            let is_its = |resource: &ResourceKey| self.endpoint_ids.get(resource) == Some(&id);
             let resource = before
                 .map(|entry| entry.key.clone())
-                .or_else(|| self.resource_key(&key));
+                .or_else(|| self.resource_key(&key).filter(is_its));
             if let Some(resource) = resource {
                 let at = UnixMillis::now();
                 self.put_endpoint(id, resource, &key.0, EndpointState::Deleted { at })
@@ -249,13 +262,9 @@ impl Loader {
             }
             return;
         }
-        let Holding {
-            material, references, ..
-        } = &endpoint.holding;
-        let is_settled = material.is_settled(references, Instant::now());
-        if !is_settled && endpoint.told.is_none() {
-            // Its Secret is being made or granted: the controller does not call it Ready before, and no message of it is
-            // tried before. It must not hold back the others.
+        if endpoint.has_patience(Instant::now()) {
+            // The controller does not call it Ready before, and no message of it is tried before. It must not hold back the
+            // others.
             self.world.endpoints.loaded(key);
             return;
         }
@@ -270,7 +279,7 @@ impl Loader {
         let named = endpoint.object.spec.service_ref.as_ref();
         let service = named.and_then(|named| self.world.services.get(&key.0, &named.name));
         let state = endpoint.resolve(rules, over_quota, service.map(Arc::as_ref));
-        let told = endpoint.news(&state, rules);
+        let told = endpoint.news(id, &state, rules);
         if endpoint.told.as_ref() != Some(&told) {
             endpoint.told = Some(told);
             self.put_endpoint(id, resource, &key.0, state).await;
@@ -292,11 +301,32 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::convert::Infallible;
+    use std::future::pending;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use k8s_openapi::api::core::v1::Namespace;
+    use kube::client::Body;
+    use kube::core::PartialObjectMeta;
+    use serde_json::{Value, json};
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::api::EventSubscription;
     use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
+    use crate::api::policy::Policy;
     use crate::api::resolve::{Found, Reference};
+    use crate::kubernetes::scope::{Part, Scope};
+    use crate::queue::sqlite::{Options, SqliteQueue};
+    use crate::registry::Registry;
+    use crate::watch::Loaded;
+    use crate::watch::load::Tools;
+    use crate::watch::material::Trouble;
+    use crate::watch::metrics::Metrics;
+    use crate::watch::objects::Objects;
+    use crate::watch::source::Step;
+    use crate::watch::world::Input;
 
     fn found(is_open: bool, data: &[(&str, &str)]) -> Found {
         let label = (USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned());
@@ -308,22 +338,42 @@ mod tests {
         }
     }
 
-    /// An endpoint whose token is in one Secret and whose header is in another.
-    fn endpoint() -> Endpoint {
-        let from = |name: &str| json!({"name": name, "key": "value"});
-        let object: WebhookEndpoint = serde_json::from_value(json!({
+    fn object(spec: Value) -> WebhookEndpoint {
+        serde_json::from_value(json!({
             "apiVersion": "tidings.dev/v1alpha1",
             "kind": "WebhookEndpoint",
             "metadata": {"name": "crm", "namespace": "sales", "generation": 1},
-            "spec": {
-                "url": "https://hooks.example.com/",
-                "signing": {"scheme": "None"},
-                "auth": {"type": "Bearer", "bearer": {"secretKeyRef": from("token")}},
-                "headers": [{"name": "x-team", "secretKeyRef": from("header")}],
-            },
+            "spec": spec,
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    /// An endpoint whose token is in one Secret and whose header is in another.
+    fn endpoint() -> Endpoint {
+        let from = |name: &str| json!({"name": name, "key": "value"});
+        let object = object(json!({
+            "url": "https://hooks.example.com/",
+            "signing": {"scheme": "None"},
+            "auth": {"type": "Bearer", "bearer": {"secretKeyRef": from("token")}},
+            "headers": [{"name": "x-team", "secretKeyRef": from("header")}],
+        }));
         Endpoint::new(Arc::new(object), Instant::now())
+    }
+
+    /// With an API server that answers nothing.
+    fn loader(dir: &Path) -> Loader {
+        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
+        let (queue, _) = SqliteQueue::open(dir, Options::default()).unwrap();
+        let tools = Tools {
+            client: kube::Client::new(silent, "sales"),
+            queue: Arc::new(queue),
+            registry: Arc::new(Registry::new(1).0),
+            scope: Scope::default(),
+            objects: Arc::new(Objects::default()),
+            loaded: watch::channel(Loaded::default()).0,
+            metrics: Metrics::default(),
+        };
+        Loader::new(tools, Arc::new(Policy::default()), watch::channel(None).1)
     }
 
     /// What the registry would be told after these Secrets were read.
@@ -331,10 +381,7 @@ mod tests {
         let read = |name: &str, found| (Reference::secret(name), Ok((version.to_owned(), Arc::new(found))));
         endpoint.holding.material.start();
         let reads = vec![read("token", token), read("header", header)];
-        endpoint
-            .holding
-            .material
-            .finish(reads, Instant::now(), std::time::Duration::ZERO);
+        endpoint.holding.material.finish(reads, Instant::now(), Duration::ZERO);
         endpoint.resolve(&NamespaceRules::default(), None, None)
     }
 
@@ -367,5 +414,84 @@ mod tests {
             matches!(state(&mut endpoint, "5", good(), spoilt()), EndpointState::Usable(_)),
             "opened again"
         );
+    }
+
+    #[test]
+    fn patience_has_a_timer_and_waiting_for_a_service_has_none() {
+        let mut endpoint = endpoint();
+        endpoint.id = Some(EndpointId(1));
+        let now = Instant::now();
+        let denied = ["token", "header"].map(|name| (Reference::secret(name), Err(Trouble::Denied)));
+        endpoint.holding.material.start();
+        endpoint.holding.material.finish(denied.to_vec(), now, Duration::ZERO);
+        endpoint.holding.material.start();
+        let settles_at = endpoint.holding.material.settles_at();
+        assert!(endpoint.has_patience(now));
+        assert_eq!(endpoint.next_timer(), Some(settles_at));
+        assert!(!endpoint.has_patience(settles_at));
+        assert_eq!(endpoint.next_timer(), None);
+
+        let spec = json!({"serviceRef": {"name": "receiver", "port": 80}, "signing": {"scheme": "None"}});
+        let mut endpoint = Endpoint::new(Arc::new(object(spec)), now);
+        endpoint.id = Some(EndpointId(2));
+        assert!(!endpoint.has_patience(now) && endpoint.awaits_its_service(&Services::of(&Scope::default())));
+        assert_eq!(endpoint.next_timer(), None, "the watch of Services wakes it");
+    }
+
+    #[tokio::test]
+    async fn in_a_namespace_made_anew_nothing_goes_on_under_the_ids_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut loader = loader(dir.path());
+        let space = |uid: &str| -> Box<PartialObjectMeta<Namespace>> {
+            let metadata = json!({"name": "sales", "uid": uid, "resourceVersion": "9"});
+            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})).unwrap()
+        };
+        let put = |uid: &str| Input::Namespaces(Part::All, Step::Put(space(uid)));
+        let gone = |uid: &str| Input::Namespaces(Part::All, Step::Gone(space(uid)));
+        let endpoint = object(json!({"url": "https://hooks.example.com/", "signing": {"scheme": "None"}}));
+        let subscription: EventSubscription = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "EventSubscription",
+            "metadata": {"name": "leads", "namespace": "sales", "generation": 1},
+            "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"]},
+        }))
+        .unwrap();
+        // Whether the endpoint and the subscription that have ids of this namespace are deleted.
+        let are_deleted = |loader: &Loader, uid: &str| {
+            let key = |name: &str| ResourceKey {
+                namespace_uid: uid.to_owned(),
+                name: name.to_owned(),
+            };
+            let registry = &loader.tools.registry;
+            let endpoint = registry.endpoint(loader.endpoint_ids[&key("crm")]).unwrap();
+            let subscription = registry.subscription(loader.subscription_ids[&key("leads")]).unwrap();
+            let is_deleted = matches!(endpoint.state, EndpointState::Deleted { .. });
+            (is_deleted, subscription.deleted.is_some())
+        };
+        for input in [
+            put("u1"),
+            Input::Endpoints(Part::All, Step::Put(Box::new(endpoint))),
+            Input::Subscriptions(Part::All, Step::Put(Box::new(subscription))),
+        ] {
+            loader.world.apply(input);
+        }
+        loader.load().await;
+        assert_eq!(are_deleted(&loader, "u1"), (false, false));
+
+        // Of the first one it is missed that it went; the endpoint and the subscription are seen as they were all the while.
+        loader.world.apply(put("u2"));
+        loader.load().await;
+        assert_eq!(are_deleted(&loader, "u1"), (true, true));
+        assert_eq!(are_deleted(&loader, "u2"), (false, false));
+        loader.world.apply(gone("u2"));
+        loader.world.apply(put("u3"));
+        loader.load().await;
+        assert_eq!(are_deleted(&loader, "u2"), (true, true));
+        assert_eq!(are_deleted(&loader, "u3"), (false, false));
+        assert_eq!(loader.by_id.len(), 1);
+        loader.world.apply(gone("u3"));
+        loader.load().await;
+        assert_eq!(are_deleted(&loader, "u3"), (true, true));
+        assert!(loader.endpoints.is_empty() && loader.subscriptions.is_empty() && loader.by_id.is_empty());
     }
 }

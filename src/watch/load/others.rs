@@ -280,14 +280,23 @@ impl Loader {
             .map(|(name, space)| (&*space.uid, name.as_str()))
             .collect();
         let entries = self.subscriptions.values();
+        // Of one that was made anew to be pushed, what waited to be pulled is still its own.
+        let left = |entry: &SubscriptionEntry| {
+            let left = ResourceKey {
+                namespace_uid: entry.key.namespace_uid.clone(),
+                name: pulled(&entry.key.name),
+            };
+            self.endpoint_ids.get(&left).copied()
+        };
         let named: BTreeSet<EndpointId> = entries
-            .flat_map(|entry| [Some(entry.endpoint), entry.dead_letter])
+            .flat_map(|entry| [Some(entry.endpoint), entry.dead_letter, left(entry)])
             .flatten()
             .collect();
         let mut gone = Vec::new();
         for (resource, id) in &self.endpoint_ids {
-            // What is pulled is its subscription's.
-            if is_pulled(&resource.name) {
+            let is_kept = named.contains(id) || self.is_out_of_sight(resource);
+            // What is pulled is its subscription's, and buried with it.
+            if is_pulled(&resource.name) && !is_kept {
                 continue;
             }
             if self.tools.registry.endpoint(*id).is_some() || self.by_id.contains_key(id) {
@@ -296,7 +305,7 @@ impl Loader {
             // Whether one that a subscription still names was deleted or never created is not known after a restart:
             // waiting loses nothing, and ends with the messages' age. Of one in a namespace that is not watched (any more)
             // nothing is known at all.
-            let state = if named.contains(id) || self.is_out_of_sight(resource) {
+            let state = if is_kept {
                 EndpointState::Missing
             } else {
                 EndpointState::Deleted { at }
@@ -376,10 +385,21 @@ fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, 
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::future::pending;
+
+    use kube::client::Body;
     use serde_json::json;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::api::policy::Policy;
     use crate::kubernetes::scope::{Part, Scope};
+    use crate::queue::sqlite::{Options, SqliteQueue};
+    use crate::registry::Registry;
+    use crate::watch::Loaded;
+    use crate::watch::load::Tools;
+    use crate::watch::metrics::Metrics;
     use crate::watch::source::Step;
     use crate::watch::world::{Input, World};
 
@@ -408,5 +428,49 @@ mod tests {
             Step::Gone(Box::new(subscription("c", 2))),
         ));
         assert_eq!(names(&world, 2), ["a", "b"], "the next in line is matched");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_can_pull_any_more_grows_old_unless_it_is_buried_with_its_subscription() {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).unwrap();
+        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
+        let tools = Tools {
+            client: kube::Client::new(silent, "sales"),
+            queue: Arc::new(queue),
+            registry: Arc::new(Registry::new(1).0),
+            scope: Scope::of(["sales".to_owned()]),
+            objects: Arc::default(),
+            loaded: watch::channel(Loaded::default()).0,
+            metrics: Metrics::default(),
+        };
+        let mut loader = Loader::new(tools, Arc::new(Policy::default()), watch::channel(None).1);
+        let resource = |uid: &str, name: &str| ResourceKey {
+            namespace_uid: uid.to_owned(),
+            name: name.to_owned(),
+        };
+        let left = [("u1", "remade/pull"), ("u1", "gone/pull"), ("u2", "leads/pull")];
+        let left = left.map(|(uid, name)| resource(uid, name));
+        let ids = loader.tools.queue.intern_endpoints(left.to_vec()).await.unwrap();
+        loader.endpoint_ids.extend(left.into_iter().zip(ids.iter().copied()));
+
+        let space = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "sales", "uid": "u1", "resourceVersion": "9"}});
+        let pushed = json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+            "metadata": {"name": "remade", "namespace": "sales", "generation": 1},
+            "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"]}});
+        let part = || Part::One("sales".into());
+        let space = Step::Put(serde_json::from_value(space).unwrap());
+        loader.world.apply(Input::Namespaces(part(), space));
+        let pushed = Step::Put(serde_json::from_value(pushed).unwrap());
+        loader.world.apply(Input::Subscriptions(part(), pushed));
+        loader.load().await;
+        loader.tell_of_the_gone().await;
+        let grows_old = |id: &EndpointId| {
+            let entry = loader.tools.registry.endpoint(*id);
+            entry.map(|entry| matches!(entry.state, EndpointState::Missing))
+        };
+        let grow_old: Vec<_> = ids.iter().map(grows_old).collect();
+        assert_eq!(grow_old, [Some(true), None, Some(true)]);
     }
 }
