@@ -26,7 +26,7 @@ use super::excerpt::{EXCERPT, Told, conceal};
 use super::metrics::Metrics;
 use super::pool::{Bounds, Key, Pool};
 use super::render::{Own, path, question, render};
-use super::resolver::{LookupError, Resolver, SetupError};
+use super::resolver::{LookupError, MAX_TTL, Resolver, SetupError};
 use super::tls::{Identities, identity};
 use super::tokens::{self, TOKEN_TIME, Token, Tokens};
 use super::turns::Turns;
@@ -57,6 +57,8 @@ pub struct Config {
     pub max_idle: usize,
     /// How long an idle connection is kept.
     pub idle_time: Duration,
+    /// How long after its opening a connection may be used again.
+    pub connection_age: Duration,
 }
 
 impl Default for Config {
@@ -71,6 +73,8 @@ impl Default for Config {
             max_idle: 2_048,
             // Longer than the usual 60 and 75 s of servers would only find closed connections.
             idle_time: Duration::from_secs(90),
+            // As long as an answer of the DNS is believed at most.
+            connection_age: MAX_TTL,
         }
     }
 }
@@ -95,6 +99,7 @@ impl HttpsSender {
             sockets: config.max_sockets,
             idle: config.max_idle,
             idle_time: config.idle_time,
+            age: config.connection_age,
         };
         let pool = Arc::new(Pool::new(bounds));
         let sweeper = tokio::spawn({

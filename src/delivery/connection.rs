@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
@@ -55,6 +56,7 @@ pub(super) struct Connection {
     driver: Option<Driver>,
     observed: Arc<Observed>,
     pub(super) peer: IpAddr,
+    pub(super) opened: Instant,
     /// The rules under which `peer` was passed last.
     pub(super) passed: Arc<EgressRules>,
     _permit: OwnedSemaphorePermit,
@@ -82,6 +84,7 @@ impl Connection {
             driver: Some(Box::new(driver)),
             observed,
             peer,
+            opened: Instant::now(),
             passed,
             _permit: permit,
         })

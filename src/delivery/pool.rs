@@ -30,6 +30,8 @@ pub(super) struct Bounds {
     pub(super) sockets: usize,
     pub(super) idle: usize,
     pub(super) idle_time: Duration,
+    /// From its opening: a connection that is always busy would lead for ever where its name once led.
+    pub(super) age: Duration,
 }
 
 struct Idle {
@@ -57,7 +59,7 @@ impl Pool {
         loop {
             let idle = self.lock().pop(key)?;
             let mut connection = idle.connection;
-            if idle.since.elapsed() >= self.bounds.idle_time {
+            if idle.since.elapsed() >= self.bounds.idle_time || connection.opened.elapsed() >= self.bounds.age {
                 continue;
             }
             if !Arc::ptr_eq(&connection.passed, rules) && *connection.passed != **rules {

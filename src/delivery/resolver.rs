@@ -23,7 +23,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(900);
 /// Names remembered: more than the endpoints of a large installation, about 1 MiB.
 const CACHED_NAMES: u64 = 10_000;
 /// A receiver that moves is followed within five minutes whatever its TTL says.
-const MAX_TTL: Duration = Duration::from_secs(300);
+pub(super) const MAX_TTL: Duration = Duration::from_secs(300);
 /// A name that was just created is found within half a minute.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(30);
 /// Questions in flight to one DNS server; hickory's own 32 turns a burst of new names into errors.

@@ -485,6 +485,19 @@ async fn idle_connections_are_bounded_in_number_and_age() {
         assert_eq!(status(&send(&none, &second.endpoint()).await.outcome), Some(204));
     }
     assert_eq!(second.accepted(), 4, "too old at once");
+    let fresh = with(Config {
+        connection_age: Duration::from_millis(300),
+        ..Config::default()
+    });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        assert_eq!(status(&send(&fresh, &second.endpoint()).await.outcome), Some(204));
+    }
+    let opened = second.accepted() - 4;
+    assert!(
+        (2..=4).contains(&opened),
+        "a busy one ends, too, and is used until then: {opened}"
+    );
     let sockets = with(Config {
         max_sockets: 1,
         ..Config::default()

@@ -18,6 +18,8 @@ use crate::api::conditions::reasons;
 
 /// The longest URL, as the schema has it for `url`.
 const MAX_URL: usize = 2048;
+/// The longest chain or key, in bytes: some certificates of the longest kind.
+const LONGEST_PEM: usize = 64 << 10;
 /// The keys of a Secret of the type kubernetes.io/tls.
 const CERTIFICATE: &str = "tls.crt";
 const PRIVATE_KEY: &str = "tls.key";
@@ -71,8 +73,8 @@ pub(super) fn client_identity(
         key: key.to_owned(),
     };
     let (chain_at, key_at) = (place(CERTIFICATE), place(PRIVATE_KEY));
-    let chain_pem = references.secret_value(namespace, &chain_at)?;
-    let key_pem = references.secret_value(namespace, &key_at)?;
+    let chain_pem = references.secret_bytes(namespace, &chain_at, LONGEST_PEM)?;
+    let key_pem = references.secret_bytes(namespace, &key_at, LONGEST_PEM)?;
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain_pem)
         .collect::<Result<_, _>>()
         .map_err(|_| spoilt(&chain_at, "it is no valid PEM"))?;

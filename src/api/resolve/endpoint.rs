@@ -27,6 +27,8 @@ use crate::api::{WebhookEndpoint, names};
 use crate::expression::{Expression, Role};
 use crate::signing::{KeyError, Scheme, Signer};
 
+/// The longest CA bundle from a Secret, in bytes: as long as a Secret may be.
+const LONGEST_BUNDLE: usize = 1 << 20;
 /// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
 /// with [`OWN_PREFIX`] join them.
 const OWN_HEADERS: &[&str] = &[
@@ -288,7 +290,7 @@ fn header_value(header: &Header, namespace: &str, references: &References) -> Re
 fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) -> Result<CaBundle, Unresolved> {
     let (pem, reason, place) = match (&source.secret_key_ref, &source.config_map_key_ref) {
         (Some(wanted), None) => (
-            references.secret_value(namespace, wanted)?,
+            references.secret_bytes(namespace, wanted, LONGEST_BUNDLE)?,
             reasons::SECRET_INVALID,
             format!("key {} of Secret {}", wanted.key, wanted.name),
         ),

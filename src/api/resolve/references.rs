@@ -130,6 +130,10 @@ fn listed<V>(map: BTreeMap<String, V>) -> LiteMap<String, V> {
     LiteMap::from_sorted_store_unchecked(list)
 }
 
+/// The longest value of a Secret in a request, in bytes. Each is held for as long as it is used, by every resource that
+/// names it, and what receivers answer is searched for all of them.
+const LONGEST_VALUE: usize = 8 << 10;
+
 /// Everything that was read for one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
@@ -154,8 +158,18 @@ impl References {
         self.read.get(reference)
     }
 
-    /// The value of an opened Secret's key, without one trailing newline.
+    /// The value of an opened Secret's key, without one trailing newline: of what goes into requests.
     pub(super) fn secret_value(&self, namespace: &str, wanted: &SecretKeyReference) -> Result<&[u8], Unresolved> {
+        self.secret_bytes(namespace, wanted, LONGEST_VALUE)
+    }
+
+    /// The same of a value that may have up to `longest` bytes.
+    pub(super) fn secret_bytes(
+        &self,
+        namespace: &str,
+        wanted: &SecretKeyReference,
+        longest: usize,
+    ) -> Result<&[u8], Unresolved> {
         let name = &wanted.name;
         let secret = self.object(&Reference::secret(name))?;
         let is_open = secret.labels.get(names::USE_LABEL).map(String::as_str) == Some(names::USE_LABEL_VALUE);
@@ -173,7 +187,15 @@ impl References {
             let key = &wanted.key;
             Unresolved::waiting(reasons::SECRET_KEY_MISSING, format!("Secret {name} has no key {key}"))
         })?;
-        Ok(without_newline(value))
+        let value = without_newline(value);
+        if value.len() > longest {
+            let (key, bytes) = (&wanted.key, value.len());
+            return Err(Unresolved::waiting(
+                reasons::SECRET_INVALID,
+                format!("key {key} of Secret {name}: it has {bytes} bytes, at most {longest} can be used"),
+            ));
+        }
+        Ok(value)
     }
 
     /// The value of a ConfigMap's key.

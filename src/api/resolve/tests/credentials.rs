@@ -45,6 +45,10 @@ fn auth_becomes_a_sensitive_header_and_excludes_one_written_by_hand() {
     for (lookup, reason) in [
         (opened(&[("value", "\n")]), reasons::SECRET_INVALID),
         (opened(&[("value", "two\nlines")]), reasons::SECRET_INVALID),
+        (
+            opened(&[("value", &"a".repeat((8 << 10) + 1))]),
+            reasons::SECRET_INVALID,
+        ),
         (opened(&[]), reasons::SECRET_KEY_MISSING),
         (
             secret("Opaque", false, &[("value", "very-secret")]),
