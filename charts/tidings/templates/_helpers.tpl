@@ -19,9 +19,9 @@
 {{- printf "%s-%s" (include "tidings.fullname" .root) .component }}
 {{- end }}
 
+{{/* Never the namespace's "default", which every pod has that names none. */}}
 {{- define "tidings.serviceAccountName" -}}
-{{- $account := (get .root.Values .component).serviceAccount }}
-{{- default (ternary (include "tidings.componentName" .) "default" $account.create) $account.name }}
+{{- default (include "tidings.componentName" .) (get .root.Values .component).serviceAccount.name }}
 {{- end }}
 
 {{- define "tidings.selectorLabels" -}}

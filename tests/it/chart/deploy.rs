@@ -34,6 +34,12 @@ const FILES: [(&str, &[&str]); 4] = [
         ],
     ),
 ];
+/// What keeps GitOps from deleting a definition, as in `crds/kustomization.yaml`.
+const KEPT: &str = "metadata:
+  annotations:
+    kustomize.toolkit.fluxcd.io/prune: disabled
+    argocd.argoproj.io/sync-options: Prune=false,Delete=false
+";
 const MADE: &str = "# Made of charts/tidings by `make manifests`.\n";
 
 /// What one template renders to, without what only helm wants to know.
@@ -66,7 +72,8 @@ fn deploy_is_made_of_the_chart() {
         .iter()
         .map(|(_, text)| text.strip_prefix(MADE).unwrap())
         .collect::<String>();
-    let install = format!("{MADE}---\n{namespace}---\n{}{made}", crd::yaml());
+    let definitions = crd::yaml().replace("\nmetadata:\n", &format!("\n{KEPT}"));
+    let install = format!("{MADE}---\n{namespace}---\n{definitions}{made}");
     kept(&path("deploy/install.yaml"), &install);
 }
 

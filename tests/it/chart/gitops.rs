@@ -91,6 +91,28 @@ fn every_reference_of_the_definitions_is_known_to_kustomize() {
 }
 
 #[test]
+fn gitops_deletes_neither_the_namespace_of_the_queue_nor_a_definition_with_all_that_teams_declared() {
+    let install = documents(&fs::read_to_string(path("deploy/install.yaml")).unwrap());
+    for (from, objects) in [("deploy", kustomized("deploy")), ("install.yaml", install)] {
+        let precious = ["Namespace", "CustomResourceDefinition"].map(Value::from);
+        let found: Vec<_> = objects
+            .iter()
+            .filter(|object| precious.contains(&object["kind"]))
+            .collect();
+        assert_eq!(found.len(), 1 + crd::crds().len(), "{from}");
+        for object in found {
+            let annotations = &object["metadata"]["annotations"];
+            assert_eq!(
+                annotations["kustomize.toolkit.fluxcd.io/prune"], "disabled",
+                "{from}: {object:.200}"
+            );
+            let options = &annotations["argocd.argoproj.io/sync-options"];
+            assert_eq!(options, "Prune=false,Delete=false", "{from}: {object:.200}");
+        }
+    }
+}
+
+#[test]
 fn flux_finds_what_its_kustomizations_name() {
     let all = documents(&fs::read_to_string(path("deploy/flux/kustomizations.yaml")).unwrap());
     assert_eq!(all.len(), 3);
