@@ -93,7 +93,11 @@ impl StoreMetrics {
         for (name, help, gauge) in [
             ("bytes", "Bytes of the store's own files", &metrics.bytes),
             ("limit_bytes", "Bytes at which producers are refused", &metrics.limit),
-            ("volume_free_bytes", "Free bytes of the volume", &metrics.volume_free),
+            (
+                "volume_free_bytes",
+                "Free bytes of the volume and of the store's file",
+                &metrics.volume_free,
+            ),
             ("pending_messages", "Messages not settled", &metrics.pending),
             ("dead_letters", "Dead letters kept", &metrics.dead),
             (

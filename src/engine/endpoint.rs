@@ -54,7 +54,7 @@ pub(super) struct Subscription {
     /// The same, noted while a page was being read.
     pub touched: Option<UnixMillis>,
     pub view_dirty: bool,
-    /// What is told of it was told since this process began.
+    /// It was posted since it was loaded: a process before may have left it with a status that is over.
     pub posted: bool,
     /// Seen in the store's last count.
     pub counted: bool,

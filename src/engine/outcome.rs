@@ -294,8 +294,11 @@ impl State {
         // Deleted and recreated for another endpoint, it may have messages at the one before.
         for home in self.homes.get(&id).cloned().unwrap_or_default() {
             let known = self.subscription(home, id);
-            // A process before may have left it with a status that is over; and what is deleted is counted no more.
-            known.view_dirty |= !known.posted || entry.deleted.is_some();
+            // What the store has of it could not be told of before it was loaded.
+            known.view_dirty |= known.entry.is_none() && (known.pending, known.dead) != (0, 0);
+            known.posted &= known.entry.is_some();
+            // What is deleted is counted no more.
+            known.view_dirty |= entry.deleted.is_some();
             known.entry = Some(Arc::clone(&entry));
             known.gone = false;
             // What was said of the filter before was said of another one.

@@ -259,18 +259,22 @@ impl State {
         if endpoint.pulled().is_none() {
             board.post_endpoint(id, view(endpoint, standing.delivering, &self.origin, now), urgent);
         }
-        let mut dirty: Vec<SubscriptionId> = Vec::new();
+        let mut dirty: Vec<(SubscriptionId, bool)> = Vec::new();
         for (subscription, known) in &mut endpoint.subscriptions {
-            if std::mem::take(&mut known.view_dirty) {
-                dirty.push(*subscription);
+            let (is_news, was_posted) = (
+                std::mem::take(&mut known.view_dirty),
+                std::mem::replace(&mut known.posted, true),
+            );
+            if is_news || !was_posted {
+                dirty.push((*subscription, is_news));
             }
         }
-        for subscription in dirty {
-            self.post_subscription(board, subscription, now);
+        for (subscription, is_news) in dirty {
+            self.post_subscription(board, subscription, is_news, now);
         }
     }
 
-    fn post_subscription(&mut self, board: &Board, id: SubscriptionId, now: UnixMillis) {
+    fn post_subscription(&mut self, board: &Board, id: SubscriptionId, is_news: bool, now: UnixMillis) {
         let entry = self.registry.subscription(id);
         let home = entry.as_ref().map(|entry| entry.endpoint);
         // A subscription's messages lie at its endpoint, and only after a recreation for another one also elsewhere.
@@ -282,14 +286,15 @@ impl State {
         let Some(known) = endpoint.subscriptions.get_mut(&id) else {
             return;
         };
-        known.posted = true;
         let view = SubscriptionView {
+            is_news,
             pending: known.pending.max(0).unsigned_abs(),
             oldest_pending: oldest.filter(|_| known.pending > 0).map(accepted_at),
             unconsumed,
             dead_lettered: known.dead.max(0).unsigned_abs(),
             last_dead_letter: known.last_dead,
-            filter_failing: entry.and_then(|entry| entry.filter_health.failing()),
+            filter_failing: entry.as_ref().and_then(|entry| entry.filter_health.failing()),
+            is_filter_told: entry.is_some_and(|entry| entry.filter_health.is_told()),
         };
         let first_dead = !known.dead_posted && known.last_dead.is_some();
         known.dead_posted |= first_dead;

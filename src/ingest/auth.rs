@@ -33,9 +33,9 @@ const LONGEST_TOKEN: usize = 8 * 1024;
 const TOKENS: usize = 16;
 /// Questions about access at a time: apart from those, so that strangers leave these to producers.
 const QUESTIONS: usize = 32;
-/// Of them about the producers of one namespace, as many as one batch asks: whoever publishes under ever new types leaves
-/// turns to others. The namespace that is asked for has no share: strangers to it could use it up.
-const QUESTIONS_EACH: usize = super::GRANTS_AT_ONCE;
+/// Of them about the producers of one namespace, two batches' worth: whoever publishes under ever new types leaves turns to
+/// others. The namespace that is asked for has no share: strangers to it could use it up.
+const QUESTIONS_EACH: usize = 2 * super::GRANTS_AT_ONCE;
 
 /// A producer as the API server knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

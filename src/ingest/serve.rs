@@ -35,8 +35,23 @@ use crate::tls::Certificate;
 /// Connections at a time; further ones wait in the listen queue until the one that idles longest has made place. Each holds
 /// a buffer of at most [`HEAD`], and one answer.
 const CONNECTIONS: usize = 4096;
-/// How long a connection may idle when its place is wanted: who has just connected or been answered is about to ask.
-const SPARE: Duration = Duration::from_millis(250);
+/// How long connections may idle when their places are wanted.
+#[derive(Clone, Copy)]
+struct Spare {
+    /// Who has just connected is about to ask.
+    silent: Duration,
+    /// Who was answered may ask every second: of more of those than there are places some wait, and none shakes hands for
+    /// every request.
+    answered: Duration,
+    /// A handshake takes its turn among others.
+    shaking: Duration,
+}
+
+const SPARE: Spare = Spare {
+    silent: Duration::from_millis(250),
+    answered: Duration::from_secs(5),
+    shaking: Duration::from_secs(2),
+};
 /// The most bytes of a request's head: 32 extensions, a token and what proxies add.
 const HEAD: usize = 64 * 1024;
 /// The most header fields of a request.
@@ -62,13 +77,14 @@ pub async fn serve(
         let ingest = answering.clone();
         async move { ingest.answer(request).await }
     };
-    serve_in(CONNECTIONS, listener, certificate, answer, shutdown, closing).await;
+    serve_in(CONNECTIONS, SPARE, listener, certificate, answer, shutdown, closing).await;
     ingest.settled().await;
 }
 
 /// In so many places, with answers of any kind; `closing` is cancelled when no more connections are accepted.
 async fn serve_in<A>(
     places: usize,
+    spare: Spare,
     listener: TcpListener,
     certificate: Option<Arc<Certificate>>,
     answer: impl Fn(Request<Incoming>) -> A + Send + Sync + 'static,
@@ -89,7 +105,7 @@ async fn serve_in<A>(
         connections.spawn(async move {
             let _place = place;
             tokio::select! {
-                () = connection(stream, tls, &*answer, &wanted, shutdown) => {}
+                () = connection(stream, tls, &*answer, (&wanted, spare), shutdown) => {}
                 () = aborted.cancelled() => {}
             }
         });
@@ -150,14 +166,17 @@ async fn place(places: &Arc<Semaphore>, wanted: &Notify) -> Option<OwnedSemaphor
     }
 }
 
+/// Who hears that a place is wanted, and when it gives its own.
+type Wanted<'a> = (&'a Notify, Spare);
+
 /// Ends when the place of who begins to idle now is wanted: they are told in the order in which they began.
-async fn idle(wanted: &Notify) {
-    tokio::time::sleep(SPARE).await;
+async fn idle(wanted: &Notify, spare: Duration) {
+    tokio::time::sleep(spare).await;
     wanted.notified().await;
 }
 
 /// The same for a connection on which `steps` are counted: it idles while their number is even.
-async fn idle_between(steps: &AtomicU64, wanted: &Notify) {
+async fn idle_between(steps: &AtomicU64, (wanted, spare): Wanted<'_>) {
     loop {
         let before = steps.load(Ordering::Relaxed);
         // Nothing wakes this: its own task, which has polled the requests just before, makes the steps.
@@ -168,7 +187,7 @@ async fn idle_between(steps: &AtomicU64, wanted: &Notify) {
         tokio::select! {
             biased;
             () = step => {}
-            () = idle(wanted), if before.is_multiple_of(2) => return,
+            () = idle(wanted, if before == 0 { spare.silent } else { spare.answered }), if before.is_multiple_of(2) => return,
         }
     }
 }
@@ -177,7 +196,7 @@ async fn connection<A>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     answer: &impl Fn(Request<Incoming>) -> A,
-    wanted: &Notify,
+    wanted: Wanted<'_>,
     shutdown: CancellationToken,
 ) where
     A: Future<Output = Response<Full<Bytes>>>,
@@ -190,9 +209,10 @@ async fn connection<A>(
         return requests(stream, answer, wanted, shutdown).await;
     };
     let shaken = tokio::select! {
+        biased;
         shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => shaken,
         () = shutdown.cancelled() => return,
-        () = idle(wanted) => return,
+        () = idle(wanted.0, wanted.1.shaking) => return,
     };
     match shaken {
         Ok(Ok(stream)) => requests(stream, answer, wanted, shutdown).await,
@@ -217,7 +237,7 @@ fn http() -> http1::Builder {
 async fn requests<S, A>(
     stream: S,
     answer: &impl Fn(Request<Incoming>) -> A,
-    wanted: &Notify,
+    wanted: Wanted<'_>,
     shutdown: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -368,7 +388,11 @@ mod tests {
             }
         };
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
-        tokio::spawn(serve_in(FEW, listener, None, answer, shutdown, closing));
+        let spare = Spare {
+            answered: SPARE.silent,
+            ..SPARE
+        };
+        tokio::spawn(serve_in(FEW, spare, listener, None, answer, shutdown, closing));
         (address, told)
     }
 

@@ -49,6 +49,11 @@ impl FilterHealth {
         (self.state.load(Ordering::Acquire) == FAILING).then(why)
     }
 
+    /// Whether this process knows how it fares.
+    pub fn is_told(&self) -> bool {
+        self.state.load(Ordering::Acquire) != UNTOLD
+    }
+
     /// Nobody could be told: the next evaluation is news again.
     pub fn not_told(&self) {
         self.state.store(UNTOLD, Ordering::Release);

@@ -116,6 +116,8 @@ impl Delivering {
 /// A subscription's delivery. By default nothing is to be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscriptionView {
+    /// Something has happened to it. If not, it is for comparing with what a process before may have left.
+    pub is_news: bool,
     pub pending: u64,
     /// Where messages are pulled.
     pub oldest_pending: Option<UnixMillis>,
@@ -123,6 +125,8 @@ pub struct SubscriptionView {
     pub last_dead_letter: Option<(UnixMillis, &'static str)>,
     /// Why the filter fails, while it does.
     pub filter_failing: Option<String>,
+    /// Whether this process knows how the filter fares; what one before it found holds until then.
+    pub is_filter_told: bool,
     /// Where messages are pulled: nobody does.
     pub unconsumed: Option<Unconsumed>,
 }
@@ -172,9 +176,11 @@ impl Board {
     }
 
     /// Posts a subscription's view; `urgent` on its first dead letter.
-    pub fn post_subscription(&self, id: SubscriptionId, view: SubscriptionView, urgent: bool) {
+    pub fn post_subscription(&self, id: SubscriptionId, mut view: SubscriptionView, urgent: bool) {
         let mut posted = self.lock();
-        let urgent = urgent || posted.subscriptions.get(&id).is_some_and(|(_, before)| *before);
+        let before = posted.subscriptions.get(&id);
+        view.is_news |= before.is_some_and(|(view, _)| view.is_news);
+        let urgent = urgent || before.is_some_and(|(_, before)| *before);
         posted.subscriptions.insert(id, (view, urgent));
         drop(posted);
         self.changed.notify_one();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::board::{Delivering, EndpointView, Failure, SubscriptionView, Unconsumed};
 use crate::api::conditions::{DELIVERING, FILTER_FAILING, KEYS_BLOCKED, OF_DISPATCHER, TRUE, UNCONSUMED, reasons};
-use crate::api::status::{EndpointDelivery, RECENT_FAILURES};
+use crate::api::status::{EndpointDelivery, RECENT_FAILURES, SubscriptionDelivery};
 use crate::ids::UnixMillis;
 use crate::kubernetes::events::{Happening, Kind};
 use crate::kubernetes::status::{NewCondition, condition};
@@ -40,6 +40,21 @@ pub fn is_overtaken(shown: &EndpointDelivery, view: &EndpointView, now: UnixMill
 /// Whether all that is shown as pending is settled.
 pub fn shows_settled(shown: Option<i64>, pending: u64) -> bool {
     pending == 0 && shown.is_some_and(|shown| shown > 0)
+}
+
+/// Whether a subscription's delivery says all that there is to say, and there is no condition: seen without building it.
+pub fn is_shown(shown: Option<&SubscriptionDelivery>, view: &SubscriptionView) -> bool {
+    let count = |count: u64| i64::try_from(count).ok();
+    let quiet = view.filter_failing.is_none() && view.unconsumed.is_none() && view.last_dead_letter.is_none();
+    match shown {
+        _ if !quiet || view.oldest_pending.is_some() => false,
+        None => !view.is_news && (view.pending, view.dead_lettered) == (0, 0),
+        Some(shown) => {
+            let counts = (shown.pending, shown.dead_lettered) == (count(view.pending), count(view.dead_lettered));
+            let has_letter = shown.last_dead_letter.is_some();
+            counts && shown.oldest_pending_time.is_none() && has_letter <= (view.dead_lettered > 0)
+        }
+    }
 }
 
 /// Whether the dispatcher owns a condition of this type.
@@ -366,6 +381,8 @@ mod tests {
     #[test]
     fn a_subscription_shows_its_dead_letters_and_a_filter_that_fails() {
         let view = SubscriptionView {
+            is_news: true,
+            is_filter_told: true,
             pending: 0,
             oldest_pending: None,
             dead_lettered: 1,
@@ -380,6 +397,8 @@ mod tests {
         );
         assert_eq!(shown(&view)["conditions"], json!([]));
         let failing = SubscriptionView {
+            is_news: true,
+            is_filter_told: true,
             filter_failing: Some("there is no score".into()),
             ..view.clone()
         };
@@ -394,6 +413,8 @@ mod tests {
     #[test]
     fn a_subscription_that_is_pulled_shows_its_oldest_message_and_that_nobody_consumes() {
         let view = SubscriptionView {
+            is_news: true,
+            is_filter_told: true,
             pending: 7,
             oldest_pending: Some(UnixMillis(1_500)),
             dead_lettered: 0,

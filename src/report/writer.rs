@@ -63,6 +63,8 @@ pub struct Writer {
     /// So many of them are looked through.
     written_bound: usize,
     running: BTreeSet<Id>,
+    /// Of those: another view was posted meanwhile.
+    overtaken: BTreeSet<Id>,
     /// Objects that the controller has not looked at yet, and when they are looked at again.
     unseen: BTreeSet<Id>,
     look_again: Instant,
@@ -132,6 +134,7 @@ impl Writer {
             written: HashMap::new(),
             written_bound: WRITTEN,
             running: BTreeSet::new(),
+            overtaken: BTreeSet::new(),
             unseen: BTreeSet::new(),
             look_again: Instant::now(),
             plan_again: Instant::now(),
@@ -188,17 +191,26 @@ impl Writer {
                 .metrics
                 .fleet
                 .note(id, object.as_deref(), &view, UnixMillis::now());
-            self.views.insert(Id::Endpoint(id), View::Endpoint(Box::new(view)));
-            self.mark(Id::Endpoint(id), urgent);
+            self.take_over(Id::Endpoint(id), View::Endpoint(Box::new(view)), urgent);
             slice.pause().await;
         }
-        for (id, (view, urgent)) in posted.subscriptions {
+        for (id, (mut view, urgent)) in posted.subscriptions {
+            if let Some(View::Subscription(before)) = self.views.get(&Id::Subscription(id)) {
+                view.is_news |= before.is_news;
+            }
             let exists = self.tools.objects.subscription(id).is_some();
             self.tools.metrics.fleet.note_subscription(id, exists, &view);
-            self.views.insert(Id::Subscription(id), View::Subscription(view));
-            self.mark(Id::Subscription(id), urgent);
+            self.take_over(Id::Subscription(id), View::Subscription(view), urgent);
             slice.pause().await;
         }
+    }
+
+    fn take_over(&mut self, id: Id, view: View, urgent: bool) {
+        self.views.insert(id, view);
+        if self.running.contains(&id) {
+            self.overtaken.insert(id);
+        }
+        self.mark(id, urgent);
     }
 
     /// Dirty when what is wanted differs from what the object says.
@@ -318,6 +330,7 @@ impl Writer {
             Err(error) => {
                 // Which one is unknown: none is held back for ever.
                 self.running.clear();
+                self.overtaken.clear();
                 return tracing::error!(%error, "a status write ended unexpectedly");
             }
         };
@@ -334,9 +347,13 @@ impl Writer {
                     dirty.last_write = self.last_write.get(&done.id).copied();
                 }
                 // What was posted meanwhile was compared with what was shown before.
-                self.mark(done.id, false);
+                match self.overtaken.remove(&done.id) {
+                    true => self.mark(done.id, false),
+                    false => self.forget_view(done.id),
+                }
             }
             Err(miss) => {
+                self.overtaken.remove(&done.id);
                 let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));
                 dirty.urgent = [dirty.urgent, done.urgent].into_iter().flatten().min();
                 dirty.tried = Some(Tried::after(done.tried, miss, now));
@@ -390,13 +407,21 @@ fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription
     let shown = status.and_then(|s| s.delivery.as_ref());
     let is_own = |c: &Condition| view::is_own_condition(&c.type_);
     // Before anything is built: after a start all are looked at, and of most there is nothing to tell.
-    if shown.is_none() && *view == SubscriptionView::default() && !conditions.iter().any(is_own) {
+    if !conditions.iter().any(is_own) && view::is_shown(shown, view) {
         return None;
     }
     let mut own = view::subscription(view, conditions, generation, now);
     // The store does not know which was the newest; a process before did.
     if view.last_dead_letter.is_none() && view.dead_lettered > 0 {
         own["delivery"]["lastDeadLetter"] = json!(shown.and_then(|delivery| delivery.last_dead_letter.as_ref()));
+    }
+    let is_kept = |c: &&Condition| {
+        let is_as_found = !view.is_filter_told && c.observed_generation == Some(generation);
+        c.type_ == FILTER_FAILING && is_as_found
+    };
+    let kept = conditions.iter().find(is_kept);
+    if let Some(all) = own["conditions"].as_array_mut() {
+        all.extend(kept.map(|condition| json!(condition)));
     }
     let current = own_part(&subscription.status, &view::OWN_FIELDS, view::is_own_condition);
     if is_unchanged(&current, &own) {
@@ -405,7 +430,7 @@ fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription
     let is_shown = |type_: &str| conditions.iter().any(|c| c.type_ == type_);
     let shown_pending = shown.and_then(|delivery| delivery.pending);
     Some(Change {
-        is_transition: is_shown(FILTER_FAILING) != view.filter_failing.is_some()
+        is_transition: is_shown(FILTER_FAILING) != (view.filter_failing.is_some() || kept.is_some())
             || is_shown(UNCONSUMED) != view.unconsumed.is_some(),
         is_overtaken: view::shows_settled(shown_pending, view.pending),
         ..Change::routine(own)
@@ -627,6 +652,12 @@ mod tests {
         };
         let (nothing, now) = (SubscriptionView::default(), UnixMillis(0));
         assert!(wanted_subscription(&nothing, &subscription(None), now).is_none());
+        let news = SubscriptionView {
+            is_news: true,
+            ..SubscriptionView::default()
+        };
+        let change = wanted_subscription(&news, &subscription(None), now).unwrap();
+        assert_eq!(change.own["delivery"]["pending"], 0, "all that came has been delivered");
         let over = json!({"pending": 3, "deadLettered": 0});
         let change = wanted_subscription(&nothing, &subscription(Some(over)), now).unwrap();
         assert_eq!(change.own["delivery"]["pending"], 0);
@@ -643,6 +674,26 @@ mod tests {
         assert_eq!(more.own["delivery"]["lastDeadLetter"], last);
         let gone = wanted_subscription(&view(0), &dead, now).unwrap();
         assert_eq!(gone.own["delivery"]["lastDeadLetter"], Value::Null);
+
+        let mut failing = subscription(Some(json!({"pending": 0, "deadLettered": 0})));
+        let told = |is_filter_told| SubscriptionView {
+            is_filter_told,
+            ..SubscriptionView::default()
+        };
+        for (generation, is_kept) in [(1, true), (0, false)] {
+            let condition = json!({
+                "type": FILTER_FAILING, "status": "True", "reason": "EvaluationFailed", "message": "there is no score",
+                "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation,
+            });
+            failing.status.as_mut().unwrap().conditions = vec![serde_json::from_value(condition).unwrap()];
+            let before_an_event = wanted_subscription(&told(false), &failing, now);
+            assert_eq!(
+                before_an_event.is_none(),
+                is_kept,
+                "what a process before found of this filter holds"
+            );
+            assert!(wanted_subscription(&told(true), &failing, now).is_some());
+        }
     }
 
     /// What was applied, and the means to answer.

@@ -167,9 +167,43 @@ impl<'a> Team<'a> {
             if holds(&object) {
                 return object;
             }
-            assert!(Instant::now() < deadline, "{kind}/{name} was never {what}: {object:#}");
+            assert!(
+                Instant::now() < deadline,
+                "{kind}/{name} was never {what}: its status is {}\n{}\n{object:#}",
+                object["status"],
+                self.processes()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// What the processes say of themselves: their Leases, and the end of their logs.
+    fn processes(&self) -> String {
+        let leases = self.cluster.kubectl_ok(&[
+            "get",
+            "leases",
+            "-n",
+            "tidings-system",
+            "-o",
+            r#"jsonpath={range .items[*]}{.metadata.name} {.spec.renewTime} {.metadata.annotations}{"\n"}{end}"#,
+        ]);
+        let mut said = leases.unwrap_or_else(|error| format!("{error:#}"));
+        let is_ours = |name: &str| name.starts_with("controller") || name.starts_with("dispatcher");
+        let logs = std::fs::read_dir(self.cluster.logs_dir())
+            .into_iter()
+            .flatten()
+            .flatten();
+        for log in logs.filter(|log| is_ours(&log.file_name().to_string_lossy())) {
+            let text = std::fs::read(log.path()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            said += &format!(
+                "{}:\n{}\n",
+                log.path().display(),
+                lines[lines.len().saturating_sub(15)..].join("\n")
+            );
+        }
+        said
     }
 
     /// Asks something of an endpoint anew: `reconcile`, `rotate`, `revoke-previous` or `enable`.

@@ -7,6 +7,7 @@ use crate::api::resolve::resolve_subscription;
 use crate::engine::endpoint::Access;
 use crate::ids::EventId;
 use crate::queue::{Pending, Verdict};
+use crate::report::board::{Board, SubscriptionView};
 
 const ENDPOINT: EndpointId = EndpointId(1);
 const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
@@ -129,4 +130,32 @@ async fn what_a_subscription_is_made_again_with_for_another_endpoint_does_not_go
         })
         .await;
     assert_eq!(*world.script.shaped.lock().unwrap(), ["after"]);
+}
+
+#[tokio::test]
+async fn a_subscription_is_posted_once_after_a_start_and_once_more_when_it_is_deleted() {
+    let now = UnixMillis::now();
+    let (mut state, board) = (state(), Board::default());
+    load(&mut state, now, |_| {});
+    load_subscription(&mut state, SUBSCRIPTION, ENDPOINT, "crm", now);
+    let entry = |state: &State| subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, resource_key("crm"));
+    let first = entry(&state);
+    state.registry.put_subscription(Arc::new(first)).await;
+    state.post_all(&board, now);
+    let (view, urgent) = board.take().await.subscriptions[&SUBSCRIPTION].clone();
+    assert_eq!(
+        (view, urgent),
+        (SubscriptionView::default(), false),
+        "nothing has happened to it"
+    );
+
+    load_subscription(&mut state, SUBSCRIPTION, ENDPOINT, "crm", now);
+    state.post_all(&board, now);
+    assert!(board.take().await.subscriptions.is_empty());
+
+    let mut deleted = entry(&state);
+    deleted.deleted = Some(now);
+    state.subscription_changed(Arc::new(deleted), now);
+    state.post_all(&board, now);
+    assert!(board.take().await.subscriptions[&SUBSCRIPTION].0.is_news);
 }

@@ -66,7 +66,8 @@ impl Space {
         let free = self.free.load(Ordering::Relaxed);
         // The file never shrinks: what it has room for itself takes nothing from the volume.
         let reusable = self.reusable.load(Ordering::Relaxed);
-        if free.saturating_add(reusable) < self.keep_free {
+        // But what is written passes through the log, which does.
+        if free.saturating_add(reusable) < self.keep_free || free < self.keep_free / 4 {
             return Some(format!(
                 "{free} bytes are free on the volume, {} are kept",
                 self.keep_free
@@ -110,10 +111,11 @@ impl Space {
         self.used.load(Ordering::Relaxed) / 100 >= self.limit / 100 * PRESSURE_PERCENT / 100
     }
 
-    /// Bytes used and free now.
+    /// Bytes used and free now, on the volume and in the file together.
     pub(super) fn now(&self) -> (u64, u64) {
         let free = open::volume(&self.dir).map_or(0, |(free, _)| free);
-        (self.used.load(Ordering::Relaxed), free)
+        let reusable = self.reusable.load(Ordering::Relaxed);
+        (self.used.load(Ordering::Relaxed), free.saturating_add(reusable))
     }
 }
 
@@ -139,5 +141,9 @@ mod tests {
         assert_eq!(space.full(now), None);
         space.free.store(240 * MIB, Ordering::Relaxed);
         assert!(space.full(now).is_some(), "eight of its own are not enough");
+        space.reusable.store(500 * MIB, Ordering::Relaxed);
+        assert_eq!(space.full(now), None);
+        space.free.store(60 * MIB, Ordering::Relaxed);
+        assert!(space.full(now).is_some(), "the log must fit");
     }
 }

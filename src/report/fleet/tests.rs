@@ -217,6 +217,8 @@ fn whose_trouble_it_is_and_what_is_none() {
 fn subscriptions_in_trouble_are_counted() {
     let fleet = Fleet::default();
     let view = |unconsumed, filter_failing| SubscriptionView {
+        is_news: true,
+        is_filter_told: true,
         pending: 1,
         oldest_pending: None,
         dead_lettered: 0,
