@@ -28,6 +28,8 @@ const MAX_SENTENCE: usize = 256;
 const MAX_WORK: u64 = 100_000_000;
 /// Work beyond which others should not wait for it on the same thread: some milliseconds.
 const HEAVY: u64 = 2_000_000;
+/// The most violations that a validator may find for us to be told some: it builds each before we see the first.
+const MAX_FOUND: u64 = 50_000;
 /// Memory of one compiled pattern: a counted repetition of a counted repetition would take gigabytes.
 const MAX_PATTERN: usize = 1024 * 1024;
 
@@ -104,6 +106,11 @@ impl TypeRule {
             compares,
         };
         for (i, example) in spec.examples.iter().enumerate() {
+            if compares.saturating_mul(example.to_string().len() as u64) > MAX_WORK {
+                return Err(invalid(format!(
+                    "example {i} is too large for its schema, which compares up to {compares} things with each part of it"
+                )));
+            }
             if let Some(violation) = rule.violations(example).into_iter().next() {
                 return Err(invalid(format!(
                     "example {i} does not fit the schema: at {}: {}",
@@ -160,6 +167,12 @@ impl TypeRule {
         if self.validator.is_valid(value) {
             return Vec::new();
         }
+        if self.compares.saturating_mul(places(value)) > MAX_FOUND {
+            return vec![Violation {
+                pointer: String::new(),
+                detail: "the data does not fit the schema, and has too many parts to say where".to_owned(),
+            }];
+        }
         self.validator
             .iter_errors(value)
             .take(MAX_VIOLATIONS)
@@ -178,6 +191,15 @@ fn value(data: &Data) -> Result<Value, String> {
         Data::Text(bytes) => Ok(Value::String(String::from_utf8_lossy(bytes).into_owned())),
         Data::None => Err("the event has no data".to_owned()),
         Data::Binary(_) => Err("the data is binary, and the schema describes JSON".to_owned()),
+    }
+}
+
+/// Values in a value, itself included.
+fn places(value: &Value) -> u64 {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(places).sum::<u64>(),
+        Value::Object(members) => 1 + members.values().map(places).sum::<u64>(),
+        _ => 1,
     }
 }
 

@@ -19,6 +19,8 @@ use crate::kubernetes::RequestError;
 
 /// How often the fleet is looked at: Ready follows loading by at most this, and a dead replica is noticed within it.
 const TICK: Duration = Duration::from_millis(250);
+/// How often those that wait for a dispatcher are looked at, whatever it has told, in ticks.
+const LOOK_EVERY: u32 = 40;
 /// How often reads that nobody asks for any more are dropped, in ticks.
 const PRUNE_EVERY: u32 = 240;
 /// The first wait after a failed reconcile; doubles.
@@ -147,6 +149,10 @@ pub async fn tick(context: Arc<Context>) -> anyhow::Result<()> {
     loop {
         interval.tick().await;
         look_at_fleet(&context);
+        if count.is_multiple_of(LOOK_EVERY) {
+            // What keeps them waiting may be this process' own watch.
+            look_at_those_that_wait(&context, Instant::now());
+        }
         if count.is_multiple_of(PRUNE_EVERY) {
             context.references.prune();
         }

@@ -237,3 +237,60 @@ fn a_schema_and_a_document_that_multiply_are_refused_before_they_cost_anything()
     let ordinary = TypeRule::compile(&spec(json!({"items": {"minimum": 1, "enum": [9_000]}}))).unwrap();
     assert_eq!(ordinary.check(&items), Fit::Fits, "a large document alone is fine");
 }
+
+#[test]
+fn data_that_does_not_fit_in_ever_so_many_places_costs_no_memory_for_each() {
+    let required: Vec<String> = (0..50).map(|n| format!("r{n}")).collect();
+    let schema = json!({"items": {"required": required}});
+    let rule = TypeRule::compile(&spec(schema.clone())).unwrap();
+    let start = std::time::Instant::now();
+    let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80_000]))) else {
+        panic!("it fits");
+    };
+    assert_eq!(violations.len(), 1);
+    assert!(violations[0].detail.contains("too many parts"), "{violations:?}");
+    assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+    let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80]))) else {
+        panic!("it fits");
+    };
+    assert_eq!(violations.len(), 8, "where there are few, some are told");
+
+    let mut declared = spec(schema);
+    declared.examples = vec![json!(vec![json!({}); 2_000_000])];
+    let refused = TypeRule::compile(&declared).unwrap_err();
+    assert!(refused.message.contains("example 0 is too large"), "{refused}");
+}
+
+#[test]
+fn what_a_pattern_or_a_name_that_depends_on_others_costs_is_counted() {
+    let text = json_event(json!("a".repeat(250_000)));
+    let dependent: serde_json::Map<String, Value> = (0..2_000).map(|n| (format!("k{n}"), json!(["x"]))).collect();
+    for (name, schema, hostile) in [
+        ("pattern", json!({"pattern": "a[ab]{10000}[c-z]"}), text.clone()),
+        (
+            "names",
+            json!({"items": {"dependentRequired": dependent}}),
+            json_event(json!(vec![json!({}); 80_000])),
+        ),
+    ] {
+        let rule = TypeRule::compile(&spec(schema)).unwrap();
+        let start = std::time::Instant::now();
+        let Fit::Rejected(violations) = rule.check(&hostile) else {
+            panic!("{name}: it was checked");
+        };
+        assert!(
+            violations[0].detail.contains("too large for its schema"),
+            "{name}: {violations:?}"
+        );
+        assert!(start.elapsed().as_millis() < 500, "{name}");
+    }
+    for usual in [
+        "^[A-Z]{2}[0-9]{2}$",
+        r"^\p{L}+$",
+        "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        r"^\S+@\S+$",
+    ] {
+        let rule = TypeRule::compile(&spec(json!({"anyOf": [{"type": "number"}, {"pattern": usual}, {}]}))).unwrap();
+        assert_eq!(rule.check(&text), Fit::Fits, "{usual}");
+    }
+}

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use regex_automata::nfa::thompson::NFA;
 use serde_json::Value;
 
 /// Subschemas evaluated for one place in the data, at the most.
@@ -181,6 +182,31 @@ impl<'a> Ways<'a> {
 }
 
 /// An embedded `$id` would make the pointers below it relative to another root than the one walked here.
+/// What a subschema itself compares a place with.
+fn compares(schema: &Value) -> u64 {
+    let list = |value: &Value| value.as_array().map_or(0, Vec::len) as u64;
+    let listed = |keyword: &str| schema.get(keyword).map_or(0, list);
+    let map = |keyword: &str| schema.get(keyword).and_then(Value::as_object).into_iter().flatten();
+    let dependent = |keyword: &str| map(keyword).map(|(_, names)| 1 + list(names)).sum::<u64>();
+    let patterns = schema.get("pattern").and_then(Value::as_str).into_iter();
+    let patterns = patterns.chain(map("patternProperties").map(|(name, _)| name.as_str()));
+    listed("enum")
+        + listed("required")
+        + dependent("dependentRequired")
+        + dependent("dependencies")
+        + patterns.map(steps).sum::<u64>()
+}
+
+/// What a pattern does with a byte at the worst, when its automaton does not fit the memory it has: each of its states is
+/// looked at then. One that is refused by whoever compiles it costs nothing.
+fn steps(pattern: &str) -> u64 {
+    /// States looked at in the time of one comparison.
+    const STATES: u64 = 4;
+    let config = NFA::config().nfa_size_limit(Some(super::MAX_PATTERN));
+    let nfa = NFA::compiler().configure(config).build(pattern);
+    nfa.map_or(0, |nfa| nfa.states().len() as u64 / STATES)
+}
+
 fn embedded_id(value: &Value, root: bool) -> bool {
     match value {
         Value::Object(members) => {
@@ -218,10 +244,9 @@ impl<'a> Graph<'a> {
         let next = self.nodes.len();
         let number = *self.by_address.entry(std::ptr::from_ref(schema)).or_insert(next);
         if number == next {
-            let listed = |keyword: &str| schema.get(keyword).and_then(Value::as_array).map_or(0, Vec::len);
             self.nodes.push(Node {
                 edges: Vec::new(),
-                compares: 1 + (listed("enum") + listed("required")) as u64,
+                compares: 1 + compares(schema),
             });
         }
         number
