@@ -48,6 +48,16 @@ pub fn client(config: kube::Config) -> anyhow::Result<kube::Client> {
     kube::Client::try_from(config).context("failed to set up the Kubernetes client")
 }
 
+/// One of an API server that answers nothing.
+#[cfg(test)]
+pub fn silent_client() -> kube::Client {
+    use std::convert::Infallible;
+
+    type Never = std::future::Pending<Result<http::Response<kube::client::Body>, Infallible>>;
+    let silent = tower::service_fn(|_: http::Request<kube::client::Body>| -> Never { std::future::pending() });
+    kube::Client::new(silent, "tidings-system")
+}
+
 /// Leaves out who owns which field: nobody here reads it, and it is often half of an object.
 pub fn slim<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;

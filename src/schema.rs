@@ -106,7 +106,7 @@ impl TypeRule {
             compares,
         };
         for (i, example) in spec.examples.iter().enumerate() {
-            if compares.saturating_mul(example.to_string().len() as u64) > MAX_WORK {
+            if rule.work(example.to_string().len()) > MAX_WORK {
                 return Err(invalid(format!(
                     "example {i} is too large for its schema, which compares up to {compares} things with each part of it"
                 )));
@@ -127,7 +127,7 @@ impl TypeRule {
         if self.validation == Validation::Off {
             return Fit::Fits;
         }
-        let checked = match self.work(event) {
+        let checked = match self.work(bytes(event)) {
             ..=MAX_WORK => value(&event.data).map(|value| self.violations(&value)),
             _ => Err(format!(
                 "the data is too large for its schema, which compares up to {} things with each part of it: at most {} bytes \
@@ -151,14 +151,11 @@ impl TypeRule {
 
     /// Whether a check takes milliseconds: then it should not hold up what else its thread has to do.
     pub fn is_heavy(&self, event: &Event) -> bool {
-        self.validation != Validation::Off && self.work(event) > HEAVY
+        self.validation != Validation::Off && self.work(bytes(event)) > HEAVY
     }
 
-    fn work(&self, event: &Event) -> u64 {
-        let bytes = match &event.data {
-            Data::Json(bytes) | Data::Text(bytes) => bytes.len(),
-            Data::None | Data::Binary(_) => 0,
-        };
+    /// Of data of so many bytes.
+    fn work(&self, bytes: usize) -> u64 {
         self.compares.saturating_mul(bytes as u64)
     }
 
@@ -181,6 +178,14 @@ impl TypeRule {
                 detail: cut(err.masked().to_string()),
             })
             .collect()
+    }
+}
+
+/// Bytes that the schema looks at.
+fn bytes(event: &Event) -> usize {
+    match &event.data {
+        Data::Json(bytes) | Data::Text(bytes) => bytes.len(),
+        Data::None | Data::Binary(_) => 0,
     }
 }
 

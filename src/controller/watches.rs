@@ -417,21 +417,17 @@ fn leftovers_after(namespace: &str, namespaces: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::future::pending;
-
-    use kube::client::Body;
     use serde_json::json;
 
     use super::*;
     use crate::controller::{Config, metrics};
+    use crate::kubernetes::silent_client;
     use crate::telemetry::health::Health;
 
     /// With an API server that answers nothing.
     fn context() -> Context {
-        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
         let config = Config {
-            client: kube::Client::new(silent, "tidings-system"),
+            client: silent_client(),
             namespace: "tidings-system".into(),
             identity: "one".into(),
             policy: None,

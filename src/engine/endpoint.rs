@@ -307,6 +307,12 @@ impl Endpoint {
         self.health.breaker.is_open()
     }
 
+    /// Whether what it is probed with is to be read from the store: where any message will do, one that is due later, too.
+    pub fn seeks_probe(&self, now: UnixMillis) -> bool {
+        let any = self.probes_any() && self.next_due().is_some();
+        self.window.is_empty() && self.in_flight == 0 && (any || self.has_due(now))
+    }
+
     /// Whether it has another spec, or other rules, than an attempt began with.
     pub fn is_other_than(&self, began: &ResolvedEndpoint) -> bool {
         self.usable()

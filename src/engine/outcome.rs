@@ -294,8 +294,7 @@ impl State {
         // Deleted and recreated for another endpoint, it may have messages at the one before.
         for home in self.homes.get(&id).cloned().unwrap_or_default() {
             let known = self.subscription(home, id);
-            // What the store has of it could not be told of before it was loaded.
-            known.view_dirty |= known.entry.is_none() && (known.pending, known.dead) != (0, 0);
+            // Nothing could be told of it before it was loaded.
             known.posted &= known.entry.is_some();
             // What is deleted is counted no more.
             known.view_dirty |= entry.deleted.is_some();
@@ -404,11 +403,7 @@ impl State {
 
     /// Endpoints that have something to be read from the store now.
     pub fn due(&self, now: UnixMillis) -> Vec<EndpointId> {
-        // A probe takes what is due later, too.
-        let probes = |endpoint: &Endpoint| {
-            let is_idle = endpoint.window.is_empty() && endpoint.in_flight == 0;
-            is_idle && endpoint.probes_any() && endpoint.next_due().is_some() && endpoint.access(now) == Access::Probe
-        };
+        let probes = |endpoint: &Endpoint| endpoint.access(now) == Access::Probe && endpoint.seeks_probe(now);
         let is_due = |endpoint: &Endpoint| !endpoint.paging && (endpoint.has_due(now) || probes(endpoint));
         let due = self.endpoints.iter().filter(|(_, endpoint)| is_due(endpoint));
         due.map(|(id, _)| *id).collect()

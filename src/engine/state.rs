@@ -323,7 +323,7 @@ impl State {
             Access::Probe => {
                 let next = endpoint.next_due();
                 let any = endpoint.probes_any();
-                page = endpoint.window.is_empty() && endpoint.in_flight == 0 && (due || (any && next.is_some()));
+                page = endpoint.seeks_probe(now);
                 let next = next.filter(|next| *next > now && !any);
                 wake = [next, paced].into_iter().flatten().min();
             }

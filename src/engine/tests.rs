@@ -16,7 +16,7 @@ use crate::api::resolve::{
 };
 use crate::delivery::{AttemptResult, Fault, Grant, Judged, Outcome, Refusal, Request};
 use crate::event::{Data, Event, format};
-use crate::ids::{EndpointId, OrderKey, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::queue::{self, Accepted, NewEvent, ResourceKey};
 use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
@@ -470,6 +470,22 @@ fn resource_key(name: &str) -> ResourceKey {
     ResourceKey {
         namespace_uid: "uid".into(),
         name: name.into(),
+    }
+}
+
+const ENDPOINT: EndpointId = EndpointId(1);
+const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
+
+/// One of [`SUBSCRIPTION`] at [`ENDPOINT`].
+fn message(number: i64, due: UnixMillis) -> queue::Pending {
+    let event = EventId::next(EventId(0), due.0 / 1000);
+    queue::Pending {
+        message: MessageId::new(EventId(event.0 + number), 0),
+        endpoint: ENDPOINT,
+        subscription: SUBSCRIPTION,
+        attempts: 0,
+        due,
+        again: None,
     }
 }
 

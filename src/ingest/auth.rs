@@ -60,7 +60,7 @@ impl Identity {
     }
 
     /// The namespace of a ServiceAccount; of anybody else his own name.
-    fn home(&self) -> &str {
+    pub(super) fn home(&self) -> &str {
         self.service_account()
             .map_or(self.username.as_str(), |(namespace, _)| namespace)
     }

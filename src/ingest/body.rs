@@ -133,8 +133,7 @@ impl Bodies {
     /// The producer's own, and that of all who are at home where he is.
     fn shares(&self, identity: &Identity) -> [Arc<Semaphore>; 2] {
         let producer = identity.username.as_str();
-        let home = identity.service_account().map_or(producer, |(namespace, _)| namespace);
-        [self.producers.get(producer), self.homes.get(home)]
+        [self.producers.get(producer), self.homes.get(identity.home())]
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Writer {
     written_bound: usize,
     running: BTreeSet<Id>,
     /// Of those: another view was posted meanwhile.
-    overtaken: BTreeSet<Id>,
+    posted_meanwhile: BTreeSet<Id>,
     /// Objects that the controller has not looked at yet, and when they are looked at again.
     unseen: BTreeSet<Id>,
     look_again: Instant,
@@ -134,7 +134,7 @@ impl Writer {
             written: HashMap::new(),
             written_bound: WRITTEN,
             running: BTreeSet::new(),
-            overtaken: BTreeSet::new(),
+            posted_meanwhile: BTreeSet::new(),
             unseen: BTreeSet::new(),
             look_again: Instant::now(),
             plan_again: Instant::now(),
@@ -208,7 +208,7 @@ impl Writer {
     fn take_over(&mut self, id: Id, view: View, urgent: bool) {
         self.views.insert(id, view);
         if self.running.contains(&id) {
-            self.overtaken.insert(id);
+            self.posted_meanwhile.insert(id);
         }
         self.mark(id, urgent);
     }
@@ -330,7 +330,7 @@ impl Writer {
             Err(error) => {
                 // Which one is unknown: none is held back for ever.
                 self.running.clear();
-                self.overtaken.clear();
+                self.posted_meanwhile.clear();
                 return tracing::error!(%error, "a status write ended unexpectedly");
             }
         };
@@ -347,13 +347,13 @@ impl Writer {
                     dirty.last_write = self.last_write.get(&done.id).copied();
                 }
                 // What was posted meanwhile was compared with what was shown before.
-                match self.overtaken.remove(&done.id) {
+                match self.posted_meanwhile.remove(&done.id) {
                     true => self.mark(done.id, false),
                     false => self.forget_view(done.id),
                 }
             }
             Err(miss) => {
-                self.overtaken.remove(&done.id);
+                self.posted_meanwhile.remove(&done.id);
                 let dirty = self.dirty.entry(done.id).or_insert_with(|| Dirty::new(now, None));
                 dirty.urgent = [dirty.urgent, done.urgent].into_iter().flatten().min();
                 dirty.tried = Some(Tried::after(done.tried, miss, now));
@@ -427,11 +427,11 @@ fn wanted_subscription(view: &SubscriptionView, subscription: &EventSubscription
     if is_unchanged(&current, &own) {
         return None;
     }
-    let is_shown = |type_: &str| conditions.iter().any(|c| c.type_ == type_);
+    let has = |type_: &str| conditions.iter().any(|c| c.type_ == type_);
     let shown_pending = shown.and_then(|delivery| delivery.pending);
     Some(Change {
-        is_transition: is_shown(FILTER_FAILING) != (view.filter_failing.is_some() || kept.is_some())
-            || is_shown(UNCONSUMED) != view.unconsumed.is_some(),
+        is_transition: has(FILTER_FAILING) != (view.filter_failing.is_some() || kept.is_some())
+            || has(UNCONSUMED) != view.unconsumed.is_some(),
         is_overtaken: view::shows_settled(shown_pending, view.pending),
         ..Change::routine(own)
     })

@@ -117,6 +117,24 @@ impl Loader {
         }
     }
 
+    /// With a store in this directory, and an API server that answers nothing.
+    #[cfg(test)]
+    fn alone(dir: &std::path::Path, scope: crate::kubernetes::scope::Scope) -> Loader {
+        use crate::queue::sqlite::{Options, SqliteQueue};
+
+        let (queue, _) = SqliteQueue::open(dir, Options::default()).unwrap();
+        let tools = Tools {
+            client: crate::kubernetes::silent_client(),
+            queue: Arc::new(queue),
+            registry: Arc::new(crate::registry::Registry::new(1).0),
+            scope,
+            objects: Arc::default(),
+            loaded: tokio::sync::watch::channel(Loaded::default()).0,
+            metrics: Metrics::default(),
+        };
+        Loader::new(tools, Arc::default(), tokio::sync::watch::channel(None).1)
+    }
+
     /// Runs until `shutdown`.
     pub async fn run(
         mut self,

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use litemap::LiteMap;
 
 use super::Unresolved;
+use super::credentials::spoilt;
 use crate::api::common::{ConfigMapKeyReference, SecretKeyReference};
 use crate::api::conditions::reasons;
 use crate::api::names;
@@ -189,11 +190,8 @@ impl References {
         })?;
         let value = without_newline(value);
         if value.len() > longest {
-            let (key, bytes) = (&wanted.key, value.len());
-            return Err(Unresolved::waiting(
-                reasons::SECRET_INVALID,
-                format!("key {key} of Secret {name}: it has {bytes} bytes, at most {longest} can be used"),
-            ));
+            let why = format!("it has {} bytes, at most {longest} can be used", value.len());
+            return Err(spoilt(wanted, &why));
         }
         Ok(value)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, Method};
 
+use super::credentials::spoilt;
 use super::endpoint::header_name;
 use super::{Reference, References, Unresolved};
 use crate::api::EventSubscription;
@@ -103,13 +104,7 @@ pub fn resolve_secrets(
 ) -> Result<RequestSecrets, Unresolved> {
     let value = |(name, from): &(String, SecretKeyReference)| {
         let bytes = references.secret_value(namespace, from)?;
-        let text = std::str::from_utf8(bytes).map_err(|_| {
-            let SecretKeyReference { name, key } = from;
-            Unresolved::waiting(
-                reasons::SECRET_INVALID,
-                format!("key {key} of Secret {name}: it is not text"),
-            )
-        })?;
+        let text = std::str::from_utf8(bytes).map_err(|_| spoilt(from, "it is not text"))?;
         Ok((name.clone(), text.to_owned()))
     };
     let values: Result<_, Unresolved> = request.secrets.iter().map(value).collect();

@@ -5,24 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::api::resolve::resolve_subscription;
 use crate::engine::endpoint::Access;
-use crate::ids::EventId;
-use crate::queue::{Pending, Verdict};
+use crate::queue::Verdict;
 use crate::report::board::{Board, SubscriptionView};
-
-const ENDPOINT: EndpointId = EndpointId(1);
-const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
-
-fn message(number: i64, now: UnixMillis) -> Pending {
-    let event = EventId::next(EventId(0), now.0 / 1000);
-    Pending {
-        message: MessageId::new(EventId(event.0 + number), 0),
-        endpoint: ENDPOINT,
-        subscription: SUBSCRIPTION,
-        attempts: 0,
-        due: now,
-        again: None,
-    }
-}
 
 fn state() -> State {
     let (registry, _changes) = Registry::new(8);

@@ -8,8 +8,6 @@ use crate::engine::state::Job;
 use crate::ids::EventId;
 use crate::queue::{Pending, Settled, Settlement, Verdict};
 
-const ENDPOINT: EndpointId = EndpointId(1);
-const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
 /// Messages of each key.
 const MESSAGES: usize = 50;
 /// How long the receiver takes: with 64 attempts at a time 6,400 messages a second.

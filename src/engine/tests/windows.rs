@@ -2,11 +2,8 @@
 
 use super::*;
 use crate::engine::state::UNRECORDED;
-use crate::ids::EventId;
 use crate::queue::{Backlog, DeadReason, Pending, SentAgain, Settled, Verdict};
 
-const ENDPOINT: EndpointId = EndpointId(1);
-const SUBSCRIPTION: SubscriptionId = SubscriptionId(1);
 const QUIET: SubscriptionId = SubscriptionId(2);
 
 fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
@@ -19,18 +16,6 @@ fn subscribed(state: &mut State, now: UnixMillis) {
 
 fn subscribed_as(id: SubscriptionId, state: &mut State, now: UnixMillis) {
     load_subscription(state, id, ENDPOINT, "crm", now);
-}
-
-fn message(number: i64, due: UnixMillis) -> Pending {
-    let event = EventId::next(EventId(0), due.0 / 1000);
-    Pending {
-        message: MessageId::new(EventId(event.0 + number), 0),
-        endpoint: ENDPOINT,
-        subscription: SUBSCRIPTION,
-        attempts: 0,
-        due,
-        again: None,
-    }
 }
 
 #[test]

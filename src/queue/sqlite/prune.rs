@@ -314,15 +314,21 @@ struct Found {
     are_all: bool,
 }
 
+impl Found {
+    /// Those of at most [`EVENTS`] rows, each once.
+    fn of(rows: impl Iterator<Item = rusqlite::Result<EventId>>) -> rusqlite::Result<Found> {
+        let mut events: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
+        let are_all = events.len() < EVENTS;
+        events.dedup();
+        Ok(Found { events, are_all })
+    }
+}
+
 /// The next events after one that were accepted before `until`.
 fn events(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Found> {
     let mut events = conn.prepare("SELECT id FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?")?;
-    let found = events.query_map(params![after.0, first_of(until).0, EVENTS as i64], |row| {
-        Ok(EventId(row.get(0)?))
-    })?;
-    let events: Vec<_> = found.collect::<rusqlite::Result<_>>()?;
-    let are_all = events.len() < EVENTS;
-    Ok(Found { events, are_all })
+    let between = params![after.0, first_of(until).0, EVENTS as i64];
+    Found::of(events.query_map(between, |row| Ok(EventId(row.get(0)?)))?)
 }
 
 /// The next of them of which a message was delivered.
@@ -330,11 +336,7 @@ fn delivered(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::
     let mut messages = conn.prepare("SELECT id FROM settled WHERE id >= ? AND id < ? ORDER BY id LIMIT ?")?;
     let (from, to) = (EventId(after.0 + 1), first_of(until));
     let between = params![MessageId::new(from, 0).0, MessageId::new(to, 0).0, EVENTS as i64];
-    let found = messages.query_map(between, |row| Ok(MessageId(row.get(0)?).event()))?;
-    let mut events: Vec<_> = found.collect::<rusqlite::Result<_>>()?;
-    let are_all = events.len() < EVENTS;
-    events.dedup();
-    Ok(Found { events, are_all })
+    Found::of(messages.query_map(between, |row| Ok(MessageId(row.get(0)?).event()))?)
 }
 
 /// An event that is accepted in the second of a time, or later.

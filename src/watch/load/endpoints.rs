@@ -301,30 +301,18 @@ impl Loader {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::future::pending;
-    use std::path::Path;
     use std::time::Duration;
 
     use k8s_openapi::api::core::v1::Namespace;
-    use kube::client::Body;
     use kube::core::PartialObjectMeta;
     use serde_json::{Value, json};
-    use tokio::sync::watch;
 
     use super::*;
     use crate::api::EventSubscription;
     use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
-    use crate::api::policy::Policy;
     use crate::api::resolve::{Found, Reference};
     use crate::kubernetes::scope::{Part, Scope};
-    use crate::queue::sqlite::{Options, SqliteQueue};
-    use crate::registry::Registry;
-    use crate::watch::Loaded;
-    use crate::watch::load::Tools;
     use crate::watch::material::Trouble;
-    use crate::watch::metrics::Metrics;
-    use crate::watch::objects::Objects;
     use crate::watch::source::Step;
     use crate::watch::world::Input;
 
@@ -358,22 +346,6 @@ mod tests {
             "headers": [{"name": "x-team", "secretKeyRef": from("header")}],
         }));
         Endpoint::new(Arc::new(object), Instant::now())
-    }
-
-    /// With an API server that answers nothing.
-    fn loader(dir: &Path) -> Loader {
-        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
-        let (queue, _) = SqliteQueue::open(dir, Options::default()).unwrap();
-        let tools = Tools {
-            client: kube::Client::new(silent, "sales"),
-            queue: Arc::new(queue),
-            registry: Arc::new(Registry::new(1).0),
-            scope: Scope::default(),
-            objects: Arc::new(Objects::default()),
-            loaded: watch::channel(Loaded::default()).0,
-            metrics: Metrics::default(),
-        };
-        Loader::new(tools, Arc::new(Policy::default()), watch::channel(None).1)
     }
 
     /// What the registry would be told after these Secrets were read.
@@ -441,7 +413,7 @@ mod tests {
     #[tokio::test]
     async fn in_a_namespace_made_anew_nothing_goes_on_under_the_ids_of_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
-        let mut loader = loader(dir.path());
+        let mut loader = Loader::alone(dir.path(), Scope::default());
         let space = |uid: &str| -> Box<PartialObjectMeta<Namespace>> {
             let metadata = json!({"name": "sales", "uid": uid, "resourceVersion": "9"});
             serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})).unwrap()

@@ -385,21 +385,10 @@ fn that_count<'a>(types: impl Iterator<Item = &'a Declared>) -> HashMap<String, 
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::future::pending;
-
-    use kube::client::Body;
     use serde_json::json;
-    use tokio::sync::watch;
 
     use super::*;
-    use crate::api::policy::Policy;
     use crate::kubernetes::scope::{Part, Scope};
-    use crate::queue::sqlite::{Options, SqliteQueue};
-    use crate::registry::Registry;
-    use crate::watch::Loaded;
-    use crate::watch::load::Tools;
-    use crate::watch::metrics::Metrics;
     use crate::watch::source::Step;
     use crate::watch::world::{Input, World};
 
@@ -433,18 +422,7 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_can_pull_any_more_grows_old_unless_it_is_buried_with_its_subscription() {
         let dir = tempfile::tempdir().unwrap();
-        let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).unwrap();
-        let silent = tower::service_fn(|_: http::Request<Body>| pending::<Result<http::Response<Body>, Infallible>>());
-        let tools = Tools {
-            client: kube::Client::new(silent, "sales"),
-            queue: Arc::new(queue),
-            registry: Arc::new(Registry::new(1).0),
-            scope: Scope::of(["sales".to_owned()]),
-            objects: Arc::default(),
-            loaded: watch::channel(Loaded::default()).0,
-            metrics: Metrics::default(),
-        };
-        let mut loader = Loader::new(tools, Arc::new(Policy::default()), watch::channel(None).1);
+        let mut loader = Loader::alone(dir.path(), Scope::of(["sales".to_owned()]));
         let resource = |uid: &str, name: &str| ResourceKey {
             namespace_uid: uid.to_owned(),
             name: name.to_owned(),
