@@ -85,6 +85,29 @@ fn an_endpoint_that_waits_for_its_rate_is_not_forgotten_where_two_clocks_differ(
     assert_eq!(state.grant(later).len(), 1);
 }
 
+#[test]
+fn a_probe_whose_message_could_not_be_read_is_looked_for_again_though_nothing_is_due_for_an_hour() {
+    let now = UnixMillis::now();
+    let mut state = state();
+    load(&mut state, now, |spec| {
+        spec.breaker.open_after = 1;
+        spec.retry.schedule = vec![Duration::from_secs(3_600)];
+    });
+    load_subscription(&mut state, SUBSCRIPTION, ENDPOINT, "crm", now);
+    hold(&mut state, 1, now);
+    let job = state.grant(now).pop().expect("an attempt");
+    state.complete(&job, answered(503, Duration::ZERO), now, 0.0);
+    let outcomes = std::mem::take(&mut state.outbox);
+    state.recorded(&outcomes, &[queue::Settled::Applied], now);
+    let probe_at = state.endpoints[&ENDPOINT].timer.expect("a probe is to come");
+    assert!(probe_at < now.plus(Duration::from_secs(600)));
+    state.tick_timers(probe_at);
+    let request = state.next_page(probe_at).expect("any message will do");
+    assert!(state.due(probe_at).is_empty(), "a page is being read");
+    state.page_failed(&request);
+    assert_eq!(state.due(probe_at), [ENDPOINT]);
+}
+
 #[tokio::test]
 async fn what_a_subscription_is_made_again_with_for_another_endpoint_does_not_go_to_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
