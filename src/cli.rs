@@ -171,6 +171,7 @@ async fn beside_telemetry(
     process: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     metrics.register_collector(Box::new(ProcessMetrics));
+    metrics.register_collector(Box::new(health.clone()));
     let listener = listen(address)?;
     let stop = CancellationToken::new();
     let server = tokio::spawn(telemetry::serve(listener, Arc::new(metrics), health, stop.clone()));

@@ -17,6 +17,9 @@ use crate::api::policy::Policy;
 /// How often the file is read: a mounted ConfigMap changes within a minute anyway.
 pub const READ_EVERY: Duration = Duration::from_secs(5);
 
+/// Two reads this far apart that agree are of a file that nobody is writing: half of one may well be a policy, a wider one.
+const AGREE_AFTER: Duration = Duration::from_millis(100);
+
 /// Why a process is not ready without a policy. What is wrong with the file is for the log: it may name receivers.
 pub const NO_POLICY: &str = "no valid policy file was read yet: the log says what is wrong with it";
 
@@ -58,7 +61,7 @@ pub async fn first(latest: &mut Latest) -> Option<Arc<Policy>> {
 
 /// Reads the file, and passes on what changed.
 async fn look(path: &Path, invalid: &Gauge, sender: &watch::Sender<Option<Arc<Policy>>>) {
-    let read = tokio::fs::read_to_string(path).await.map_err(|e| e.to_string());
+    let read = settled(path).await.map_err(|e| e.to_string());
     let path = path.display();
     match read.and_then(|text| Policy::parse(&text).map_err(|e| e.to_string())) {
         Ok(read) => {
@@ -84,6 +87,19 @@ async fn look(path: &Path, invalid: &Gauge, sender: &watch::Sender<Option<Arc<Po
                 tracing::error!(%path, error, "the policy file is not usable: {counts}");
             }
         }
+    }
+}
+
+/// The file as two reads in a row found it.
+async fn settled(path: &Path) -> std::io::Result<String> {
+    let mut before = tokio::fs::read_to_string(path).await?;
+    loop {
+        tokio::time::sleep(AGREE_AFTER).await;
+        let text = tokio::fs::read_to_string(path).await?;
+        if text == before {
+            return Ok(text);
+        }
+        before = text;
     }
 }
 
@@ -132,6 +148,32 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         policy.changed().await.unwrap();
         assert_eq!((open(&policy), invalid.get()), (Some(0), 0));
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_being_written_is_not_read_before_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.yaml");
+        std::fs::write(&path, OPEN).unwrap();
+        let shutdown = CancellationToken::new();
+        let (mut policy, task) = follow(Some(&path), Gauge::default(), shutdown.clone());
+        let task = tokio::spawn(task);
+        policy.changed().await.unwrap();
+
+        let more = OPEN.replace("127.0.0.0/8", "127.0.0.0/8, 10.0.0.0/8");
+        // Empty for longer than a look takes to begin, and shorter than it takes to believe what it read.
+        tokio::time::sleep(READ_EVERY - AGREE_AFTER / 2).await;
+        std::fs::write(&path, "").unwrap();
+        tokio::time::sleep(AGREE_AFTER).await;
+        std::fs::write(&path, more).unwrap();
+        policy.changed().await.unwrap();
+        assert_eq!(
+            open(&policy),
+            Some(2),
+            "an empty file is a policy too, and not one that was meant"
+        );
         shutdown.cancel();
         task.await.unwrap();
     }

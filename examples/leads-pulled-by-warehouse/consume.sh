@@ -14,8 +14,13 @@
 set -eu
 url="$TIDINGS_URL/v1/namespaces/$NAMESPACE/subscriptions/$SUBSCRIPTION"
 
+# The token goes in by a file that only we read: arguments can be read by others.
+header=$(mktemp)
+trap 'rm -f "$header"' EXIT
+
 ask() {
-  curl --silent --show-error --fail-with-body --max-time 75 --header "Authorization: Bearer $(cat "$TOKEN_FILE")" "$@"
+  printf 'Authorization: Bearer %s\n' "$(cat "$TOKEN_FILE")" >"$header"
+  curl --silent --show-error --fail-with-body --max-time 75 --header "@$header" "$@"
 }
 
 while :; do

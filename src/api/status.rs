@@ -249,7 +249,8 @@ pub struct SubscriptionStatus {
     /// The generation of the spec that the controller looked at last; -1 before it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready (valid and loaded) and Stalled; and FilterFailing, while the filter has no answer for events.
+    /// Ready (valid and loaded) and Stalled; FilterFailing, while the filter has no answer for events; and Unconsumed, while
+    /// messages that are pulled wait and nobody takes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

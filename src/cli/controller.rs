@@ -22,7 +22,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Args { common, .. } = args;
-    let (mut registry, health, metrics) = (Registry::default(), Health::new(), Metrics::default());
+    let (mut registry, health, metrics) = (Registry::default(), Health::of("controller"), Metrics::default());
     metrics.register(&mut registry);
     let config = Config {
         client: connect().await?,

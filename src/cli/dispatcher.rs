@@ -68,7 +68,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Args { common, .. } = args;
-    let (mut registry, health) = (Registry::default(), Health::new());
+    let (mut registry, health) = (Registry::default(), Health::of("dispatcher"));
     let metrics = Metrics::register(&mut registry);
     let config = Config {
         kubernetes: api_server().await?,

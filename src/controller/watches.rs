@@ -435,7 +435,7 @@ mod tests {
             dispatcher_service_account: "tidings-dispatcher".into(),
             writes_per_second: 50,
             metrics: metrics::Metrics::default(),
-            gate: Health::new().gate("controller", "a test"),
+            gate: Health::of("controller").gate("controller", "a test"),
         };
         Context::new(Arc::new(config), Arc::default())
     }

@@ -95,8 +95,9 @@ pub async fn worker(context: Arc<Context>, stop: CancellationToken) {
                     None => RETRY_LONGEST,
                 };
                 let wait = context.failures.note(&key, longest);
-                if matches!(error, Error::Request { .. }) {
-                    tracing::warn!(?key, %error, "failed to reconcile");
+                match error {
+                    Error::Request { .. } => tracing::warn!(?key, %error, "failed to reconcile"),
+                    _ => tracing::debug!(?key, %error, "to be reconciled anew"),
                 }
                 context.queue.add(key.clone(), Instant::now() + wait);
             }

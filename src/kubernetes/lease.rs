@@ -185,7 +185,7 @@ async fn keep(claim: Claim, mut lease: Lease, started: Instant, lost: Cancellati
             }
         }
     }
-    if let Err(error) = claim.vacate(&lease).await {
+    if let Err(error) = claim.vacate(lease).await {
         tracing::warn!(lease = claim.name, %error, "failed to vacate the Lease");
     }
 }
@@ -224,7 +224,7 @@ pub async fn heartbeat(
         }
     }
     if let Some(lease) = lease
-        && let Err(error) = claim.vacate(&lease).await
+        && let Err(error) = claim.vacate(lease).await
     {
         tracing::warn!(lease = claim.name, %error, "failed to vacate the Lease");
     }
@@ -260,14 +260,25 @@ impl Claim {
         }
     }
 
-    async fn vacate(&self, known: &Lease) -> Result<(), RequestError> {
-        let mut lease = known.clone();
+    /// Gives the Lease up, unless it is another's by now or gone.
+    async fn vacate(&self, known: Lease) -> Result<(), RequestError> {
+        let given_up = self.give_up(known).await;
+        if !given_up.as_ref().is_err_and(RequestError::is_conflict) {
+            return given_up;
+        }
+        // A renewal that nobody waited for any more may have been carried out.
+        match within(self.api.get_opt(&self.name)).await? {
+            Some(current) if self.holds(&current) => self.give_up(current).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn give_up(&self, mut lease: Lease) -> Result<(), RequestError> {
         if let Some(spec) = lease.spec.as_mut() {
             spec.holder_identity = None;
         }
         match within(self.api.replace(&self.name, &PostParams::default(), &lease)).await {
-            // Somebody wrote meanwhile: it is theirs, or it runs out.
-            Err(error) if error.is_conflict() || error.code() == Some(404) => Ok(()),
+            Err(error) if error.code() == Some(404) => Ok(()),
             other => other.map(|_| ()),
         }
     }
@@ -334,6 +345,9 @@ pub fn shown<'a>(versions: impl Iterator<Item = (&'a Part, u64)>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::BodyExt as _;
     use kube::Client;
     use kube::client::Body;
 
@@ -402,6 +416,57 @@ mod tests {
         assert!(lost.is_cancelled());
         let took = started.elapsed();
         assert!(took < GIVE_UP_AFTER + RETRY_AFTER, "{took:?}");
+    }
+
+    /// A claim of `a` at an API server that has one Lease, and that Lease.
+    fn claim_of(stored: Lease) -> (Claim, Arc<Mutex<Lease>>) {
+        let stored = Arc::new(Mutex::new(stored));
+        let server = Arc::clone(&stored);
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let stored = Arc::clone(&server);
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let mut stored = stored.lock().unwrap();
+                if !body.is_empty() {
+                    let put: Lease = serde_json::from_slice(&body).unwrap();
+                    if put.metadata.resource_version != stored.metadata.resource_version {
+                        let conflict = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Conflict","message":"changed","code":409}"#;
+                        let response = http::Response::builder().status(409);
+                        return Ok::<_, std::convert::Infallible>(
+                            response.body(Body::from(conflict.as_bytes().to_vec())).unwrap(),
+                        );
+                    }
+                    *stored = put;
+                    stored.metadata.resource_version = Some("9".into());
+                }
+                let found = serde_json::to_vec(&*stored).unwrap();
+                Ok(http::Response::new(Body::from(found)))
+            }
+        });
+        let client = Client::new(service, "tidings-system");
+        let claim = Claim {
+            api: Api::namespaced(client, "tidings-system"),
+            name: "l".into(),
+            identity: "a".into(),
+            labels: BTreeMap::new(),
+        };
+        (claim, stored)
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_a_dropped_renewal_changed_is_vacated_all_the_same_and_one_of_another_is_not() {
+        let at = |holder: &str, version: &str| {
+            let mut lease = lease(Some(holder), 0);
+            lease.metadata.resource_version = Some(version.into());
+            lease
+        };
+        for (holder, left) in [("a", None), ("b", Some("b"))] {
+            let (claim, stored) = claim_of(at(holder, "2"));
+            claim.vacate(at("a", "1")).await.unwrap();
+            let stored = stored.lock().unwrap();
+            let kept = stored.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+            assert_eq!(kept, left);
+        }
     }
 
     #[test]

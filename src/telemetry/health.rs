@@ -5,9 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+
 /// The gates of one process. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Health {
+    process: &'static str,
     closed: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
@@ -19,9 +24,12 @@ pub struct Gate {
 }
 
 impl Health {
-    /// No gates yet: ready.
-    pub fn new() -> Health {
-        Health::default()
+    /// Of this process. No gates yet: ready.
+    pub fn of(process: &'static str) -> Health {
+        Health {
+            process,
+            closed: Arc::default(),
+        }
     }
 
     /// Adds a closed gate; `waiting_for` is shown until it opens.
@@ -48,6 +56,15 @@ impl Health {
     }
 }
 
+impl Collector for Health {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let ready = ConstGauge::new(i64::from(self.ready().is_ok()));
+        let help = "1 while the process is ready, as /readyz says";
+        let mut each = encoder.encode_descriptor("tidings_ready", help, None, ready.metric_type())?;
+        ready.encode(each.encode_family(&[("process", self.process)])?)
+    }
+}
+
 impl Gate {
     /// Lets readiness pass.
     pub fn open(&self) {
@@ -66,7 +83,7 @@ mod tests {
 
     #[test]
     fn ready_needs_every_gate_and_names_those_that_are_closed() {
-        let health = Health::new();
+        let health = Health::of("dispatcher");
         assert_eq!(health.ready(), Ok(()));
         let store = health.gate("store", "opening");
         let watches = health.gate("watches", "listing");

@@ -75,7 +75,7 @@ mod tests {
     async fn readyz_says_why_not_until_the_gate_opens_while_livez_is_fine() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let health = Health::new();
+        let health = Health::of("dispatcher");
         let gate = health.gate("watches", "listing WebhookEndpoints");
         let mut metrics = Registry::default();
         metrics.register_collector(Box::new(Process));

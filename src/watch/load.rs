@@ -45,6 +45,9 @@ const STEPS_AT_ONCE: usize = 1024;
 const LOOKED_AT: usize = 1024;
 /// How long the first readiness waits for the Secrets of all endpoints; those still missing are loaded as they come.
 const FIRST_READS: Duration = Duration::from_secs(2);
+/// How long an endpoint waits to see its Service as the controller saw it, and holds back what is seen after it: two watches
+/// of one API server are this far apart only when one of them does not work.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 /// The pause after the store failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -255,6 +258,8 @@ impl Loader {
             }
         };
         self.load_endpoints().await;
+        // Those of an endpoint need not wait until the filters of thousands of subscriptions are compiled.
+        self.tell();
         self.load_subscriptions().await;
         self.load_types();
         self.build_views();
@@ -382,8 +387,8 @@ impl Loader {
         [timer, first, self.store_retry].into_iter().flatten().min()
     }
 
-    /// Tells how far it is: the versions for the Lease, and once, that everything is loaded.
-    async fn announce(&mut self) {
+    /// Tells how far it is: the versions for the Lease.
+    fn tell(&self) {
         let loaded = Loaded {
             namespaces: self.world.namespaces.done(),
             endpoints: self.world.endpoints.versions.done(),
@@ -396,6 +401,11 @@ impl Loader {
             *before = loaded;
             is_new
         });
+    }
+
+    /// Tells how far it is, and once, that everything is loaded.
+    async fn announce(&mut self) {
+        self.tell();
         self.tools
             .metrics
             .show(self.endpoints.len(), self.subscriptions.len(), self.types.len());
@@ -407,7 +417,8 @@ impl Loader {
         let all_read = self
             .endpoints
             .values()
-            .all(|endpoint| endpoint.holding.material.is_read());
+            .all(|endpoint| endpoint.holding.material.is_read())
+            && self.world.services.is_listed();
         let is_loaded = self.store_retry.is_none() && self.world.subscriptions.dirty.is_empty();
         if is_loaded && (all_read || now >= listed_at + FIRST_READS) {
             self.tell_of_the_gone().await;

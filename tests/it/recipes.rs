@@ -52,8 +52,8 @@ const RECIPES: [Recipe; 9] = [
         endpoint: "slack",
         product: slack,
         trouble: Some((500, "rollup_error")),
-        refused: Refused::InWords(403, "action_prohibited"),
-        statuses: &[500, 200, 200, 403],
+        refused: Refused::InWords(400, "invalid_payload"),
+        statuses: &[500, 200, 200, 400],
     },
     Recipe {
         folder: "slack-api",
@@ -68,14 +68,14 @@ const RECIPES: [Recipe; 9] = [
         endpoint: "teams",
         product: teams,
         trouble: Some((
-            200,
-            "Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error 429",
+            429,
+            r#"{"error":{"code":"WorkflowTriggerRequestThrottled","message":"..."}}"#,
         )),
         refused: Refused::InWords(
             400,
             r#"{"error":{"code":"TriggerInputSchemaMismatch","message":"..."}}"#,
         ),
-        statuses: &[200, 202, 202, 400],
+        statuses: &[429, 202, 202, 400],
     },
     Recipe {
         folder: "pagerduty",
@@ -94,7 +94,7 @@ const RECIPES: [Recipe; 9] = [
             |event| event["data"]["lead"]["email"] = json!("nobody"),
             "VALIDATION_ERROR",
         ),
-        statuses: &[429, 201, 409, 400],
+        statuses: &[429, 200, 200, 400],
     },
     Recipe {
         folder: "salesforce",
@@ -195,10 +195,11 @@ fn teams(_: &mut Known, seen: &Seen) -> Answer {
         && is_text(&card["version"], 8)
         && !elements.is_empty()
         && elements.iter().all(|element| match element["type"].as_str() {
-            Some("TextBlock") => is_text(&element["text"], 28_000),
-            Some("FactSet") => {
-                let mut facts = element["facts"].as_array().into_iter().flatten();
-                facts.all(|fact| is_text(&fact["title"], 100) && is_text(&fact["value"], 1_000))
+            // It takes Markdown, so nothing that a customer said may be in it.
+            Some("TextBlock") => element["text"] == "Somebody waits for a person",
+            Some("RichTextBlock") => {
+                let mut runs = element["inlines"].as_array().into_iter().flatten();
+                runs.all(|run| run["type"] == "TextRun" && is_text(&run["text"], 28_000))
             }
             _ => false,
         });
@@ -240,27 +241,26 @@ fn pagerduty(_: &mut Known, seen: &Seen) -> Answer {
     (400, said.to_string())
 }
 
-fn hubspot(known: &mut Known, seen: &Seen) -> Answer {
+fn hubspot(_: &mut Known, seen: &Seen) -> Answer {
     let refused = |status, category: &str| (status, json!({"status": "error", "category": category}).to_string());
-    if header(seen, "authorization") != "Bearer your-private-app-token" {
+    if header(seen, "authorization") != "Bearer your-service-key" {
         return refused(401, "INVALID_AUTHENTICATION");
     }
-    let body = body(seen, "POST /crm/v3/objects/contacts");
-    let Some(properties) = body["properties"].as_object() else {
+    let body = body(seen, "POST /crm/objects/2026-03/contacts/batch/upsert");
+    let input = &body["inputs"][0];
+    let Some(properties) = input["properties"].as_object() else {
         return refused(400, "VALIDATION_ERROR");
     };
     let email = properties["email"].as_str().unwrap_or_default();
-    let names = ["email", "lastname", "phone", "company", "lifecyclestage"];
+    let names = ["email", "lastname", "phone", "company"];
     let are_known = properties
         .iter()
-        .all(|(name, value)| names.contains(&&**name) && value.is_string());
-    if !are_known || !email.contains('@') || properties["lifecyclestage"] != "lead" {
+        .all(|(name, value)| names.contains(&&**name) && is_text(value, 1_000));
+    if !are_known || !email.contains('@') || input["idProperty"] != "email" || input["id"] != email {
         return refused(400, "VALIDATION_ERROR");
     }
-    match known.insert(email.to_owned()) {
-        true => (201, json!({"id": "512", "properties": properties}).to_string()),
-        false => refused(409, "CONFLICT"),
-    }
+    let contact = json!({"id": "512", "properties": properties});
+    (200, json!({"status": "COMPLETE", "results": [contact]}).to_string())
 }
 
 fn salesforce(known: &mut Known, seen: &Seen) -> Answer {
@@ -268,13 +268,13 @@ fn salesforce(known: &mut Known, seen: &Seen) -> Answer {
     if header(seen, "authorization") != "Bearer 00D-session" {
         return refused(401, "INVALID_SESSION_ID");
     }
-    let body = body(
-        seen,
-        "PATCH /services/data/v62.0/sobjects/Lead/Conversation__c/c-2041%2F1",
-    );
+    let body = body(seen, "PATCH /services/data/v62.0/sobjects/Lead/Conversation__c/c-2041");
     let Some(fields) = body.as_object() else {
         return refused(404, "NOT_FOUND");
     };
+    if header(seen, "sforce-duplicate-rule-header") != "allowSave=true" {
+        return refused(400, "DUPLICATES_DETECTED");
+    }
     let limits = [
         ("LastName", 80),
         ("Company", 255),

@@ -346,6 +346,25 @@ async fn ed25519() -> Vec<Case> {
             answer: if verifies { "yes" } else { "no" }.into(),
         });
     }
+    // What anybody may send.
+    for (timestamp, signature) in [
+        ("soon", ED25519_SIGNATURE),
+        ("", ED25519_SIGNATURE),
+        ("1614265330", "v1a"),
+        ("1614265330", "v1a,a"),
+        ("1614265330", "v1a,%"),
+        ("1614265330", ""),
+    ] {
+        cases.push(Case {
+            does: "ed25519@1614265330".into(),
+            key: public_key(ED25519_SECRET).unwrap(),
+            id: id.into(),
+            timestamp: timestamp.into(),
+            signature: signature.into(),
+            body: body.into(),
+            answer: "no".into(),
+        });
+    }
     cases
 }
 

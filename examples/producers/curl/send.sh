@@ -8,6 +8,7 @@
 #   TOKEN_FILE      the ServiceAccount's token, read anew each time: the kubelet renews it
 #   GIVE_UP_AFTER   seconds, 300 unless set
 #
+# In type, source and id, percent-encode spaces, %, " and what is not ASCII: they go into headers.
 # Ends with 0 (accepted: durable), 1 (refused: sent again it would be refused again) or 75 (given up for now).
 set -eu
 type=$1 source=$2 id=$3

@@ -13,6 +13,7 @@ import ssl
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +21,8 @@ SINK = os.environ["K_SINK"]
 TOKEN_FILE = Path(os.environ.get("TOKEN_FILE", "/oidc/token"))
 GIVE_UP_AFTER = float(os.environ.get("GIVE_UP_AFTER", "300"))
 EXTENSIONS = json.loads(os.environ.get("K_CE_OVERRIDES") or "{}").get("extensions", {})
+# What stands for itself in a header (CloudEvents 1.0.2, HTTP binding, 3.1.3.2).
+PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 # Without K_CA_CERTS the system's roots are trusted.
 TLS = ssl.create_default_context(cadata=os.environ.get("K_CA_CERTS") or None)
 
@@ -61,5 +64,5 @@ def send(headers: dict[str, str], data: bytes) -> None:
 if __name__ == "__main__":
     event_type, source, event_id = sys.argv[1:]
     attributes = {"specversion": "1.0", "type": event_type, "source": source, "id": event_id}
-    headers = {f"ce-{name}": value for name, value in (attributes | EXTENSIONS).items()}
+    headers = {f"ce-{name}": urllib.parse.quote(value, PRINTABLE) for name, value in (attributes | EXTENSIONS).items()}
     send(headers | {"content-type": "application/json"}, sys.stdin.buffer.read())

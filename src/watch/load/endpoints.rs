@@ -10,7 +10,7 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::holding::Holding;
-use super::{Loader, Who};
+use super::{Loader, SERVICE_PATIENCE, Who};
 use crate::api::WebhookEndpoint;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::NamespaceRules;
@@ -39,6 +39,17 @@ pub struct Endpoint {
     told: Option<Told>,
     /// Held back for what it refers to, until its patience ends.
     patient: bool,
+    service: Awaited,
+}
+
+/// Whether it is held back for its Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Awaited {
+    #[default]
+    No,
+    Until(Instant),
+    /// Waited for in vain.
+    NoLonger,
 }
 
 /// Enough of what was told to see that there is no news: a status write must not reach the engine as a change.
@@ -63,6 +74,7 @@ impl Endpoint {
             fifo: None,
             told: None,
             patient: false,
+            service: Awaited::No,
         };
         endpoint.observe(object, true, now);
         endpoint
@@ -91,8 +103,26 @@ impl Endpoint {
     }
 
     /// Whether the Service that it names may be older here than what the controller calls Ready. What is in use already
-    /// waits for nobody.
-    fn awaits_its_service(&self, services: &Services) -> bool {
+    /// waits for nobody, and nobody waits for ever.
+    fn awaits_its_service(&mut self, services: &Services, now: Instant) -> bool {
+        let is_ahead = self.is_ahead_of_its_service(services);
+        self.service = match self.service {
+            _ if !is_ahead => Awaited::No,
+            Awaited::No => Awaited::Until(now + SERVICE_PATIENCE),
+            Awaited::Until(end) if end <= now => {
+                let name = self.object.name_any();
+                tracing::warn!(
+                    name,
+                    "its Service is older here than the controller saw it: does the watch of Services fail?"
+                );
+                Awaited::NoLonger
+            }
+            before => before,
+        };
+        matches!(self.service, Awaited::Until(_))
+    }
+
+    fn is_ahead_of_its_service(&self, services: &Services) -> bool {
         let Some(reference) = &self.object.spec.service_ref else {
             return false;
         };
@@ -117,7 +147,14 @@ impl Endpoint {
     pub fn next_timer(&self) -> Option<Instant> {
         let waits = self.patient && self.holding.material.is_read();
         let patience = waits.then(|| self.holding.material.settles_at());
-        [self.holding.material.due(), patience].into_iter().flatten().min()
+        let service = match self.service {
+            Awaited::Until(end) => Some(end),
+            Awaited::No | Awaited::NoLonger => None,
+        };
+        [self.holding.material.due(), patience, service]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Resolves it, or says how it cannot be used.
@@ -268,7 +305,7 @@ impl Loader {
             self.world.endpoints.loaded(key);
             return;
         }
-        if endpoint.awaits_its_service(&self.world.services) {
+        if endpoint.awaits_its_service(&self.world.services, Instant::now()) {
             // The watch of Services brings it, and has the endpoint loaded anew.
             self.world.endpoints.known(key);
             return;
@@ -305,6 +342,7 @@ mod tests {
 
     use k8s_openapi::api::core::v1::Namespace;
     use kube::core::PartialObjectMeta;
+    use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
 
     use super::*;
@@ -389,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_has_a_timer_and_waiting_for_a_service_has_none() {
+    fn patience_has_a_timer_and_so_has_waiting_for_a_service() {
         let mut endpoint = endpoint();
         endpoint.id = Some(EndpointId(1));
         let now = Instant::now();
@@ -406,8 +444,22 @@ mod tests {
         let spec = json!({"serviceRef": {"name": "receiver", "port": 80}, "signing": {"scheme": "None"}});
         let mut endpoint = Endpoint::new(Arc::new(object(spec)), now);
         endpoint.id = Some(EndpointId(2));
-        assert!(!endpoint.has_patience(now) && endpoint.awaits_its_service(&Services::of(&Scope::default())));
-        assert_eq!(endpoint.next_timer(), None, "the watch of Services wakes it");
+        let mut services = Services::of(&Scope::default());
+        assert!(!endpoint.has_patience(now) && endpoint.awaits_its_service(&services, now));
+        let end = now + SERVICE_PATIENCE;
+        assert_eq!(endpoint.next_timer(), Some(end));
+        assert!(endpoint.awaits_its_service(&services, end - Duration::from_millis(1)));
+        for later in [end, end + SERVICE_PATIENCE] {
+            assert!(
+                !endpoint.awaits_its_service(&services, later),
+                "it holds back no others for ever"
+            );
+            assert_eq!(endpoint.next_timer(), None);
+        }
+        services.apply(&Part::All, Event::Init);
+        services.apply(&Part::All, Event::InitDone);
+        assert!(!endpoint.awaits_its_service(&services, end));
+        assert_eq!(endpoint.service, Awaited::No, "of the next change it is patient again");
     }
 
     #[tokio::test]

@@ -101,6 +101,16 @@ fn the_rule_has_the_alerts_as_they_are_tested() {
         .map(|g| g["rules"].as_array().unwrap().len())
         .sum();
     assert_eq!(rules.len(), all - 2, "two are disabled");
+    let schema: Value =
+        serde_json::from_str(&fs::read_to_string(path("charts/tidings/values.schema.json")).unwrap()).unwrap();
+    let known = schema.pointer("/properties/metrics/properties/prometheusRule/properties/disabled/items/enum");
+    let named = file["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|g| g["rules"].as_array().unwrap());
+    let named: Vec<Value> = named.map(|rule| rule["alert"].clone()).collect();
+    assert_eq!(known, Some(&json!(named)), "a name that is misspelt is refused");
     for rule in rules {
         let name = rule["alert"].as_str().unwrap();
         assert!(!["TidingsFilterFails", "TidingsDispatcherAbsent"].contains(&name));
