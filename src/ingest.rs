@@ -54,7 +54,7 @@ mod whole;
 
 pub use serve::serve;
 
-use crate::schema::{self, Fit};
+use crate::schema::{self, Fit, HEAVY, TypeRule};
 use accept::Acceptance;
 use answer::Told;
 use auth::{Auth, Identity, Rule};
@@ -71,6 +71,12 @@ use whole::Whole;
 
 /// Questions to the API server about one batch at a time.
 const GRANTS_AT_ONCE: usize = 8;
+/// Requests at a time whose events take long to be checked: each has its events' values in memory, and a core.
+const CHECKS: usize = 4;
+/// Of them one namespace's.
+const CHECKS_EACH: usize = 1;
+/// Work of checking one request's events, as [`schema::TypeRule::work`] counts it: a second or two.
+const CHECK_WORK: u64 = 400_000_000;
 
 /// Everything a request needs.
 pub struct Ingest {
@@ -86,6 +92,8 @@ pub struct Ingest {
     answers: Answers,
     /// Looks at messages under way.
     looks: Places,
+    /// Heavy checks under way.
+    checks: Places,
     polls: pull::Polls,
     consumed: Consumed,
     /// Who waits for messages waits no longer.
@@ -120,7 +128,8 @@ impl Ingest {
             pace: Pace::default(),
             bodies: Bodies::default(),
             answers: Answers::default(),
-            looks: Places::of(messages::LOOKS, messages::LOOKS_EACH),
+            looks: Places::of(messages::LOOKS, messages::LOOKS_EACH, Problem::too_many_reads),
+            checks: Places::of(CHECKS, CHECKS_EACH, Problem::too_many_checks),
             polls: pull::Polls::default(),
             consumed,
             closing: CancellationToken::new(),
@@ -238,7 +247,7 @@ impl Ingest {
         }
         self.pace(&view, &events, now)?;
         let view = self.declared(namespace, view, &events).await?;
-        let fits = check(&view, &events)?;
+        let fits = self.check(&view, &events).await?;
         // Before anything is stored: what is stored is answered for.
         let answer_room = self
             .answers
@@ -323,6 +332,20 @@ impl Ingest {
         })
     }
 
+    /// Declared types: the warnings of each event, or a refusal of all of them.
+    async fn check(&self, view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violation>>, Problem> {
+        let work = |event: &Event| rule_of(view, event).map_or(0, |rule| rule.work(event));
+        let work: u64 = events.as_slice().iter().map(work).sum();
+        if work > CHECK_WORK {
+            return Err(Problem::too_much_to_check());
+        }
+        if work <= HEAVY {
+            return check(view, events);
+        }
+        let _place = self.checks.take(&view.uid).await?;
+        beside_the_worker(|| check(view, events))
+    }
+
     /// Where the policy takes declared types only: the view that has all of them, or a refusal of the whole request.
     async fn declared(
         &self,
@@ -355,19 +378,15 @@ impl Ingest {
     }
 }
 
-/// Declared types: the warnings of each event, or a refusal of all of them.
+/// The rule of an event's type, where it is declared.
+fn rule_of<'a>(view: &'a NamespaceView, event: &Event) -> Option<&'a TypeRule> {
+    view.types.get(&event.r#type)?.as_deref()
+}
+
 fn check(view: &NamespaceView, events: &Events) -> Result<Vec<Vec<schema::Violation>>, Problem> {
     let mut warnings = Vec::new();
     for (i, event) in events.as_slice().iter().enumerate() {
-        let fit = view
-            .types
-            .get(&event.r#type)
-            .and_then(Option::as_ref)
-            .map_or(Fit::Fits, |rule| match rule.is_heavy(event) {
-                true => beside_the_worker(|| rule.check(event)),
-                false => rule.check(event),
-            });
-        match fit {
+        match rule_of(view, event).map_or(Fit::Fits, |rule| rule.check(event)) {
             Fit::Fits => warnings.push(Vec::new()),
             Fit::Warned(violations) => warnings.push(violations),
             Fit::Rejected(violations) => {

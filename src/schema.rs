@@ -15,6 +15,8 @@ use crate::event::{Data, Event};
 
 mod work;
 
+use work::Bound;
+
 /// The largest schema as compact JSON: etcd's objects are at most 1.5 MiB, and real schemas a few KiB.
 pub const MAX_SCHEMA: usize = 64 * 1024;
 /// The deepest nesting of a schema: the compiler recurses.
@@ -27,19 +29,22 @@ const MAX_SENTENCE: usize = 256;
 /// most linear in the bytes at its place, so that this is some tenths of a second for whatever the two are made of.
 const MAX_WORK: u64 = 100_000_000;
 /// Work beyond which others should not wait for it on the same thread: some milliseconds.
-const HEAVY: u64 = 2_000_000;
-/// The most violations that a validator may find for us to be told some: it builds each before we see the first.
-const MAX_FOUND: u64 = 50_000;
+pub const HEAVY: u64 = 2_000_000;
+/// Bytes of the violations that a validator may find for us to be told some: it builds each before we see the first.
+const MAX_FOUND: u64 = 64 * 1024 * 1024;
+/// Bytes of a violation itself, without what it repeats.
+const VIOLATION: u64 = 512;
 /// Memory of one compiled pattern: a counted repetition of a counted repetition would take gigabytes.
 const MAX_PATTERN: usize = 1024 * 1024;
+/// Memory of the states that a pattern's run remembers, of each thread that runs it.
+const PATTERN_STATES: usize = 256 * 1024;
 
 /// A declared type's rule.
 #[derive(Debug)]
 pub struct TypeRule {
     validation: Validation,
     validator: Validator,
-    /// What is compared for one place in the data, at the most.
-    compares: u64,
+    bound: Bound,
 }
 
 /// Why a declaration is unusable: the condition `InvalidSchema` with this sentence.
@@ -86,7 +91,7 @@ impl TypeRule {
                 "$schema must be https://json-schema.org/draft/2020-12/schema, or left out".to_owned(),
             ));
         }
-        let compares = work::bounded(schema).map_err(invalid)?;
+        let bound = work::bounded(schema).map_err(invalid)?;
         jsonschema::draft202012::meta::validate(schema)
             .map_err(|err| invalid(format!("at {}: {}", at(err.instance_path().as_str()), err.masked())))?;
         let validator = jsonschema::options()
@@ -96,19 +101,20 @@ impl TypeRule {
             .with_pattern_options(
                 PatternOptions::regex()
                     .size_limit(MAX_PATTERN)
-                    .dfa_size_limit(MAX_PATTERN),
+                    .dfa_size_limit(PATTERN_STATES),
             )
             .build(schema)
             .map_err(|err| invalid(format!("at {}: {err}", at(err.instance_path().as_str()))))?;
         let rule = TypeRule {
             validation: spec.validation,
             validator,
-            compares,
+            bound,
         };
         for (i, example) in spec.examples.iter().enumerate() {
-            if rule.work(example.to_string().len()) > MAX_WORK {
+            if rule.work_of(example.to_string().len()) > MAX_WORK {
                 return Err(invalid(format!(
-                    "example {i} is too large for its schema, which compares up to {compares} things with each part of it"
+                    "example {i} is too large for its schema, which compares up to {} things with each part of it",
+                    bound.compares
                 )));
             }
             if let Some(violation) = rule.violations(example).into_iter().next() {
@@ -127,13 +133,13 @@ impl TypeRule {
         if self.validation == Validation::Off {
             return Fit::Fits;
         }
-        let checked = match self.work(bytes(event)) {
+        let checked = match self.work_of(bytes(event)) {
             ..=MAX_WORK => value(&event.data).map(|value| self.violations(&value)),
             _ => Err(format!(
                 "the data is too large for its schema, which compares up to {} things with each part of it: at most {} bytes \
                  can be checked",
-                self.compares,
-                MAX_WORK / self.compares
+                self.bound.compares,
+                MAX_WORK / self.bound.compares
             )),
         };
         let violations = checked.unwrap_or_else(|detail| {
@@ -149,14 +155,20 @@ impl TypeRule {
         }
     }
 
-    /// Whether a check takes milliseconds: then it should not hold up what else its thread has to do.
-    pub fn is_heavy(&self, event: &Event) -> bool {
-        self.validation != Validation::Off && self.work(bytes(event)) > HEAVY
+    /// What a check takes, at the most. More than [`HEAVY`] is milliseconds, and should not hold up what else its thread has
+    /// to do.
+    pub fn work(&self, event: &Event) -> u64 {
+        match (self.validation, self.work_of(bytes(event))) {
+            (Validation::Off, _) => 0,
+            (_, work @ ..=MAX_WORK) => work,
+            // It is refused unseen.
+            _ => 0,
+        }
     }
 
     /// Of data of so many bytes.
-    fn work(&self, bytes: usize) -> u64 {
-        self.compares.saturating_mul(bytes as u64)
+    fn work_of(&self, bytes: usize) -> u64 {
+        self.bound.compares.saturating_mul(bytes as u64)
     }
 
     fn violations(&self, value: &Value) -> Vec<Violation> {
@@ -164,7 +176,8 @@ impl TypeRule {
         if self.validator.is_valid(value) {
             return Vec::new();
         }
-        if self.compares.saturating_mul(places(value)) > MAX_FOUND {
+        let each = VIOLATION + self.bound.repeats;
+        if self.bound.compares.saturating_mul(told(value, each)) > MAX_FOUND {
             return vec![Violation {
                 pointer: String::new(),
                 detail: "the data does not fit the schema, and has too many parts to say where".to_owned(),
@@ -199,12 +212,17 @@ fn value(data: &Data) -> Result<Value, String> {
     }
 }
 
-/// Values in a value, itself included.
-fn places(value: &Value) -> u64 {
+/// Bytes of one violation at each value in a value, itself included; `each` without the pointer to it.
+fn told(value: &Value, each: u64) -> u64 {
     match value {
-        Value::Array(items) => 1 + items.iter().map(places).sum::<u64>(),
-        Value::Object(members) => 1 + members.values().map(places).sum::<u64>(),
-        _ => 1,
+        // A position has at most seven digits.
+        Value::Array(items) => each + items.iter().map(|item| told(item, each + 8)).sum::<u64>(),
+        Value::Object(members) => {
+            // `~` and `/` are written as two.
+            let member = |(name, member): (&String, &Value)| told(member, each + 1 + 2 * name.len() as u64);
+            each + members.iter().map(member).sum::<u64>()
+        }
+        _ => each,
     }
 }
 

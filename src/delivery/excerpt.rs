@@ -44,18 +44,32 @@ pub fn conceal<'a>(
     excerpt: &[u8],
 ) -> Option<Bytes> {
     let secrets = secrets(told, values);
-    let mut kept = excerpt.to_vec();
+    let cut = match excerpt.len() >= EXCERPT {
+        true => secrets
+            .iter()
+            .map(|secret| cut_short(excerpt, secret))
+            .max()
+            .unwrap_or(0),
+        false => 0,
+    };
+    let shown = &excerpt[..excerpt.len() - cut];
+    let mut is_secret = vec![false; shown.len()];
     for secret in &secrets {
-        kept = replace(kept, secret);
+        mark(shown, secret, &mut is_secret);
     }
-    if excerpt.len() >= EXCERPT {
-        let cut = secrets.iter().map(|secret| cut_short(&kept, secret)).max().unwrap_or(0);
-        kept.truncate(kept.len() - cut);
+    // What was found is found in what the receiver said: what stands instead may look like another secret.
+    let mut kept = Vec::with_capacity(EXCERPT);
+    for run in is_secret.chunk_by(|a, b| a == b).scan(0, |at, run| {
+        let from = *at;
+        *at += run.len();
+        Some(from..*at)
+    }) {
+        kept.extend_from_slice(if is_secret[run.start] { INSTEAD } else { &shown[run] });
     }
+    kept.truncate(EXCERPT);
     (!kept.is_empty()).then(|| kept.into())
 }
 
-/// Longest first, so that a header's value goes before the credential in it.
 fn secrets<'a>(told: &Told<'_>, values: impl IntoIterator<Item = &'a HeaderValue>) -> Vec<Vec<u8>> {
     let texts = told.secrets.iter().copied().map(Cow::Borrowed).chain(of_path(told));
     let mut secrets: Vec<Vec<u8>> = texts.flat_map(|text| as_written(text.as_bytes())).collect();
@@ -73,7 +87,7 @@ fn secrets<'a>(told: &Told<'_>, values: impl IntoIterator<Item = &'a HeaderValue
         }
     }
     secrets.retain(|secret| !secret.is_empty());
-    secrets.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    secrets.sort_unstable();
     secrets.dedup();
     secrets
 }
@@ -120,17 +134,13 @@ fn as_written(secret: &[u8]) -> Vec<Vec<u8>> {
     written
 }
 
-fn replace(mut text: Vec<u8>, secret: &[u8]) -> Vec<u8> {
+/// Marks where a secret stands.
+fn mark(text: &[u8], secret: &[u8], is_secret: &mut [bool]) {
     let mut from = 0;
-    while let Some(at) = find(&text[from..], secret) {
-        text.splice(from + at..from + at + secret.len(), INSTEAD.iter().copied());
-        from += at + INSTEAD.len();
+    while let Some(at) = (from..text.len()).find(|at| text[*at..].starts_with(secret)) {
+        is_secret[at..at + secret.len()].fill(true);
+        from = at + secret.len();
     }
-    text
-}
-
-fn find(text: &[u8], secret: &[u8]) -> Option<usize> {
-    (0..text.len()).find(|at| text[*at] == secret[0] && text[*at..].starts_with(secret))
 }
 
 /// How many bytes at the end of `text` are the beginning of `secret`.
@@ -262,6 +272,21 @@ mod tests {
             answer,
             "a URL that everybody may read is no secret"
         );
+    }
+
+    #[test]
+    fn secrets_of_a_letter_that_stand_in_what_stands_instead_make_nothing_grow() {
+        let letters: Vec<String> = " [hnostw]".chars().map(String::from).collect();
+        let told = Told {
+            path: "/",
+            own_path: "/",
+            own_is_secret: false,
+            secrets: letters.iter().map(String::as_str).collect(),
+        };
+        let shown = |answer: &str| conceal(&told, &[], answer.as_bytes()).unwrap_or_default();
+        assert_eq!(shown(&" ".repeat(EXCERPT)), INSTEAD);
+        assert_eq!(shown("a b"), "a[not shown]b");
+        assert_eq!(shown(&" a".repeat(EXCERPT / 2)).len(), EXCERPT);
     }
 
     #[test]

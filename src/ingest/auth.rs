@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::places::Places;
+use super::problem::Problem;
 use crate::api::names;
 use crate::ids::UnixMillis;
 
@@ -190,7 +191,7 @@ impl Auth {
             tokens: cache::Cache::default(),
             grants: cache::Cache::default(),
             token_questions: Semaphore::new(TOKENS),
-            access_questions: Places::of(QUESTIONS, QUESTIONS_EACH),
+            access_questions: Places::of(QUESTIONS, QUESTIONS_EACH, Problem::too_many_reads),
         }
     }
 

@@ -133,6 +133,12 @@ impl Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail)
     }
 
+    /// 413 of a batch whose events take too long to be checked.
+    pub fn too_much_to_check() -> Problem {
+        let detail = "the events of the batch are too much to check against their EventTypes at once: split it";
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", detail)
+    }
+
     /// 404 of a namespace.
     pub fn no_namespace() -> Problem {
         Problem::new(StatusCode::NOT_FOUND, "NamespaceNotFound", "there is no such namespace")
@@ -280,6 +286,15 @@ impl Problem {
              for one after the other"
         );
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyReads", detail).retry(SOON)
+    }
+
+    /// 429 where events of the namespace are being checked.
+    pub fn too_many_checks(limit: usize) -> Problem {
+        let detail = format!(
+            "{limit} request of this namespace has events that take long to be checked against their EventTypes, which is as \
+             many as may at a time, and more wait: send such events one after the other"
+        );
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooManyChecks", detail).retry(SOON)
     }
 
     /// 429 where the namespace's consumers wait as often as they may.

@@ -63,7 +63,7 @@ impl Default for Polls {
         Polls {
             waiting: Arc::new(Semaphore::new(POLLS)),
             namespaces: Shares::of(POLLS_OF_NAMESPACE),
-            pages: Places::of(PAGES, PAGES_EACH),
+            pages: Places::of(PAGES, PAGES_EACH, Problem::too_many_reads),
         }
     }
 }

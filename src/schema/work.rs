@@ -1,17 +1,21 @@
-//! How much work a schema can make an event. Pure.
+//! How much work, and memory, a schema can make an event. Pure.
 //!
 //! A schema of a few hundred bytes can ask for 2^100 evaluations: subschemas that refer twice to the next one, or a
 //! recursion that evaluates each child twice. So the schema is walked as a validator would: from each subschema to those it
 //! applies, `$ref` followed. Refused: more than [`MAX_EVALUATIONS`] paths without recursion, and a recursion that can
 //! return to a subschema for the same place in the data, or more than once for the same child.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use regex_automata::nfa::thompson::NFA;
 use serde_json::Value;
 
 /// Subschemas evaluated for one place in the data, at the most.
 const MAX_EVALUATIONS: u64 = 10_000;
+/// Patterns of a schema: each has, besides its automaton, caches for as many threads as use it.
+const MAX_PATTERNS: usize = 256;
+/// Memory of all of them, compiled.
+const MAX_COMPILED: usize = 4 * 1024 * 1024;
 
 /// Keywords whose value is one subschema for the same place.
 const SAME_ONE: &[&str] = &["not", "if", "then", "else"];
@@ -55,11 +59,20 @@ struct Graph<'a> {
     root: &'a Value,
     nodes: Vec<Node>,
     by_address: HashMap<*const Value, usize>,
+    patterns: Patterns,
 }
 
-/// What is compared for one place in the data at the most: subschemas, and the values and names they list. Refuses a schema
-/// whose evaluation is not bounded, with a sentence.
-pub(super) fn bounded(root: &Value) -> Result<u64, String> {
+/// What a check costs at the most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    /// What is compared for one place in the data: subschemas, and the values and names they list.
+    pub(super) compares: u64,
+    /// Bytes of the longest part of the schema that a violation repeats.
+    pub(super) repeats: u64,
+}
+
+/// Refuses a schema whose evaluation is not bounded, with a sentence.
+pub(super) fn bounded(root: &Value) -> Result<Bound, String> {
     if embedded_id(root, true) {
         return Err("$id is taken at the root only: use $ref with a pointer into the schema".to_owned());
     }
@@ -67,6 +80,7 @@ pub(super) fn bounded(root: &Value) -> Result<u64, String> {
         root,
         nodes: Vec::new(),
         by_address: HashMap::new(),
+        patterns: Patterns::default(),
     };
     graph.add(root)?;
     let order = components(&graph);
@@ -100,7 +114,26 @@ pub(super) fn bounded(root: &Value) -> Result<u64, String> {
         }
     }
     // The root is added first.
-    Ok(compared.first().copied().unwrap_or(1))
+    Ok(Bound {
+        compares: compared.first().copied().unwrap_or(1),
+        repeats: longest(root) as u64,
+    })
+}
+
+/// Of what a violation says was wanted: a name, a pattern, a constant, a list of values.
+fn longest(schema: &Value) -> usize {
+    match schema {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(longest).max().unwrap_or(0),
+        Value::Object(members) => {
+            let of_member = |(keyword, value): (&String, &Value)| match keyword.as_str() {
+                "enum" | "const" => value.to_string().len(),
+                _ => keyword.len().max(longest(value)),
+            };
+            members.iter().map(of_member).max().unwrap_or(0)
+        }
+        _ => 0,
+    }
 }
 
 /// In a recursion every subschema may go on, for one place, in one way only.
@@ -181,32 +214,58 @@ impl<'a> Ways<'a> {
     }
 }
 
-/// An embedded `$id` would make the pointers below it relative to another root than the one walked here.
 /// What a subschema itself compares a place with.
-fn compares(schema: &Value) -> u64 {
+fn compares(schema: &Value, known: &mut Patterns) -> Result<u64, String> {
     let list = |value: &Value| value.as_array().map_or(0, Vec::len) as u64;
     let listed = |keyword: &str| schema.get(keyword).map_or(0, list);
     let map = |keyword: &str| schema.get(keyword).and_then(Value::as_object).into_iter().flatten();
     let dependent = |keyword: &str| map(keyword).map(|(_, names)| 1 + list(names)).sum::<u64>();
     let patterns = schema.get("pattern").and_then(Value::as_str).into_iter();
-    let patterns = patterns.chain(map("patternProperties").map(|(name, _)| name.as_str()));
-    listed("enum")
-        + listed("required")
-        + dependent("dependentRequired")
-        + dependent("dependencies")
-        + patterns.map(steps).sum::<u64>()
+    let mut patterns = patterns.chain(map("patternProperties").map(|(name, _)| name.as_str()));
+    let steps = patterns.try_fold(0, |sum, pattern| Ok::<_, String>(sum + known.steps(pattern)?))?;
+    let listed = listed("enum") + listed("required");
+    Ok(listed + dependent("dependentRequired") + dependent("dependencies") + steps)
 }
 
-/// What a pattern does with a byte at the worst, when its automaton does not fit the memory it has: each of its states is
-/// looked at then. One that is refused by whoever compiles it costs nothing.
-fn steps(pattern: &str) -> u64 {
-    /// States looked at in the time of one comparison.
-    const STATES: u64 = 4;
-    let config = NFA::config().nfa_size_limit(Some(super::MAX_PATTERN));
-    let nfa = NFA::compiler().configure(config).build(pattern);
-    nfa.map_or(0, |nfa| nfa.states().len() as u64 / STATES)
+/// The patterns met so far.
+#[derive(Default)]
+struct Patterns {
+    known: HashSet<String>,
+    compiled: usize,
 }
 
+impl Patterns {
+    /// What a pattern does with a byte at the worst, when its automaton does not fit the memory it has: each of its states is
+    /// looked at then.
+    fn steps(&mut self, pattern: &str) -> Result<u64, String> {
+        /// States looked at in the time of one comparison.
+        const STATES: u64 = 4;
+        let config = NFA::config().nfa_size_limit(Some(super::MAX_PATTERN));
+        // What is run is not what is written: ECMA-262 has other escapes and classes.
+        let nfa = jsonschema_regex::to_rust_regex(pattern)
+            .ok()
+            .and_then(|translated| NFA::compiler().configure(config).build(&translated).ok());
+        let Some(nfa) = nfa else {
+            let shown: String = pattern.chars().take(64).collect();
+            return Err(format!(
+                "a pattern is none of ECMA-262, has look-around or a back-reference, or takes more than {} KiB: {shown}",
+                super::MAX_PATTERN / 1024
+            ));
+        };
+        if self.known.insert(pattern.to_owned()) {
+            self.compiled += nfa.memory_usage();
+        }
+        if self.known.len() > MAX_PATTERNS || self.compiled > MAX_COMPILED {
+            return Err(format!(
+                "the schema's patterns are more than {MAX_PATTERNS}, or take more than {} MiB",
+                MAX_COMPILED / 1024 / 1024
+            ));
+        }
+        Ok(nfa.states().len() as u64 / STATES)
+    }
+}
+
+/// An embedded `$id` would make the pointers below it relative to another root than the one walked here.
 fn embedded_id(value: &Value, root: bool) -> bool {
     match value {
         Value::Object(members) => {
@@ -223,33 +282,33 @@ impl<'a> Graph<'a> {
     /// may be as long as the schema.
     fn add(&mut self, root: &'a Value) -> Result<(), String> {
         let mut open = vec![root];
-        self.number(root);
+        self.number(root)?;
         while let Some(schema) = open.pop() {
             let mut edges = Vec::new();
             for (place, target) in self.targets(schema)? {
                 let known = self.by_address.contains_key(&std::ptr::from_ref(target));
-                let number = self.number(target);
+                let number = self.number(target)?;
                 if !known {
                     open.push(target);
                 }
                 edges.push((place, number));
             }
-            let number = self.number(schema);
+            let number = self.number(schema)?;
             self.nodes[number].edges = edges;
         }
         Ok(())
     }
 
-    fn number(&mut self, schema: &'a Value) -> usize {
+    fn number(&mut self, schema: &'a Value) -> Result<usize, String> {
         let next = self.nodes.len();
         let number = *self.by_address.entry(std::ptr::from_ref(schema)).or_insert(next);
         if number == next {
             self.nodes.push(Node {
                 edges: Vec::new(),
-                compares: 1 + compares(schema),
+                compares: 1 + compares(schema, &mut self.patterns)?,
             });
         }
-        number
+        Ok(number)
     }
 
     fn targets(&self, schema: &'a Value) -> Result<Vec<(Place, &'a Value)>, String> {
