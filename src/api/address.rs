@@ -65,10 +65,21 @@ const fn v6(a: u16, b: u16, c: u16, d: u16, e: u16, f: u16) -> Ipv6Addr {
     Ipv6Addr::new(a, b, c, d, e, f, 0, 0)
 }
 
-/// Why nothing may be sent to `ip`, or `None` when it may: it is globally reachable, or the administrator opened it.
+/// Why nothing may be sent to what the administrator closed.
+pub const CLOSED: &str = "closed (egress.closedCIDRs)";
+
+/// Why nothing may be sent to `ip`, or `None` when it may: it is globally reachable and the administrator did not close it,
+/// or he opened it.
 ///
-/// An IPv4-mapped address counts as opened when its IPv4 address is.
+/// An IPv4-mapped address counts as opened or closed when its IPv4 address is.
 pub fn forbidden(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
+    if egress.closed_cidrs.iter().any(|closed| closed.contains(ip)) {
+        return Some(CLOSED);
+    }
+    unopened(ip, egress)
+}
+
+fn unopened(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
     let why = special(ip)?;
     if egress.open_cidrs.iter().any(|open| open.contains(ip)) {
         return None;
@@ -76,14 +87,15 @@ pub fn forbidden(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
     Some(why)
 }
 
-/// Why not even a Service may be sent to at `ip`, or `None`: unlike others, Services have private addresses. So the rest of
-/// the list holds for them, whatever a cluster is configured to give them.
+/// Why not even a Service may be sent to at `ip`, or `None`: unlike others, Services have private addresses, and those of the
+/// cluster may be closed to whoever writes them into a URL. So the rest of the list holds for them, whatever a cluster is
+/// configured to give them.
 pub fn forbidden_to_services(ip: IpAddr, egress: &EgressRules) -> Option<&'static str> {
     let is_private = match ip {
         IpAddr::V4(ip) => ip.is_private() || same_prefix_v4(ip, Ipv4Addr::new(100, 64, 0, 0), 10),
         IpAddr::V6(ip) => ip.is_unique_local(),
     };
-    if is_private { None } else { forbidden(ip, egress) }
+    if is_private { None } else { unopened(ip, egress) }
 }
 
 fn special(ip: IpAddr) -> Option<&'static str> {
@@ -233,6 +245,25 @@ mod tests {
         }
         for text in ["10.0.0.1", "::ffff:10.0.0.1", "::2", "64:ff9b::7f00:1", "2002:7f00:1::"] {
             assert!(forbidden(text.parse().unwrap(), &egress).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_administrator_closed_is_refused_to_urls_also_where_it_is_open_and_not_to_services() {
+        let cidrs = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let egress = EgressRules {
+            open_cidrs: cidrs(&["10.0.0.0/8"]),
+            closed_cidrs: cidrs(&["10.1.0.0/16", "2a05:d018:100::/56", "34.1.0.0/16"]),
+            ..EgressRules::default()
+        };
+        for text in ["10.1.0.1", "::ffff:10.1.0.1", "2a05:d018:100::1", "34.1.2.3"] {
+            assert_eq!(forbidden(text.parse().unwrap(), &egress), Some(CLOSED), "{text}");
+            if !text.starts_with("::") {
+                assert_eq!(forbidden_to_services(text.parse().unwrap(), &egress), None, "{text}");
+            }
+        }
+        for text in ["10.2.0.1", "2a05:d018:200::1", "34.2.0.1"] {
+            assert_eq!(forbidden(text.parse().unwrap(), &egress), None, "{text}");
         }
     }
 }

@@ -130,16 +130,14 @@ impl Rule {
         }
         let EgressFile {
             open_cidrs,
+            closed_cidrs,
             hosts,
             ports,
             services,
         } = file.egress;
-        bounded("egress.openCIDRs", &open_cidrs)?;
         let egress = EgressRules {
-            open_cidrs: open_cidrs
-                .iter()
-                .map(|text| text.parse::<Cidr>())
-                .collect::<Result<_, _>>()?,
+            open_cidrs: ranges("egress.openCIDRs", &open_cidrs)?,
+            closed_cidrs: ranges("egress.closedCIDRs", &closed_cidrs)?,
             hosts: narrowing("egress.hosts", hosts)?
                 .map(|hosts| hosts.iter().map(|text| text.parse::<HostPattern>()).collect())
                 .transpose()?,
@@ -164,6 +162,12 @@ impl Rule {
             }),
         })
     }
+}
+
+fn ranges(field: &'static str, entries: &[String]) -> Result<Vec<Cidr>, RuleError> {
+    bounded(field, entries)?;
+    let read = |text: &String| text.parse().map_err(|source| RuleError::Range { field, source });
+    entries.iter().map(read).collect()
 }
 
 fn bounded<T>(field: &'static str, entries: &[T]) -> Result<(), RuleError> {
@@ -207,6 +211,8 @@ struct RuleFile {
 struct EgressFile {
     #[serde(default, rename = "openCIDRs")]
     open_cidrs: Vec<String>,
+    #[serde(default, rename = "closedCIDRs")]
+    closed_cidrs: Vec<String>,
     hosts: Option<Vec<String>>,
     ports: Option<Vec<u16>>,
     #[serde(default)]
@@ -231,8 +237,8 @@ pub enum RuleError {
     TooMany { field: &'static str, entries: usize },
     #[error("{0}: an empty list would allow nothing: leave it out to allow everything, or name at least one")]
     Empty(&'static str),
-    #[error("egress.openCIDRs: {0}")]
-    Range(#[from] CidrError),
+    #[error("{field}: {source}")]
+    Range { field: &'static str, source: CidrError },
     #[error("egress.hosts: {0}")]
     Host(#[from] HostError),
     #[error("egress.ports: write ports from 1 to 65535")]

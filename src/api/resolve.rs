@@ -308,6 +308,8 @@ pub struct BreakerPolicy {
 pub struct EgressRules {
     /// Ranges that are refused otherwise.
     pub open_cidrs: Vec<Cidr>,
+    /// Ranges that are refused, also where they are opened: what is globally reachable and yet inside.
+    pub closed_cidrs: Vec<Cidr>,
     /// None: every host.
     pub hosts: Option<Vec<HostPattern>>,
     /// None: every port.

@@ -47,13 +47,16 @@ pub(super) fn target(text: &str, egress: &EgressRules) -> Result<Target, Unresol
     if let Host::Address(ip) = host
         && let Some(why) = address::forbidden(ip, egress)
     {
-        return Err(Unresolved::stalled(
-            reasons::POLICY_DENIED,
-            format!(
-                "url names {ip}, which is not globally reachable, {why}: use another address, or ask the \
-                     administrator to open it for this namespace (egress.openCIDRs of the policy file)"
+        let why = match why {
+            address::CLOSED => format!(
+                "url names {ip}, which the administrator closed (egress.closedCIDRs of the policy file): use another address"
             ),
-        ));
+            why => format!(
+                "url names {ip}, which is not globally reachable, {why}: use another address, or ask the administrator to \
+                 open it for this namespace (egress.openCIDRs of the policy file)"
+            ),
+        };
+        return Err(Unresolved::stalled(reasons::POLICY_DENIED, why));
     }
     refused_host("url", &host, port, egress)?;
     let name = url.host_str().unwrap_or_default();
