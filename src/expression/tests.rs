@@ -318,7 +318,7 @@ fn a_pattern_takes_time_linear_in_the_text_or_gives_up() {
             ),
         }
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(30),
             "{pattern}: {:?}",
             began.elapsed()
         );

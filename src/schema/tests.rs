@@ -1,7 +1,12 @@
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use serde_json::json;
 
 use super::*;
+
+/// What is refused or linear takes milliseconds; the rest is for a busy machine.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 fn spec(schema: Value) -> EventTypeSpec {
     EventTypeSpec {
@@ -162,9 +167,9 @@ fn hostile_schemas_are_refused_quickly() {
         ("dangling", json!({"$ref": "#/$defs/nothing"})),
         ("no schema", json!([])),
     ] {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         assert!(TypeRule::compile(&spec(schema)).is_err(), "{name}");
-        assert!(start.elapsed().as_secs() < 5, "{name} took {:?}", start.elapsed());
+        assert!(start.elapsed() < ENDS_WITHIN, "{name} took {:?}", start.elapsed());
     }
 }
 
@@ -198,10 +203,10 @@ fn recursion_that_goes_down_in_one_way_is_fine() {
 #[test]
 fn a_pattern_that_would_backtrack_is_linear() {
     let rule = TypeRule::compile(&spec(json!({"pattern": "^(a+)+$"}))).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let hostile = json_event(json!("a".repeat(50_000) + "!"));
     assert!(matches!(rule.check(&hostile), Fit::Rejected(_)));
-    assert!(start.elapsed().as_secs() < 5, "took {:?}", start.elapsed());
+    assert!(start.elapsed() < ENDS_WITHIN, "took {:?}", start.elapsed());
 }
 
 #[test]
@@ -223,7 +228,7 @@ fn a_schema_and_a_document_that_multiply_are_refused_before_they_cost_anything()
         } else {
             items.clone()
         };
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let Fit::Rejected(violations) = rule.check(&hostile) else {
             panic!("{name}: it was checked");
         };
@@ -231,7 +236,7 @@ fn a_schema_and_a_document_that_multiply_are_refused_before_they_cost_anything()
             violations[0].detail.contains("too large for its schema"),
             "{violations:?}"
         );
-        assert!(start.elapsed().as_millis() < 500, "{name} took {:?}", start.elapsed());
+        assert!(start.elapsed() < ENDS_WITHIN, "{name} took {:?}", start.elapsed());
         assert_eq!(rule.work(&hostile), 0, "it is refused unseen");
         assert!((1..HEAVY).contains(&rule.work(&json_event(json!([1])))));
     }
@@ -244,13 +249,13 @@ fn data_that_does_not_fit_in_ever_so_many_places_costs_no_memory_for_each() {
     let required: Vec<String> = (0..50).map(|n| format!("r{n}")).collect();
     let schema = json!({"items": {"required": required}});
     let rule = TypeRule::compile(&spec(schema.clone())).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80_000]))) else {
         panic!("it fits");
     };
     assert_eq!(violations.len(), 1);
     assert!(violations[0].detail.contains("too many parts"), "{violations:?}");
-    assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+    assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
     let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80]))) else {
         panic!("it fits");
     };
@@ -275,7 +280,7 @@ fn what_a_pattern_or_a_name_that_depends_on_others_costs_is_counted() {
         ),
     ] {
         let rule = TypeRule::compile(&spec(schema)).unwrap();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let Fit::Rejected(violations) = rule.check(&hostile) else {
             panic!("{name}: it was checked");
         };
@@ -283,7 +288,7 @@ fn what_a_pattern_or_a_name_that_depends_on_others_costs_is_counted() {
             violations[0].detail.contains("too large for its schema"),
             "{name}: {violations:?}"
         );
-        assert!(start.elapsed().as_millis() < 500, "{name}");
+        assert!(start.elapsed() < ENDS_WITHIN, "{name}");
     }
     for usual in [
         "^[A-Z]{2}[0-9]{2}$",
