@@ -5,6 +5,11 @@
 //! the store's own tests that cut the power, and by `disk`.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -22,8 +27,12 @@ const QUIET_EVERY: usize = 20;
 /// In every so many rounds it is killed once more while it starts.
 const TWICE_EVERY: usize = 8;
 /// How long before the kill what was answered may still be unrecorded: it is handed to the store within 20 ms, which
-/// commits within tens of milliseconds; the rest is for a busy machine (the quiet kills are exact).
+/// commits within tens of milliseconds; the rest is for a busy machine (the quiet kills are exact). While the machine stands
+/// still nothing is recorded: that comes on top.
 const IN_HAND: Duration = Duration::from_secs(1);
+/// How often it is looked whether the machine stands still, and how long a look takes on one that does not.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(100);
 /// The most that can be in flight to one endpoint, and what it answers meanwhile that is not recorded yet.
 const AT_ONCE: usize = 512;
 /// Attempts of a message that never succeeds, and the least wait between two of them.
@@ -37,6 +46,49 @@ struct Kill {
     /// Connections that the receiver had accepted from this life and those before.
     connections: usize,
     quiet: bool,
+    /// How long the machine stood still since the kill before.
+    still: Duration,
+}
+
+/// How long the machine stands still, as a thread sees it that syncs a file beside the store again and again.
+struct Still(Arc<Mutex<Looks>>);
+
+struct Looks {
+    last: Instant,
+    still: Duration,
+}
+
+impl Looks {
+    fn look(&mut self) {
+        self.still += self.last.elapsed().saturating_sub(LOOK);
+        self.last = Instant::now();
+    }
+}
+
+impl Still {
+    fn watch(dir: &Path) -> Still {
+        let mut file = File::create(dir.join("synced")).unwrap();
+        let looks = Arc::new(Mutex::new(Looks {
+            last: Instant::now(),
+            still: Duration::ZERO,
+        }));
+        let watched = Arc::downgrade(&looks);
+        thread::spawn(move || {
+            while let Some(looks) = watched.upgrade() {
+                file.write_all(b".").and_then(|()| file.sync_all()).unwrap();
+                looks.lock().unwrap().look();
+                thread::sleep(LOOK_EVERY);
+            }
+        });
+        Still(looks)
+    }
+
+    /// Since it was asked last, up to this moment.
+    fn take(&self) -> Duration {
+        let mut looks = self.0.lock().unwrap();
+        looks.look();
+        std::mem::take(&mut looks.still)
+    }
 }
 
 /// Events whose id says so are refused: always, or the first time.
@@ -70,6 +122,7 @@ async fn over_a_hundred_kills_whatever_was_acknowledged_arrives_and_only_what_wa
         ..DispatcherOptions::default()
     };
     let mut dispatcher = tidings.start_dispatcher(&options).unwrap();
+    let still = Still::watch(cluster.dir());
     let team = Team::open(&cluster, "durable");
     let receiver = Webhooks::answering(answer).await;
     team.deliver_to(
@@ -98,12 +151,12 @@ async fn over_a_hundred_kills_whatever_was_acknowledged_arrives_and_only_what_wa
             };
             until_quiet(&dispatcher, delivered).await;
         }
-        kills.push(kill(&mut dispatcher, &receiver, quiet).await);
+        kills.push(kill(&mut dispatcher, &receiver, &still, quiet).await);
         load.stop().await;
         if round % TWICE_EVERY == 0 {
             dispatcher.process.start_again().unwrap();
             tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
-            kills.push(kill(&mut dispatcher, &receiver, false).await);
+            kills.push(kill(&mut dispatcher, &receiver, &still, false).await);
         }
         dispatcher.restart().unwrap();
     }
@@ -160,13 +213,14 @@ async fn a_kill_neither_resets_counts_nor_brings_due_times_forward() {
     }
 }
 
-async fn kill(dispatcher: &mut Dispatcher, receiver: &Webhooks, quiet: bool) -> Kill {
-    let at = Instant::now();
+async fn kill(dispatcher: &mut Dispatcher, receiver: &Webhooks, still: &Still, quiet: bool) -> Kill {
+    let (at, still) = (Instant::now(), still.take());
     dispatcher.kill9();
     Kill {
         at,
         connections: receiver.connections().await,
         quiet,
+        still,
     }
 }
 
@@ -176,7 +230,9 @@ fn judge(acknowledged: &[String], arrived: &[Arrived], kills: &[Kill]) {
     // Whether it may have been unrecorded when its dispatcher was killed.
     let was_in_hand = |arrived: &Arrived| {
         let end = kills.get(life(arrived));
-        end.is_some_and(|kill| arrived.at + IN_HAND >= kill.at && !(kill.quiet && arrived.status == 200))
+        end.is_some_and(|kill| {
+            arrived.at + IN_HAND + kill.still >= kill.at && !(kill.quiet && arrived.status == 200)
+        })
     };
     let mut by_event: HashMap<&str, Vec<&Arrived>> = HashMap::new();
     for one in arrived {
