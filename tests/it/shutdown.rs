@@ -18,6 +18,8 @@ const GRACE: Duration = Duration::from_secs(30);
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_a_dispatcher_that_is_told_to_stop_finishes_what_is_under_way_and_repeats_none_of_it() {
     const ANSWER_TIME: Duration = Duration::from_millis(400);
+    /// What was under way arrives by then, on a machine that stands still meanwhile; it drains for longer.
+    const STARTED_BY: Duration = Duration::from_secs(10);
     let cluster = Cluster::lend().unwrap();
     let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
@@ -59,7 +61,7 @@ async fn under_load_a_dispatcher_that_is_told_to_stop_finishes_what_is_under_way
         let late = receiver
             .arrived()
             .iter()
-            .filter(|one| one.at > told + ANSWER_TIME * 5)
+            .filter(|one| one.at > told + STARTED_BY)
             .count();
         assert_eq!(
             late, 0,
