@@ -207,12 +207,11 @@ async fn endless_slow_and_packed_bodies_change_no_verdict_and_hold_nobody_up() {
         Receiver::start(|connection, _| drip(connection)).await,
         Receiver::start(|connection, _| bomb(connection)).await,
     ] {
+        let mut endpoint = receiver.endpoint();
+        endpoint.timeout = Duration::from_secs(60);
         let started = Instant::now();
-        assert_eq!(status(&outcome_of(&receiver).await), Some(200));
-        assert!(
-            started.elapsed() < Duration::from_secs(5),
-            "well within the timeout of 10 s"
-        );
+        assert_eq!(status(&send(&sender(), &endpoint).await.outcome), Some(200));
+        assert!(started.elapsed() < endpoint.timeout / 2, "well within the timeout");
     }
 }
 
@@ -485,18 +484,20 @@ async fn idle_connections_are_bounded_in_number_and_age() {
         assert_eq!(status(&send(&none, &second.endpoint()).await.outcome), Some(204));
     }
     assert_eq!(second.accepted(), 4, "too old at once");
+    let age = Duration::from_millis(300);
     let fresh = with(Config {
-        connection_age: Duration::from_millis(300),
+        connection_age: age,
         ..Config::default()
     });
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(1) {
+    while second.accepted() < 4 + 2 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "a busy one never ends");
         assert_eq!(status(&send(&fresh, &second.endpoint()).await.outcome), Some(204));
     }
-    let opened = second.accepted() - 4;
+    let opened = (second.accepted() - 4) as u128;
     assert!(
-        (2..=4).contains(&opened),
-        "a busy one ends, too, and is used until then: {opened}"
+        opened <= begun.elapsed().as_millis() / age.as_millis() + 1,
+        "each is used until then: {opened}"
     );
     let sockets = with(Config {
         max_sockets: 1,
