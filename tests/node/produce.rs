@@ -15,6 +15,8 @@ use tidings_cluster::process::http_exchange_with;
 /// Where the token is mounted; kubelet writes a new one before it expires.
 pub const TOKEN: &str = "/var/run/secrets/tidings/token";
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// A pod that is deleted says no more, and nobody says so for it.
+const SILENCE: Duration = Duration::from_secs(5);
 
 pub fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -51,7 +53,7 @@ fn post(address: SocketAddr, namespace: &str, id: &str) -> bool {
         token.trim(),
         body.len()
     );
-    match http_exchange_with(address, request.as_bytes()) {
+    match http_exchange_with(address, request.as_bytes(), SILENCE) {
         Some((200..300, _)) => true,
         Some((status, _)) => {
             println!("refused {id}: {status}");

@@ -27,6 +27,8 @@ use crate::pids;
 
 /// How often a condition is looked at again while waiting for it.
 const POLL_EVERY: Duration = Duration::from_millis(20);
+/// How long a server may say nothing: one that works is slow only where the machine stands still.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How much of a log goes into an error message.
 const LOG_TAIL: usize = 4_000;
 
@@ -377,12 +379,13 @@ pub fn free_port() -> Result<u16> {
     bail!("no port of 127.0.0.1 from {} to {} is free", PORTS.start, PORTS.end - 1)
 }
 
-/// The status of a plain-HTTP GET on loopback, if there was an answer within a second.
+/// The status of a plain-HTTP GET on loopback, if there was an answer; see [`http_get`].
 pub fn http_status(port: u16, path: &str) -> Option<u16> {
     http_get(port, path)?.0.into()
 }
 
-/// Status and body of a plain-HTTP GET on loopback (metrics, readiness), if there was an answer within five seconds.
+/// Status and body of a plain-HTTP GET on loopback (metrics, readiness), if there was an answer: none where nobody listens, or
+/// falls silent for half a minute.
 pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     let head = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
     http_exchange(port, head.as_bytes())
@@ -399,13 +402,13 @@ pub(crate) fn post_request(path: &str, json: &serde_json::Value) -> String {
 
 /// Status and body of the answer to one request on a plain-HTTP connection of its own on loopback.
 pub fn http_exchange(port: u16, request: &[u8]) -> Option<(u16, String)> {
-    http_exchange_with(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), request)
+    http_exchange_with(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), request, SILENCE)
 }
 
-/// The same with a server anywhere.
-pub fn http_exchange_with(address: SocketAddr, request: &[u8]) -> Option<(u16, String)> {
+/// The same with a server anywhere that may say nothing for so long.
+pub fn http_exchange_with(address: SocketAddr, request: &[u8], silence: Duration) -> Option<(u16, String)> {
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.set_read_timeout(Some(silence)).ok()?;
     exchange(stream, request)
 }
 
