@@ -125,6 +125,7 @@ async fn a_producer_without_the_right_is_refused_before_its_body_where_the_head_
         cluster, dispatcher, ..
     } = Shared::get();
     let team = Team::open(cluster, "refused-early");
+    team.until_allowed(dispatcher).await;
     let plain = head("refused-early", team.token(), "application/json", "", 200_000);
     let plain = plain.replace("/events ", "/events?source=/a&type=order.paid ");
     let attributes = "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: /a\r\nce-type: order.paid\r\n";

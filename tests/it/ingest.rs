@@ -188,7 +188,9 @@ async fn an_event_may_come_as_binary_structured_or_batched_cloudevents_or_as_pla
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_answered_in_order_and_stored_whole_or_not_at_all() {
-    let team = Team::open(Shared::get().cluster, "batches");
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "batches");
+    team.until_allowed(&shared.dispatcher).await;
     let producer = Producer::of(&team);
     let one = |id: &str| event(id, TYPES[0], json!({}));
     let told = |heard: &Heard| -> Vec<(String, bool)> {
@@ -241,6 +243,7 @@ async fn a_batch_is_answered_in_order_and_stored_whole_or_not_at_all() {
 async fn a_stranger_gets_401_and_a_producer_without_the_rule_gets_the_commands_that_grant_it() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "granting");
+    team.until_allowed(&shared.dispatcher).await;
     let mut producer = Producer::of(&team);
     let body = event("1", "conversation.escalated", json!({}));
 
@@ -305,6 +308,7 @@ fn may_publish(cluster: &Cluster, user: &str, namespace: &str, event_type: &str)
 async fn what_is_wrong_with_a_request_is_a_problem_document_with_a_status_of_its_own() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "wrong");
+    team.until_allowed(&shared.dispatcher).await;
     let producer = Producer::of(&team);
     let good = event("1", TYPES[0], json!({}));
     let base = shared.dispatcher.ingest_url();

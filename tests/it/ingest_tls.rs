@@ -62,7 +62,10 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_one_that_cannot_be
         })
         .unwrap();
     let team = Team::with_labels(&cluster, "producers", &[]);
-    assert_eq!(post(&team, &dispatcher, &first, "one").await.unwrap(), 202);
+    until("take an event", async || {
+        post(&team, &dispatcher, &first, "one").await.unwrap() == 202
+    })
+    .await;
     assert!(
         post(&team, &dispatcher, &second, "two").await.is_err(),
         "another authority"

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tidings_cluster::Dispatcher;
 
 use super::receiver::Receiver;
-use super::team::{Answer, PATIENCE, Shared, TYPES, Team, Webhooks};
+use super::team::{Answer, PATIENCE, Shared, TYPES, Team, Webhooks, once_allowed};
 
 /// Somebody who reads messages.
 pub struct Reader {
@@ -70,15 +70,8 @@ impl Reader {
 
     /// Asks until it may.
     pub async fn until_allowed(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.get("").await;
-            if answer.status == 200 {
-                return;
-            }
-            assert!(answer.status == 403 && Instant::now() < deadline, "{answer:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
-        }
+        let answer = once_allowed(async || self.get("").await).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
     }
 }
 

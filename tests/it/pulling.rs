@@ -13,7 +13,7 @@ use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions,
 use super::load::Load;
 use super::messages::Reader;
 use super::receiver::Receiver;
-use super::team::{Answer, PATIENCE, Shared, TYPES, Team, lead, metric, until};
+use super::team::{Answer, PATIENCE, Shared, TYPES, Team, lead, metric, once_allowed, until};
 
 /// Somebody with a ServiceAccount of his own.
 #[derive(Clone)]
@@ -75,15 +75,8 @@ impl Consumer {
 
     /// Asks until it may.
     pub async fn until_allowed(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.pull("").await;
-            if answer.status == 200 {
-                return;
-            }
-            assert!(answer.status == 403 && Instant::now() < deadline, "{answer:?}");
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
+        let answer = once_allowed(async || self.pull("").await).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
     }
 }
 

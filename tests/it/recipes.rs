@@ -17,7 +17,7 @@ use tidings_cluster::repository_root;
 
 use super::messages::Reader;
 use super::receiver::{Receiver, Seen};
-use super::team::{PATIENCE, Shared, Team};
+use super::team::{PATIENCE, Shared, Team, once_allowed};
 
 /// Status and body.
 type Answer = (u16, String);
@@ -470,16 +470,11 @@ fn apply(team: &Team, folder: &str, address: SocketAddr) -> Vec<(&'static str, S
 
 /// Posts an event, once the producer's new right counts.
 async fn post(team: &Team<'_>, shared: &Shared, event: &Value) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = team.posting(&shared.dispatcher, event).await.unwrap();
-        if answer.status == 202 {
-            assert!(answer.body["matched"].as_u64() > Some(0), "{event}: {answer:?}");
-            return;
-        }
-        assert!(answer.status == 403 && Instant::now() < deadline, "{answer:?}");
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
+    let answer = once_allowed(async || team.posting(&shared.dispatcher, event).await.unwrap()).await;
+    assert!(
+        answer.status == 202 && answer.body["matched"].as_u64() > Some(0),
+        "{event}: {answer:?}"
+    );
 }
 
 /// Waits until the message of an event is in a state, and its failed attempts are as many. Gives those.

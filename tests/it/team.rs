@@ -159,21 +159,21 @@ impl<'a> Team<'a> {
         ))
     }
 
-    /// Waits until an object's JSON is as it must be.
+    /// Waits until an object's JSON is as it must be; also where the API server does not answer for a while.
     pub fn until(&self, what: &str, kind: &str, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let object = self.get(kind, name);
-            if holds(&object) {
-                return object;
+            let looked = self.cluster.get(&self.namespace, kind, name);
+            match looked.map(|found| found.unwrap_or_else(|| panic!("there is no {kind} {name}"))) {
+                Ok(object) if holds(&object) => return object,
+                _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+                Ok(object) => panic!(
+                    "{kind}/{name} was never {what}: its status is {}\n{}\n{object:#}",
+                    object["status"],
+                    self.processes()
+                ),
+                Err(error) => panic!("{kind}/{name} cannot be looked at: {error:#}\n{}", self.processes()),
             }
-            assert!(
-                Instant::now() < deadline,
-                "{kind}/{name} was never {what}: its status is {}\n{}\n{object:#}",
-                object["status"],
-                self.processes()
-            );
-            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -314,10 +314,17 @@ impl<'a> Team<'a> {
         }
     }
 
-    /// Posts an event that must make a message.
+    /// Posts an event that must make a message; again where the machine stood still.
     pub async fn send(&self, dispatcher: &Dispatcher, id: &str) {
-        let answer = self.post(dispatcher, id, TYPES[0]).await;
+        let post = async || self.post(dispatcher, id, TYPES[0]).await;
+        let answer = again_while(Answer::is_for_slowness, post).await;
         assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(1)), "{answer:?}");
+    }
+
+    /// Waits until its events are taken, where it posts before anything of the namespace is Ready. Posts one.
+    pub async fn until_allowed(&self, dispatcher: &Dispatcher) {
+        let answer = once_allowed(async || self.post(dispatcher, "allowed", TYPES[0]).await).await;
+        assert!(matches!(answer.status, 200 | 202), "{answer:?}");
     }
 
     /// The producer's token.
@@ -348,6 +355,25 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// The answer to who asks until he may: the dispatcher hears of a namespace, and the API server that it asks of a rule, later
+/// than kubectl returns; and a refusal is remembered for ten seconds.
+pub async fn once_allowed(ask: impl AsyncFnMut() -> Answer) -> Answer {
+    again_while(|answer| matches!(answer.status, 403 | 404) || answer.is_for_slowness(), ask).await
+}
+
+/// The first answer that is not to be asked for again.
+async fn again_while(again: impl Fn(&Answer) -> bool, mut ask: impl AsyncFnMut() -> Answer) -> Answer {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask().await;
+        if !again(&answer) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
 /// A structured CloudEvent of this type about this lead.
 pub fn lead(id: &str, event_type: &str) -> Value {
     json!({"specversion": "1.0", "id": id, "source": "/agents/voice", "type": event_type, "data": {"lead": id}})
@@ -363,6 +389,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Whether it asks to try again for nothing but that somebody who was asked did not answer in time: nothing is accepted then.
+    fn is_for_slowness(&self) -> bool {
+        let reasons = ["AuthUnavailable", "TypesUnavailable", "Busy"];
+        self.status == 503 && self.retry_after.is_some() && reasons.iter().any(|reason| self.body["reason"] == *reason)
+    }
+
     /// Reads it.
     pub async fn of(response: reqwest::Response) -> reqwest::Result<Answer> {
         let status = response.status().as_u16();
