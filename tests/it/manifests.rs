@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 use tidings_cluster::Cluster;
 
+use super::team::PATIENCE;
+
 /// kubectl processes at once.
 const APPLIES_AT_ONCE: usize = 4;
 
@@ -43,6 +45,7 @@ fn installed() -> Cluster {
             .kubectl_ok(&["wait", "--for=condition=Established", "--timeout=60s", &kind])
             .unwrap();
     }
+    cluster.wait_for_kinds("whe,evsub,evtype,replays", PATIENCE).unwrap();
     cluster
 }
 

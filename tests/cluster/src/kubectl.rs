@@ -114,6 +114,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until kubectl knows these kinds (`whe,evsub`): discovery may list one later than its definition is Established.
+    pub fn wait_for_kinds(&self, kinds: &str, within: Duration) -> Result<()> {
+        eventually(&format!("{kinds} in discovery"), within, || {
+            self.kubectl_ok(&["get", kinds, "-A"])?;
+            Ok(true)
+        })
+    }
+
     /// `kubectl apply -f -` of these together, in this order.
     pub fn apply_all(&self, manifests: &[Value]) -> Result<String> {
         self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": manifests}).to_string())

@@ -45,6 +45,9 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
             .wait_for("default", &definition, "condition=Established", PATIENCE)
             .unwrap();
     }
+    cluster
+        .wait_for_kinds("servicemonitors,prometheusrules", PATIENCE)
+        .unwrap();
     for set in SETS {
         let rendered = render_set(set);
         applied(&cluster, &["--dry-run=server"], &rendered);
@@ -149,6 +152,7 @@ fn helm_installs_upgrades_and_removes_it_and_keeps_what_must_stay() {
     cluster
         .wait_for("default", definitions, "condition=Established", PATIENCE)
         .unwrap();
+    cluster.wait_for_kinds("whe", PATIENCE).unwrap();
     cluster.apply(&endpoint.to_string()).unwrap();
 
     // A later chart with other values: nothing that is immutable depends on either.
