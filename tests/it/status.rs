@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
+use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings, eventually};
 use tokio::task::JoinSet;
 
 use super::receiver::Receiver;
-use super::team::{PATIENCE, Shared, Team, Webhooks, metric, until};
+use super::team::{PATIENCE, Shared, Team, Webhooks, metric, until_within};
 use tidings_cluster::{Writes, etcd_writes};
 
 /// The dispatcher's budget, as the documentation has it: writes a second, and at once.
@@ -402,6 +402,8 @@ async fn status_and_columns_show_how_delivery_stands_and_nothing_that_is_not_doc
     assert_eq!(created["status"], json!({"observedGeneration": -1}));
 }
 
+const REFUSAL: &str = "no status in this namespace";
+
 /// An admission policy that refuses what the dispatcher writes into the status of the endpoints of one namespace.
 fn refusing_status(namespace: &str) -> Value {
     let name = format!("{namespace}-refuses");
@@ -412,26 +414,54 @@ fn refusing_status(namespace: &str) -> Value {
                 "operations": ["UPDATE"], "resources": ["webhookendpoints/status"]}]},
             "matchConditions": [{"name": "dispatcher",
                 "expression": "request.userInfo.username.endsWith(':tidings-dispatcher')"}],
-            "validations": [{"expression": "false", "message": "no status in this namespace"}]}});
+            "validations": [{"expression": "false", "message": REFUSAL}]}});
     let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"],
             "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}}});
     json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
 }
 
+/// Waits until that policy is in force, by what the API server would say to the dispatcher of this endpoint.
+fn until_refused(team: &Team<'_>, endpoint: &str) {
+    let patch = [
+        "patch",
+        "whe",
+        endpoint,
+        "-n",
+        &team.namespace,
+        "--subresource=status",
+        "--type=merge",
+        "--patch={\"status\":{\"observedGeneration\":0}}",
+        "--dry-run=server",
+        // It may patch and not get, as kubectl does before.
+        "--as=system:serviceaccount:tidings-system:tidings-dispatcher",
+        "--as-group=system:masters",
+    ];
+    eventually("a refused status", PATIENCE, || {
+        let said = team.cluster.kubectl(&patch)?;
+        Ok(String::from_utf8_lossy(&said.stderr).contains(REFUSAL))
+    })
+    .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_that_the_api_server_refuses_delay_no_transition_of_another_namespace_and_are_written_when_it_takes_them()
  {
     const REFUSED: usize = 50;
+    /// The longest pause after a refusal.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(300);
     let shared = Shared::get();
     let (refused, other) = (
         Team::open(shared.cluster, "status-refused"),
         Team::open(shared.cluster, "beside-refused"),
     );
+    refused.endpoint("probe", "https://127.0.0.1:9/hooks", json!({}));
+    refused.until_reason("whe", "probe", "Delivering", "NoAttempts");
     shared
         .cluster
         .apply(&refusing_status("status-refused").to_string())
         .unwrap();
+    until_refused(&refused, "probe");
     other.endpoint("crm", "https://127.0.0.1:9/hooks", json!({}));
     other.ready("whe/crm");
     let named = |n| (format!("crm-{n}"), "https://127.0.0.1:9/hooks".to_owned(), json!({}));
@@ -443,7 +473,7 @@ async fn statuses_that_the_api_server_refuses_delay_no_transition_of_another_nam
         )
     };
     let before = failed();
-    until("two refusals of each", async || {
+    until_within(3 * PATIENCE, "two refusals of each", async || {
         failed() >= before + 2.0 * REFUSED as f64
     })
     .await;
@@ -459,7 +489,8 @@ async fn statuses_that_the_api_server_refuses_delay_no_transition_of_another_nam
 
     let binding = ["delete", "validatingadmissionpolicybinding", "status-refused-refuses"];
     shared.cluster.kubectl_ok(&binding).unwrap();
-    refused.until_reason("whe", "crm-0", "Delivering", "NoAttempts");
+    let within = LONGEST_PAUSE + PATIENCE;
+    refused.until_reason_within(within, "whe", "crm-0", "Delivering", "NoAttempts");
 }
 
 fn fields(value: &Value) -> Vec<&str> {

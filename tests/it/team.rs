@@ -161,7 +161,19 @@ impl<'a> Team<'a> {
 
     /// Waits until an object's JSON is as it must be; also where the API server does not answer for a while.
     pub fn until(&self, what: &str, kind: &str, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, what, kind, name, holds)
+    }
+
+    /// The same, at most this long.
+    pub fn until_within(
+        &self,
+        within: Duration,
+        what: &str,
+        kind: &str,
+        name: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let deadline = Instant::now() + within;
         loop {
             let looked = self.cluster.get(&self.namespace, kind, name);
             match looked.map(|found| found.unwrap_or_else(|| panic!("there is no {kind} {name}"))) {
@@ -269,7 +281,12 @@ impl<'a> Team<'a> {
 
     /// Waits for a condition's reason.
     pub fn until_reason(&self, kind: &str, name: &str, condition: &str, reason: &str) {
-        self.until(reason, kind, name, |object| {
+        self.until_reason_within(PATIENCE, kind, name, condition, reason);
+    }
+
+    /// The same, at most this long.
+    pub fn until_reason_within(&self, within: Duration, kind: &str, name: &str, condition: &str, reason: &str) {
+        self.until_within(within, reason, kind, name, |object| {
             let conditions = object["status"]["conditions"].as_array();
             conditions.is_some_and(|all| all.iter().any(|c| c["type"] == condition && c["reason"] == reason))
         });
@@ -347,8 +364,13 @@ pub fn metric(dispatcher: &Dispatcher, name: &str) -> f64 {
 }
 
 /// Waits until something holds.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, holds).await;
+}
+
+/// The same, at most this long.
+pub async fn until_within(within: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + within;
     while !holds().await {
         assert!(Instant::now() < deadline, "it never came to {what}");
         tokio::time::sleep(Duration::from_millis(100)).await;
