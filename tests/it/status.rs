@@ -194,7 +194,8 @@ async fn fifty_endpoints_that_flap_under_load_stay_within_the_budget_and_an_idle
     let failed = Instant::now();
     team.until_reason("whe", "alone", "Delivering", "Backoff");
     println!("one endpoint alone showed its transition within {:?}", failed.elapsed());
-    assert!(failed.elapsed() < Duration::from_secs(10), "{:?}", failed.elapsed());
+    // What is no transition waits for half a minute.
+    assert!(failed.elapsed() < Duration::from_secs(25), "{:?}", failed.elapsed());
     team.until_event("alone", "Backoff");
 }
 
