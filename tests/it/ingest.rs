@@ -380,7 +380,7 @@ async fn what_is_wrong_with_a_request_is_a_problem_document_with_a_status_of_its
 
 #[tokio::test(flavor = "multi_thread")]
 async fn data_that_does_not_fit_its_declared_type_is_refused_with_the_place_or_warned_about() {
-    let team = Team::open(Shared::get().cluster, "declared");
+    let team = Team::open(Shared::get().cluster, "declared-with-schema");
     let schema = json!({
         "type": "object",
         "required": ["lead"],
