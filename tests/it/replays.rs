@@ -112,12 +112,12 @@ async fn a_dead_letter_is_sent_again_with_its_webhook_id_and_a_dry_run_sends_not
 async fn a_replay_that_names_what_does_not_exist_waits_a_moment_and_fails_as_stalled() {
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "replays-missing");
-    replay(&team, "late", json!({"selector": {"subscriptionRef": {"name": "crm"}}}));
-    replay(&team, "never", json!({"selector": {"endpointRef": {"name": "nobody"}}}));
-    team.until_reason("replay", "late", "Reconciling", "SubscriptionNotFound");
     let webhooks = Webhooks::start().await;
+    replay(&team, "late", json!({"selector": {"subscriptionRef": {"name": "crm"}}}));
+    team.until_reason("replay", "late", "Reconciling", "SubscriptionNotFound");
     team.deliver_to("crm", &webhooks.url(), json!({}));
     assert_eq!(counts(&complete(&team, "late")), [0, 0, 0, 0]);
+    replay(&team, "never", json!({"selector": {"endpointRef": {"name": "nobody"}}}));
     team.until_reason("replay", "never", "Failed", "EndpointNotFound");
     team.until_reason("replay", "never", "Stalled", "EndpointNotFound");
     let status = team.get("replay", "never")["status"].clone();
