@@ -1,9 +1,11 @@
 //! Pages of docs/ that a person follows, followed: every `sh` block of each, in order, as it is there, in what `make up` starts.
 
 use serde_json::Value;
+use tidings_cluster::eventually;
 
 use super::local::{Place, run, shell};
 use super::pages::Page;
+use super::team::PATIENCE;
 
 /// They continue each other.
 const PAGES: [&str; 5] = ["first-webhook", "sharing-keys", "debugging", "replaying", "rotation"];
@@ -52,8 +54,8 @@ fn the_pages_work_when_they_are_pasted() {
             _ => {
                 // Each message of the condition names the key to share.
                 assert!(said.contains("share key") || said.contains("key k"), "{said}");
-                let gone = "kubectl wait -n shop whe/crm --for=condition=KeyRotating --timeout=1s";
-                shell(&place.dir, &format!("until ! {gone} 2>/dev/null; do sleep 1; done"));
+                let rotating = r#"whe/crm -o jsonpath='{.status.conditions[?(@.type=="KeyRotating")].reason}'"#;
+                eventually("the end of the overlap", PATIENCE, || Ok(got(rotating).trim().is_empty())).unwrap();
                 let secret: Value = serde_json::from_str(&got("secret crm-signing -o json")).unwrap();
                 assert!(secret["data"]["previous"].is_null(), "it was revoked");
             }
