@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tidings_cluster::{Cluster, SYSTEM_NAMESPACE, Tidings, process};
 
+use super::team::PATIENCE;
+
 const DISPATCHER: &str = "system:serviceaccount:tidings-system:tidings-dispatcher";
 const CONTROLLER: &str = "system:serviceaccount:tidings-system:tidings-controller";
 
@@ -180,10 +182,10 @@ fn killing_the_test_process_leaves_no_child_behind() {
         assert!(pids.iter().all(|pid| process::exists(*pid)), "all run before the kill");
         process::signal(child.id(), signal);
         child.wait().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while pids.iter().any(|pid| process::exists(*pid)) {
             assert!(Instant::now() < deadline, "a child outlived signal {signal}");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -223,7 +225,7 @@ fn a_cluster_that_another_test_had_is_what_it_was_before() {
         let endpoint = "{apiVersion: tidings.dev/v1alpha1, kind: WebhookEndpoint, \
             metadata: {name: crm, namespace: used, finalizers: [example.com/never]}, spec: {url: 'https://example.com/'}}";
         cluster.apply(endpoint).unwrap();
-        tidings_cluster::eventually("the namespace's ServiceAccount", Duration::from_secs(30), || {
+        tidings_cluster::eventually("the namespace's ServiceAccount", PATIENCE, || {
             Ok(cluster.get("used", "serviceaccount", "default")?.is_some())
         })
         .unwrap();

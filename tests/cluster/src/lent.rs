@@ -20,12 +20,14 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::Cluster;
-use crate::kubectl::base64;
+use crate::kubectl::{base64, eventually};
 use crate::process::{http_exchange, post_request};
 use crate::tidings::install_manifests;
 
-/// How long controllers may go on making things for namespaces that are gone.
-const SET_BACK_WITHIN: Duration = Duration::from_secs(20);
+/// How long controllers may go on making things, for namespaces that are gone or for what was installed.
+const STILL_WITHIN: Duration = Duration::from_secs(60);
+/// How long nothing changes where they are done with what was installed.
+const STILL: Duration = Duration::from_secs(1);
 /// After which nothing is made any more: a controller acts upon what it sees within this time.
 const QUIET: Duration = Duration::from_millis(200);
 /// Operations of one transaction, by etcd's own limit.
@@ -122,8 +124,14 @@ struct Before {
 
 impl Before {
     fn of(cluster: &Cluster) -> Result<Before> {
+        let mut stored = stored(cluster)?;
+        eventually("a cluster in which nothing changes", STILL_WITHIN, || {
+            thread::sleep(STILL);
+            let before = std::mem::replace(&mut stored, self::stored(cluster)?);
+            Ok(before == stored)
+        })?;
         Ok(Before {
-            stored: stored(cluster)?,
+            stored,
             files: names(cluster.dir())?,
             logs: names(&cluster.logs_dir())?,
         })
@@ -132,11 +140,11 @@ impl Before {
     fn bring_back(&self, cluster: &Cluster) -> Result<()> {
         remove_others(cluster.dir(), &self.files)?;
         remove_others(&cluster.logs_dir(), &self.logs)?;
-        let deadline = Instant::now() + SET_BACK_WITHIN;
+        let deadline = Instant::now() + STILL_WITHIN;
         // A namespace goes first: nothing is admitted into it then, whatever a controller misses in it.
         while self.write_back(cluster)? {
             if Instant::now() > deadline {
-                bail!("its objects were not as before within {SET_BACK_WITHIN:?}");
+                bail!("its objects were not as before within {STILL_WITHIN:?}");
             }
             thread::sleep(QUIET);
         }
