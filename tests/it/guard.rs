@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tidings::api::resolve::{EgressRules, Host, ResolvedEndpoint};
 use tidings::delivery::{Fault, OurFault, Outcome};
+use tokio::net::TcpListener;
 
 use super::dns::{Answer, Dns};
 use super::receiver::{Receiver, endpoint, keep_answering, send, sender, sender_with_dns, status};
@@ -162,18 +163,20 @@ async fn a_name_that_changes_its_answer_after_the_check_leads_nowhere_new() {
             .write("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
             .await;
     };
-    let open = Receiver::with(
-        &super::receiver::TRUSTED,
-        (Ipv4Addr::new(127, 0, 0, 2), 0).into(),
-        behaviour,
-    )
-    .await;
+    // A port that nobody has at either address.
+    let (open, inside) = loop {
+        let open = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).await.unwrap();
+        let port = open.local_addr().unwrap().port();
+        if let Ok(inside) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            break (open, inside);
+        }
+    };
+    let acceptor = || Some(super::receiver::TRUSTED.acceptor());
+    let open = Receiver::serve_on(acceptor(), open, behaviour).await;
     let port = open.address.port();
-    let inside = Receiver::with(
-        &super::receiver::TRUSTED,
-        (Ipv4Addr::LOCALHOST, port).into(),
-        |connection, seen| keep_answering(connection, seen, NO_BODY),
-    )
+    let inside = Receiver::serve_on(acceptor(), inside, |connection, seen| {
+        keep_answering(connection, seen, NO_BODY)
+    })
     .await;
     let sender = sender_with_dns(dns.address);
     let mut endpoint = endpoint(Host::Name("rebinding.receiver.test".into()), port);

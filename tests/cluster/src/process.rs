@@ -29,6 +29,8 @@ use crate::pids;
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// How long a server may say nothing: one that works is slow only where the machine stands still.
 const SILENCE: Duration = Duration::from_secs(30);
+/// A free port can be taken by somebody else before it is bound.
+const START_ATTEMPTS: u32 = 4;
 /// How much of a log goes into an error message.
 const LOG_TAIL: usize = 4_000;
 
@@ -377,6 +379,19 @@ pub fn free_port() -> Result<u16> {
         }
     }
     bail!("no port of 127.0.0.1 from {} to {} is free", PORTS.start, PORTS.end - 1)
+}
+
+/// Tries again with other ports when somebody took one between our look and the bind.
+pub(crate) fn with_free_ports<T>(mut start: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match start() {
+            Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains("ddress already in use") => {
+                attempt += 1
+            }
+            other => return other,
+        }
+    }
 }
 
 /// The status of a plain-HTTP GET on loopback, if there was an answer; see [`http_get`].

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::process::{Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status};
+use crate::process::{Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status, with_free_ports};
 
 const OPERATOR: &str = "github.com/prometheus-operator/prometheus-operator";
 const GO_MOD: &str = include_str!("../monitoring/go.mod");
@@ -73,21 +73,24 @@ impl Prometheus {
         for (name, content) in files.iter().chain(&[("prometheus.yml", config)]) {
             fs::write(dir.path().join(name), content).with_context(|| format!("failed to write {name}"))?;
         }
-        let port = free_port()?;
         let flag = |name: &str, value: PathBuf| -> OsString { format!("--{name}={}", value.display()).into() };
-        let mut process = Process::start(Spec {
-            name: "prometheus".into(),
-            program,
-            args: vec![
-                flag("config.file", file),
-                flag("storage.tsdb.path", dir.path().join("data")),
-                format!("--web.listen-address=127.0.0.1:{port}").into(),
-            ],
-            env: Vec::new(),
-            log: dir.path().join("prometheus.log"),
-            lifetime: Lifetime::WithParent,
+        let (process, port) = with_free_ports(|| {
+            let port = free_port()?;
+            let mut process = Process::start(Spec {
+                name: "prometheus".into(),
+                program: program.clone(),
+                args: vec![
+                    flag("config.file", file.clone()),
+                    flag("storage.tsdb.path", dir.path().join("data")),
+                    format!("--web.listen-address=127.0.0.1:{port}").into(),
+                ],
+                env: Vec::new(),
+                log: dir.path().join("prometheus.log"),
+                lifetime: Lifetime::WithParent,
+            })?;
+            process.wait_until("ready", READY_WITHIN, || http_status(port, "/-/ready") == Some(200))?;
+            Ok((process, port))
         })?;
-        process.wait_until("ready", READY_WITHIN, || http_status(port, "/-/ready") == Some(200))?;
         Ok(Prometheus {
             _process: process,
             port,

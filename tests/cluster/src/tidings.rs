@@ -16,7 +16,7 @@ use crate::certificates::ServerCertificate;
 use crate::cluster::Cluster;
 use crate::helm::Helm;
 use crate::kubectl::{eventually, repository_root};
-use crate::process::{Process, Spec, free_port, http_get, http_status, write_private};
+use crate::process::{Process, Spec, free_port, http_get, http_status, with_free_ports, write_private};
 
 /// The folder of an inspector's raw secrets, within that of its keys.
 pub const RAW_KEYS: &str = "raw";
@@ -27,8 +27,6 @@ pub const OPEN_LOOPBACK_LABEL: (&str, &str) = ("tidings.dev/loopback", "open");
 
 /// A debug build on a machine that compiles something else at the same time.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// A free port can be taken by somebody else before it is bound.
-const START_ATTEMPTS: u32 = 4;
 
 /// Of the chart: who the processes are, and what they may do.
 const RBAC_TEMPLATES: [&str; 5] = [
@@ -409,17 +407,4 @@ fn metrics(port: u16) -> Result<String> {
 
 fn arguments(args: &[&str]) -> Vec<OsString> {
     args.iter().map(Into::into).collect()
-}
-
-/// Tries again with other ports when somebody took one between our look and the bind.
-fn with_free_ports<T>(mut start: impl FnMut() -> Result<T>) -> Result<T> {
-    let mut attempt = 1;
-    loop {
-        match start() {
-            Err(error) if attempt < START_ATTEMPTS && format!("{error:#}").contains("ddress already in use") => {
-                attempt += 1
-            }
-            other => return other,
-        }
-    }
 }
