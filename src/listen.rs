@@ -1,4 +1,7 @@
-//! Sockets that others connect to.
+//! Sockets that others connect to, and HTTP on them.
+
+pub mod serve;
+mod timed;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
