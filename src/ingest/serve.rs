@@ -28,11 +28,14 @@ const SPARE: Spare = Spare {
     // A handshake takes its turn among others.
     shaking: Duration::from_secs(2),
 };
-/// The most bytes of a request's head: 32 extensions, a token and what proxies add.
-const HEAD: usize = 64 * 1024;
+/// The most bytes of a request's head: a token, what proxies add, and a dozen of the longest extensions. Every connection may
+/// hold as much before it shows a token, and twice that where requests follow each other.
+const HEAD: usize = 32 * 1024;
 /// The most header fields of a request.
 const FIELDS: usize = 128;
-/// How long a request's head may take, and how long a connection may idle before it while places are free.
+/// How long a request's head may take from its first byte on: it is a packet or two.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// How long a connection may idle while places are free.
 const IDLE: Duration = Duration::from_secs(120);
 /// How long requests in flight have to end after the shutdown began: an accept takes milliseconds, and a producer that is
 /// cut off sends again. Part of the 30 s that a pod has.
@@ -43,7 +46,7 @@ const LIMITS: Limits = Limits {
     spare: SPARE,
     head: HEAD,
     fields: FIELDS,
-    head_time: IDLE,
+    head_time: HEAD_TIME,
     idle: IDLE,
     read_within: READ_WITHIN,
     grace: GRACE,
@@ -68,4 +71,18 @@ pub async fn serve(
     };
     serve::serve(entrance, answer, shutdown, closing).await;
     ingest.settled().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_without_end_hold_what_docs_sizing_says_and_not_for_long() {
+        let sizing = include_str!("../../docs/sizing.md");
+        let mebibytes = LIMITS.places * LIMITS.head / (1 << 20);
+        let said = format!("{mebibytes} ({} at worst)", 2 * mebibytes);
+        assert!(sizing.contains(&said), "{said}");
+        assert!(LIMITS.head_time < SPARE.answered * 3);
+    }
 }
