@@ -343,13 +343,18 @@ impl SqliteQueue {
     }
 }
 
-fn intern(conn: &rusqlite::Connection, table: &str, keys: &[ResourceKey]) -> rusqlite::Result<Vec<u32>> {
-    let mut insert = conn.prepare(&format!("INSERT OR IGNORE INTO {table}(ns, name) VALUES (?, ?)"))?;
+/// Finds the ids of these, after `insert` gave one to each that had none.
+fn intern(
+    conn: &rusqlite::Connection,
+    table: &str,
+    keys: &[ResourceKey],
+    mut insert: impl FnMut(&ResourceKey) -> rusqlite::Result<usize>,
+) -> rusqlite::Result<Vec<u32>> {
     let mut find = conn.prepare(&format!("SELECT id FROM {table} WHERE ns = ? AND name = ?"))?;
     let mut ids = Vec::with_capacity(keys.len());
-    for ResourceKey { namespace_uid, name } in keys {
-        insert.execute([namespace_uid, name])?;
-        ids.push(find.query_row([namespace_uid, name], |row| row.get(0))?);
+    for key in keys {
+        insert(key)?;
+        ids.push(find.query_row([&key.namespace_uid, &key.name], |row| row.get(0))?);
     }
     Ok(ids)
 }
@@ -368,10 +373,12 @@ impl Queue for SqliteQueue {
 
     async fn intern_endpoints(&self, keys: Vec<ResourceKey>) -> Result<Vec<EndpointId>, QueueError> {
         self.call(move |transaction| {
-            let ids: Vec<_> = intern(transaction.conn(), "endpoint", &keys)?
-                .into_iter()
-                .map(EndpointId)
-                .collect();
+            let (conn, since) = (transaction.conn(), transaction.effects.last_event);
+            let mut insert = conn.prepare("INSERT OR IGNORE INTO endpoint(ns, name, since) VALUES (?, ?, ?)")?;
+            let ids = intern(conn, "endpoint", &keys, |key| {
+                insert.execute(rusqlite::params![key.namespace_uid, key.name, since.0])
+            })?;
+            let ids: Vec<_> = ids.into_iter().map(EndpointId).collect();
             let placed = ids.iter().zip(&keys).map(|(id, key)| (*id, key.namespace_uid.clone()));
             transaction.effects.placed.extend(placed);
             Ok(ids)
@@ -381,7 +388,11 @@ impl Queue for SqliteQueue {
 
     async fn intern_subscriptions(&self, keys: Vec<ResourceKey>) -> Result<Vec<SubscriptionId>, QueueError> {
         self.call(move |transaction| {
-            let ids = intern(transaction.conn(), "subscription", &keys)?;
+            let conn = transaction.conn();
+            let mut insert = conn.prepare("INSERT OR IGNORE INTO subscription(ns, name) VALUES (?, ?)")?;
+            let ids = intern(conn, "subscription", &keys, |key| {
+                insert.execute([&key.namespace_uid, &key.name])
+            })?;
             Ok(ids.into_iter().map(SubscriptionId).collect())
         })
         .await

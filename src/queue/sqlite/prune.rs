@@ -34,6 +34,8 @@ const UNDER_PRESSURE_KEEP: Duration = Duration::from_secs(60);
 const LAG_MAX: Duration = Duration::from_secs(3600);
 /// And within this part of the time they are kept.
 const LAG_PART: u32 = 16;
+/// Stands in the store where nothing is to be looked at anew.
+const NOTHING: EventId = EventId(i64::MAX);
 
 /// How long endpoints' history is kept.
 #[derive(Debug, Default)]
@@ -85,6 +87,9 @@ pub(super) fn keep(
 ) -> rusqlite::Result<()> {
     let conn = transaction.conn();
     let mut put = conn.prepare("INSERT OR REPLACE INTO retention(ep, seconds) VALUES (?, ?)")?;
+    let mut renew = conn.prepare(
+        "UPDATE meta SET value = min(value, coalesce((SELECT since FROM endpoint WHERE id = ?), 0)) WHERE key = 'renew_from'",
+    )?;
     for &(endpoint, retention) in retentions {
         let before = transaction.memory.retentions.of(endpoint);
         if before == retention {
@@ -95,7 +100,7 @@ pub(super) fn keep(
             i64::try_from(retention.as_secs()).unwrap_or(i64::MAX)
         ])?;
         if retention < before {
-            conn.execute("UPDATE meta SET value = 0 WHERE key = 'swept'", [])?;
+            renew.execute([endpoint.0])?;
         }
         transaction.effects.retentions.push((endpoint, retention));
     }
@@ -116,6 +121,8 @@ pub(super) struct Pruner {
     under_pressure: bool,
     /// Under pressure: events up to here were looked at in this pass.
     cursor: EventId,
+    /// When the step began that has done nothing but look anew: it rests for as long as it took.
+    rests: Option<Instant>,
     /// Rows of `seen` below `keep_seen` may go; those below `seen` are gone.
     seen: Option<i64>,
     keep_seen: i64,
@@ -134,6 +141,7 @@ impl Pruner {
             next: now,
             under_pressure: false,
             cursor: EventId(0),
+            rests: None,
             seen: None,
             keep_seen: 0,
         }
@@ -167,21 +175,30 @@ impl Pruner {
         if let Some(first) = dedupe.first_row() {
             self.keep_seen = first;
         }
+        if let Some(began) = self.rests.take() {
+            self.next = Instant::now() + began.elapsed();
+        }
     }
 
     /// One bounded step, when it is time.
     pub(super) fn run(&mut self, transaction: &mut Transaction<'_, '_>) -> rusqlite::Result<()> {
-        if !self.is_due() {
+        // What this transaction says of retentions counts once it is committed.
+        if !self.is_due() || !transaction.effects.retentions.is_empty() {
             return Ok(());
         }
+        let began = Instant::now();
         let retentions = &transaction.memory.retentions;
-        let revisited = revisit(transaction, retentions)?;
-        let mut finished = revisited < EVENTS && sweep(transaction, retentions)?;
+        let mut finished = revisit(transaction, retentions)?;
+        finished &= sweep(transaction, retentions)?;
+        // Gives way to what is looked at in its turn.
+        let renewed = !finished || renew(transaction, retentions)?;
         if self.under_pressure {
             finished &= self.relieve(transaction, retentions)?;
         }
         finished &= self.seen(transaction)?;
-        if finished {
+        if finished && !renewed {
+            self.rests = Some(began);
+        } else if finished {
             let again = match self.under_pressure {
                 true => LOOK_AGAIN_FIRST,
                 false => (retentions.shortest() / 4).clamp(LOOK_AGAIN_FIRST, LOOK_AGAIN),
@@ -223,45 +240,79 @@ impl Pruner {
     }
 }
 
-/// What was written down to be looked at now; how many events.
-fn revisit(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<usize> {
-    let (conn, now) = (transaction.conn(), transaction.now);
-    let mut due = conn.prepare("SELECT at, event FROM revisit WHERE at <= ? ORDER BY at LIMIT ?")?;
-    let found: Vec<(i64, i64)> = due
-        .query_map(params![now.0, EVENTS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    if found.is_empty() {
-        return Ok(0);
-    }
-    let mut visitor = Visitor::new(conn)?;
-    let mut done = conn.prepare("DELETE FROM revisit WHERE at = ? AND event = ?")?;
-    for (at, event) in &found {
-        done.execute([at, event])?;
-        visitor.settle_down(transaction, EventId(*event), now, retentions)?;
-    }
-    Ok(found.len())
+/// What was written down to be looked at now. True: there is no more.
+fn revisit(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
+    let conn = transaction.conn();
+    let mut due = conn.prepare("SELECT event FROM revisit WHERE at <= ? ORDER BY at LIMIT ?")?;
+    let due = due.query_map([transaction.now.0, EVENTS as i64], |row| Ok(EventId(row.get(0)?)))?;
+    let found = Found::of(due)?;
+    let reached = settle_down(transaction, &found.events, retentions)?;
+    Ok(found.are_all && reached == found.events.last().copied())
 }
 
 /// Events whose shortest time is over, each once: what must stay is written down. True: there are no more.
 fn sweep(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
     let (conn, now) = (transaction.conn(), transaction.now);
     let shortest = retentions.shortest();
-    let swept: i64 = conn.query_row("SELECT value FROM meta WHERE key = 'swept'", [], |row| row.get(0))?;
-    let found = events(conn, EventId(swept), before(now, shortest + lag(shortest)))?;
-    let Some(last) = found.events.last().copied() else {
+    let over = first_of(before(now, shortest + lag(shortest)));
+    let found = events(conn, number(conn, "swept")?, over)?;
+    let Some(reached) = settle_down(transaction, &found.events, retentions)? else {
         return Ok(true);
     };
-    let mut visitor = Visitor::new(conn)?;
-    let mut cursor = last;
-    for event in &found.events {
-        visitor.settle_down(transaction, *event, now, retentions)?;
+    put_number(conn, "swept", reached)?;
+    Ok(found.are_all && found.events.last() == Some(&reached))
+}
+
+/// Swept events once more, since a time became shorter. A look that is under way is ended before the next begins, so each
+/// ends. True: there is none.
+fn renew(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
+    let conn = transaction.conn();
+    let (mut after, mut until) = (number(conn, "renewed")?, number(conn, "renew_until")?);
+    if after >= until {
+        let from = number(conn, "renew_from")?;
+        if from == NOTHING {
+            return Ok(true);
+        }
+        (after, until) = (from, number(conn, "swept")?);
+        put_number(conn, "renew_until", until)?;
+        put_number(conn, "renew_from", NOTHING)?;
+    }
+    let found = events(conn, after, EventId(until.0 + 1))?;
+    let reached = settle_down(transaction, &found.events, retentions)?;
+    let is_whole = found.are_all && reached == found.events.last().copied();
+    put_number(conn, "renewed", reached.filter(|_| !is_whole).unwrap_or(until))?;
+    Ok(false)
+}
+
+/// Looks at these events, and writes down when to look again at what must stay, until enough is removed; the last it came to.
+fn settle_down(
+    transaction: &mut Transaction<'_, '_>,
+    events: &[EventId],
+    retentions: &Retentions,
+) -> rusqlite::Result<Option<EventId>> {
+    let mut reached = None;
+    if events.is_empty() {
+        return Ok(reached);
+    }
+    let mut visitor = Visitor::new(transaction.conn())?;
+    for event in events {
+        visitor.settle_down(transaction, *event, retentions)?;
+        reached = Some(*event);
         if visitor.rows >= ROWS {
-            cursor = *event;
             break;
         }
     }
-    conn.execute("UPDATE meta SET value = ? WHERE key = 'swept'", [cursor.0])?;
-    Ok(cursor == last && found.are_all)
+    Ok(reached)
+}
+
+fn number(conn: &Connection, key: &str) -> rusqlite::Result<EventId> {
+    let mut number = conn.prepare_cached("SELECT value FROM meta WHERE key = ?")?;
+    number.query_row([key], |row| Ok(EventId(row.get(0)?)))
+}
+
+fn put_number(conn: &Connection, key: &str, event: EventId) -> rusqlite::Result<()> {
+    let mut put = conn.prepare_cached("UPDATE meta SET value = ? WHERE key = ?")?;
+    put.execute(params![event.0, key]).map(drop)
 }
 
 /// Removes from `after` on what is older at `now` than it is `kept`, of events accepted before `until`.
@@ -273,7 +324,7 @@ pub(super) fn history(
     kept: impl Fn(Row, EndpointId) -> Duration,
     rows: usize,
 ) -> rusqlite::Result<Pruned> {
-    let found = events(transaction.conn(), after, until)?;
+    let found = events(transaction.conn(), after, first_of(until))?;
     remove(transaction, found, after, now, kept, rows)
 }
 
@@ -324,10 +375,10 @@ impl Found {
     }
 }
 
-/// The next events after one that were accepted before `until`.
-fn events(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Found> {
+/// The next events after one and before another.
+fn events(conn: &Connection, after: EventId, until: EventId) -> rusqlite::Result<Found> {
     let mut events = conn.prepare("SELECT id FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?")?;
-    let between = params![after.0, first_of(until).0, EVENTS as i64];
+    let between = params![after.0, until.0, EVENTS as i64];
     Found::of(events.query_map(between, |row| Ok(EventId(row.get(0)?)))?)
 }
 
@@ -372,6 +423,7 @@ struct Visitor<'c> {
     remove_event: Statement<'c>,
     remove_notice: Statement<'c>,
     later: Statement<'c>,
+    no_more: Statement<'c>,
 }
 
 impl<'c> Visitor<'c> {
@@ -388,7 +440,8 @@ impl<'c> Visitor<'c> {
             remove_attempts: conn.prepare("DELETE FROM attempt WHERE message = ?")?,
             remove_event: conn.prepare("DELETE FROM event WHERE id = ?")?,
             remove_notice: conn.prepare("DELETE FROM notice WHERE event = ?")?,
-            later: conn.prepare("INSERT OR IGNORE INTO revisit(at, event) VALUES (?, ?)")?,
+            later: conn.prepare("INSERT OR REPLACE INTO revisit(event, at) VALUES (?, ?)")?,
+            no_more: conn.prepare("DELETE FROM revisit WHERE event = ?")?,
         })
     }
 
@@ -397,9 +450,9 @@ impl<'c> Visitor<'c> {
         &mut self,
         transaction: &mut Transaction<'_, '_>,
         event: EventId,
-        now: UnixMillis,
         retentions: &Retentions,
     ) -> rusqlite::Result<()> {
+        let now = transaction.now;
         let left = self.visit(transaction, event, now, |_, endpoint| retentions.of(endpoint))?;
         let age = now.since(UnixMillis(event.unix_seconds().saturating_mul(1000)));
         // What is settled later than now is kept from then on; until then it is looked at ever more seldom.
@@ -408,9 +461,10 @@ impl<'c> Visitor<'c> {
             Some(endpoint) => now.plus(retentions.of(*endpoint).max(patience)),
             None => now.plus(patience),
         });
-        if let Some(at) = left.expires.into_iter().chain(pending).min() {
-            self.later.execute([at.0, event.0])?;
-        }
+        match left.expires.into_iter().chain(pending).min() {
+            Some(at) => self.later.execute([event.0, at.0])?,
+            None => self.no_more.execute([event.0])?,
+        };
         Ok(())
     }
 

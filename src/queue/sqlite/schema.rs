@@ -11,11 +11,12 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 9;
+const VERSION: i64 = 10;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE endpoint(id INTEGER PRIMARY KEY, ns TEXT NOT NULL, name TEXT NOT NULL, UNIQUE(ns, name));
+-- `since`: the last event before it got its id.
+CREATE TABLE endpoint(id INTEGER PRIMARY KEY, ns TEXT NOT NULL, name TEXT NOT NULL, since INTEGER NOT NULL, UNIQUE(ns, name));
 CREATE TABLE subscription(id INTEGER PRIMARY KEY, ns TEXT NOT NULL, name TEXT NOT NULL, UNIQUE(ns, name));
 CREATE TABLE endpoint_state(ep INTEGER PRIMARY KEY, state BLOB NOT NULL);
 CREATE TABLE event(id INTEGER PRIMARY KEY, attrs BLOB NOT NULL, body BLOB NOT NULL);
@@ -43,11 +44,14 @@ CREATE TABLE notice(event INTEGER PRIMARY KEY, message INTEGER NOT NULL, sub INT
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);
 -- Where it is not the default.
 CREATE TABLE retention(ep INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);
--- Events of which something must stay, by when to look at them again.
-CREATE TABLE revisit(at INTEGER NOT NULL, event INTEGER NOT NULL, PRIMARY KEY(at, event)) WITHOUT ROWID;
--- `swept`: every event up to it was looked at when its shortest time was over. `place`: that of the messages that are pulled
--- and were made pending last.
-INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0), ('place', 0);
+-- Events of which something must stay, and when to look at them again.
+CREATE TABLE revisit(event INTEGER PRIMARY KEY, at INTEGER NOT NULL);
+CREATE INDEX revisit_at ON revisit(at);
+-- `swept`: every event up to it was looked at when its shortest time was over. `renewed` to `renew_until`: those of them that
+-- are still to be looked at anew, and `renew_from`: what the next such look begins after. `place`: that of the messages that
+-- are pulled and were made pending last.
+INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0), ('renewed', 0), ('renew_until', 0),
+    ('renew_from', 9223372036854775807), ('place', 0);
 ";
 
 /// The writer's page cache: enough for the right edge of every table and the due index's hot pages.

@@ -1,9 +1,11 @@
 //! How long history is kept, over days of a clock of its own.
 
+use super::super::prune;
 use super::*;
-use crate::ids::EventId;
 
 static AHEAD: AtomicI64 = AtomicI64::new(0);
+/// There is one clock, so one test at a time.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 const HOUR: i64 = 3_600_000;
 
 fn clock() -> UnixMillis {
@@ -47,16 +49,12 @@ async fn left(dir: &Directory, hours: i64, events: &[EventId], expected: &[usize
     queue.close().await;
 }
 
-#[tokio::test]
-async fn what_is_kept_short_or_long_goes_at_its_own_time_over_restarts_also_when_it_was_settled_late() {
-    let dir = Directory::new();
-    let queue = opened_after(&dir, 0);
-    let fence = queue.claim().await.expect("claim");
-    let hours = |hours: u64| Duration::from_secs(hours * 3600);
-    // Endpoint 1 is kept an hour, 2 three days (nobody said), 3 thirty days.
-    let told = vec![(EndpointId(1), hours(1)), (EndpointId(3), hours(720))];
-    queue.keep(fence, told).await.expect("keep");
-    let targets = [vec![1], vec![2], vec![3], vec![1, 2, 3], vec![2], vec![1]];
+fn hours(hours: u64) -> Duration {
+    Duration::from_secs(hours * 3600)
+}
+
+/// As many events as there are lists, each for these endpoints; their ids.
+async fn accepted(queue: &SqliteQueue, targets: &[Vec<u32>]) -> Vec<EventId> {
     let events = targets.iter().enumerate().map(|(n, endpoints)| {
         let target = |endpoint: &u32| target(*endpoint, 1, Placement::Fresh);
         new_event(&n.to_string(), endpoints.iter().map(target).collect())
@@ -65,7 +63,122 @@ async fn what_is_kept_short_or_long_goes_at_its_own_time_over_restarts_also_when
     let event = |answer: &Accepted| match answer {
         Accepted::New { event, .. } | Accepted::Duplicate { event, .. } => *event,
     };
-    let events: Vec<EventId> = accepted.iter().map(event).collect();
+    accepted.iter().map(event).collect()
+}
+
+/// Settles everything that is fresh.
+async fn all_settled(queue: &SqliteQueue, fence: Fence, verdict: Verdict) {
+    let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+    let outcomes = fresh.iter().map(|one| settlement(*one, verdict));
+    queue.settle(fence, outcomes.collect()).await.expect("settle");
+}
+
+async fn number(queue: &SqliteQueue, sql: &'static str) -> i64 {
+    let number = queue.read(move |conn| conn.query_row(sql, [], |row| row.get(0))).await;
+    number.expect("a number")
+}
+
+/// Waits until a number of the store is another.
+async fn until(queue: &SqliteQueue, sql: &'static str, wanted: i64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while number(queue, sql).await != wanted {
+        assert!(Instant::now() < deadline, "{sql} is {}", number(queue, sql).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+const SWEPT: &str = "SELECT value FROM meta WHERE key = 'swept'";
+const WRITTEN_DOWN: &str = "SELECT count(*) FROM revisit";
+const TO_BE_RENEWED: &str = "SELECT (SELECT value FROM meta WHERE key = 'renew_from') < 9223372036854775807
+    OR (SELECT value FROM meta WHERE key = 'renewed') < (SELECT value FROM meta WHERE key = 'renew_until')";
+
+#[tokio::test]
+async fn an_endpoint_that_is_new_has_nothing_looked_at_anew() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let intern = async |queue: &SqliteQueue, name: &str| {
+        let key = ResourceKey {
+            namespace_uid: "ns".to_owned(),
+            name: name.to_owned(),
+        };
+        queue.intern_endpoints(vec![key]).await.expect("intern")[0]
+    };
+    let old = intern(&queue, "old").await;
+    let events = accepted(&queue, &vec![vec![old.0]; 3]).await;
+    queue.close().await;
+    drop(queue);
+    let queue = opened_after(&dir, 80);
+    until(&queue, SWEPT, events[2].0).await;
+    let new = intern(&queue, "new").await;
+    let from = |endpoint| {
+        queue.call(move |transaction| {
+            prune::keep(transaction, &[(endpoint, hours(1))])?;
+            let number = |sql| transaction.conn().query_row(sql, [], |row| row.get::<_, i64>(0));
+            let from = number("SELECT value FROM meta WHERE key = 'renew_from'")?;
+            Ok((number(SWEPT)?, from))
+        })
+    };
+    let last = events[2].0;
+    assert_eq!(from(new).await.expect("kept"), (last, last), "from its first event on");
+    let of_old = from(old).await.expect("kept");
+    assert_eq!(of_old, (last, 0), "from the beginning, by another cursor");
+    queue.close().await;
+}
+
+#[tokio::test]
+async fn however_often_a_retention_changes_an_event_is_written_down_once_and_the_sweep_goes_on() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let events = accepted(&queue, &vec![vec![1]; 300]).await;
+    queue.close().await;
+    drop(queue);
+    let queue = opened_after(&dir, 80);
+    let fence = queue.claim().await.expect("claim");
+    until(&queue, SWEPT, events[299].0).await;
+    for n in 0..6 {
+        let told = vec![(EndpointId(1), hours(2 - n % 2))];
+        queue.keep(fence, told).await.expect("keep");
+        assert_eq!(number(&queue, SWEPT).await, events[299].0);
+        until(&queue, TO_BE_RENEWED, 0).await;
+        assert_eq!(number(&queue, WRITTEN_DOWN).await, 300);
+    }
+    queue.close().await;
+}
+
+#[tokio::test]
+async fn a_shorter_retention_counts_for_what_was_looked_at_before() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let fence = queue.claim().await.expect("claim");
+    queue.keep(fence, vec![(EndpointId(3), hours(1))]).await.expect("keep");
+    let events = accepted(&queue, &[vec![1], vec![2], vec![1, 2]]).await;
+    all_settled(&queue, fence, Verdict::Delivered).await;
+    queue.close().await;
+    drop(queue);
+    left(&dir, 5, &events, &[0, 1, 2]).await;
+    let queue = opened_after(&dir, 5);
+    assert_eq!(number(&queue, SWEPT).await, events[2].0);
+    let fence = queue.claim().await.expect("claim");
+    queue.keep(fence, vec![(EndpointId(1), hours(1))]).await.expect("keep");
+    queue.close().await;
+    drop(queue);
+    left(&dir, 5, &events, &[1, 2]).await;
+}
+
+#[tokio::test]
+async fn what_is_kept_short_or_long_goes_at_its_own_time_over_restarts_also_when_it_was_settled_late() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let fence = queue.claim().await.expect("claim");
+    // Endpoint 1 is kept an hour, 2 three days (nobody said), 3 thirty days.
+    let told = vec![(EndpointId(1), hours(1)), (EndpointId(3), hours(720))];
+    queue.keep(fence, told).await.expect("keep");
+    let targets = [vec![1], vec![2], vec![3], vec![1, 2, 3], vec![2], vec![1]];
+    let events = accepted(&queue, &targets).await;
     let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
     let settle = async |queue: &SqliteQueue, fence, which: &[usize]| {
         let of = |one: &&Pending| which.iter().any(|n| events[*n] == one.message.event());
