@@ -652,7 +652,7 @@ impl Queue for SqliteQueue {
         self.call(move |transaction| {
             let mut after = EventId(0);
             for _ in 0..prune::STEPS {
-                let pruned = prune::history(transaction, after, before, before, |_, _| Duration::ZERO, rows)?;
+                let pruned = prune::history(transaction, after, before, before, |_, _, at| at, rows)?;
                 if pruned.rows > 0 || pruned.finished {
                     return Ok(pruned.rows as u64);
                 }

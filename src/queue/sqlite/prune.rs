@@ -3,6 +3,9 @@
 //! How long history is kept is its endpoint's to say, and an event has messages of several. An event is looked at when the
 //! shortest time that counts is over, and what must stay is written down with when to look again: so every row is looked at
 //! a few times in its life, whatever lies beside it, and what nobody asked to keep shorter or longer is looked at once.
+//! Ids and times are a clock's, which may have been ahead, and may be behind. So what has an id of a time to come is looked at
+//! as soon as all before it was, and written down, and no look is put off for longer than anything is kept; but what was
+//! settled at a time to come stays until then, unless room is needed.
 //! Rejected: walking over all that must stay again and again, and an expiry for every message on the hot path.
 //! Invariant: a row goes only when its endpoint's time is over since it was settled, an event only when nothing of it is
 //! left, and one commit removes a bounded number of rows.
@@ -10,7 +13,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, Statement, params};
+use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use super::dedupe::Dedupe;
 use super::order::WAITING;
@@ -34,6 +37,8 @@ const UNDER_PRESSURE_KEEP: Duration = Duration::from_secs(60);
 const LAG_MAX: Duration = Duration::from_secs(3600);
 /// And within this part of the time they are kept.
 const LAG_PART: u32 = 16;
+/// After every event.
+const END: EventId = EventId(i64::MAX >> MessageId::ORDINAL_BITS);
 /// Stands in the store where nothing is to be looked at anew.
 const NOTHING: EventId = EventId(i64::MAX);
 
@@ -68,6 +73,12 @@ impl Retentions {
             true => self.own.remove(&endpoint),
             false => self.own.insert(endpoint, retention),
         };
+    }
+
+    /// Until when no look is put off.
+    fn latest(&self, now: UnixMillis) -> UnixMillis {
+        let longest = self.own.values().copied().max().unwrap_or_default().max(self.default);
+        now.plus(longest + LAG_MAX)
     }
 
     fn shortest(&self) -> Duration {
@@ -209,15 +220,26 @@ impl Pruner {
     }
 
     /// Delivered history before its time, from the old end. Walks over what is delivered alone: where receivers are away
-    /// nearly all of a full store must stay.
+    /// nearly all of a full store must stay. Then what has an id of a time to come.
     fn relieve(&mut self, transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
-        let kept = |row: Row, endpoint: EndpointId| match row {
-            Row::Delivered => UNDER_PRESSURE_KEEP.min(retentions.of(endpoint)),
-            Row::Dead => retentions.of(endpoint),
-        };
         let now = transaction.now;
-        let found = delivered(transaction.conn(), self.cursor, before(now, UNDER_PRESSURE_KEEP))?;
-        let pruned = remove(transaction, found, self.cursor, now, kept, ROWS)?;
+        let expires = |row: Row, endpoint: EndpointId, at: UnixMillis| match row {
+            Row::Delivered if at > now => now,
+            Row::Delivered => at.plus(UNDER_PRESSURE_KEEP.min(retentions.of(endpoint))),
+            Row::Dead => at.plus(retentions.of(endpoint)),
+        };
+        let mut found = delivered(
+            transaction.conn(),
+            self.cursor,
+            first_of(before(now, UNDER_PRESSURE_KEEP)),
+        )?;
+        if found.events.is_empty() {
+            let to_come = EventId(first_of(now).0 - 1);
+            found = delivered(transaction.conn(), self.cursor.max(to_come), END)?;
+        } else {
+            found.are_all = false;
+        }
+        let pruned = remove(transaction, found, self.cursor, now, expires, ROWS)?;
         self.cursor = if pruned.finished { EventId(0) } else { pruned.cursor };
         Ok(pruned.finished)
     }
@@ -240,11 +262,13 @@ impl Pruner {
     }
 }
 
-/// What was written down to be looked at now. True: there is no more.
+/// What was written down to be looked at now, or later than anything is. True: there is no more.
 fn revisit(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
-    let conn = transaction.conn();
-    let mut due = conn.prepare("SELECT event FROM revisit WHERE at <= ? ORDER BY at LIMIT ?")?;
-    let due = due.query_map([transaction.now.0, EVENTS as i64], |row| Ok(EventId(row.get(0)?)))?;
+    let (conn, now) = (transaction.conn(), transaction.now);
+    let mut due = conn
+        .prepare("SELECT event FROM revisit WHERE at <= ? UNION ALL SELECT event FROM revisit WHERE at > ? LIMIT ?")?;
+    let latest = retentions.latest(now);
+    let due = due.query_map([now.0, latest.0, EVENTS as i64], |row| Ok(EventId(row.get(0)?)))?;
     let found = Found::of(due)?;
     let reached = settle_down(transaction, &found.events, retentions)?;
     Ok(found.are_all && reached == found.events.last().copied())
@@ -255,7 +279,11 @@ fn sweep(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusq
     let (conn, now) = (transaction.conn(), transaction.now);
     let shortest = retentions.shortest();
     let over = first_of(before(now, shortest + lag(shortest)));
-    let found = events(conn, number(conn, "swept")?, over)?;
+    let swept = number(conn, "swept")?;
+    let mut found = events(conn, swept, over)?;
+    if found.events.is_empty() && next(conn, swept)?.is_some_and(|next| next >= first_of(now)) {
+        found = events(conn, swept, END)?;
+    }
     let Some(reached) = settle_down(transaction, &found.events, retentions)? else {
         return Ok(true);
     };
@@ -315,17 +343,18 @@ fn put_number(conn: &Connection, key: &str, event: EventId) -> rusqlite::Result<
     put.execute(params![event.0, key]).map(drop)
 }
 
-/// Removes from `after` on what is older at `now` than it is `kept`, of events accepted before `until`.
+/// Removes from `after` on what expires until `now` (by its endpoint and when it was settled), of events accepted before
+/// `until`.
 pub(super) fn history(
     transaction: &mut Transaction<'_, '_>,
     after: EventId,
     until: UnixMillis,
     now: UnixMillis,
-    kept: impl Fn(Row, EndpointId) -> Duration,
+    expires: impl Fn(Row, EndpointId, UnixMillis) -> UnixMillis,
     rows: usize,
 ) -> rusqlite::Result<Pruned> {
     let found = events(transaction.conn(), after, first_of(until))?;
-    remove(transaction, found, after, now, kept, rows)
+    remove(transaction, found, after, now, expires, rows)
 }
 
 /// The same of these events, which come after `after`.
@@ -334,7 +363,7 @@ fn remove(
     found: Found,
     after: EventId,
     now: UnixMillis,
-    kept: impl Fn(Row, EndpointId) -> Duration,
+    expires: impl Fn(Row, EndpointId, UnixMillis) -> UnixMillis,
     rows: usize,
 ) -> rusqlite::Result<Pruned> {
     let mut pruned = Pruned {
@@ -352,7 +381,7 @@ fn remove(
             break;
         }
         pruned.cursor = event;
-        visitor.visit(transaction, event, now, &kept)?;
+        visitor.visit(transaction, event, now, &expires)?;
     }
     pruned.rows = visitor.rows;
     Ok(pruned)
@@ -382,11 +411,16 @@ fn events(conn: &Connection, after: EventId, until: EventId) -> rusqlite::Result
     Found::of(events.query_map(between, |row| Ok(EventId(row.get(0)?)))?)
 }
 
+fn next(conn: &Connection, after: EventId) -> rusqlite::Result<Option<EventId>> {
+    let mut next = conn.prepare_cached("SELECT id FROM event WHERE id > ? ORDER BY id LIMIT 1")?;
+    next.query_row([after.0], |row| Ok(EventId(row.get(0)?))).optional()
+}
+
 /// The next of them of which a message was delivered.
-fn delivered(conn: &Connection, after: EventId, until: UnixMillis) -> rusqlite::Result<Found> {
+fn delivered(conn: &Connection, after: EventId, until: EventId) -> rusqlite::Result<Found> {
     let mut messages = conn.prepare("SELECT id FROM settled WHERE id >= ? AND id < ? ORDER BY id LIMIT ?")?;
-    let (from, to) = (EventId(after.0 + 1), first_of(until));
-    let between = params![MessageId::new(from, 0).0, MessageId::new(to, 0).0, EVENTS as i64];
+    let from = EventId(after.0 + 1);
+    let between = params![MessageId::new(from, 0).0, MessageId::new(until, 0).0, EVENTS as i64];
     Found::of(messages.query_map(between, |row| Ok(MessageId(row.get(0)?).event()))?)
 }
 
@@ -453,28 +487,35 @@ impl<'c> Visitor<'c> {
         retentions: &Retentions,
     ) -> rusqlite::Result<()> {
         let now = transaction.now;
-        let left = self.visit(transaction, event, now, |_, endpoint| retentions.of(endpoint))?;
-        let age = now.since(UnixMillis(event.unix_seconds().saturating_mul(1000)));
+        let left = self.visit(transaction, event, now, |_, endpoint, at| {
+            at.plus(retentions.of(endpoint))
+        })?;
         // What is settled later than now is kept from then on; until then it is looked at ever more seldom.
-        let patience = (age / 4).clamp(LOOK_AGAIN_FIRST, LAG_MAX);
+        let patience = match event >= first_of(now) {
+            true => LAG_MAX,
+            false => {
+                let age = now.since(UnixMillis(event.unix_seconds().saturating_mul(1000)));
+                (age / 4).clamp(LOOK_AGAIN_FIRST, LAG_MAX)
+            }
+        };
         let pending = left.pending.iter().map(|endpoint| match endpoint {
             Some(endpoint) => now.plus(retentions.of(*endpoint).max(patience)),
             None => now.plus(patience),
         });
         match left.expires.into_iter().chain(pending).min() {
-            Some(at) => self.later.execute([event.0, at.0])?,
+            Some(at) => self.later.execute([event.0, at.min(retentions.latest(now)).0])?,
             None => self.no_more.execute([event.0])?,
         };
         Ok(())
     }
 
-    /// Removes what is older at `now` than it is `kept`, and the event when nothing of it is left.
+    /// Removes what expires until `now`, and the event when nothing of it is left.
     fn visit(
         &mut self,
         transaction: &mut Transaction<'_, '_>,
         event: EventId,
         now: UnixMillis,
-        kept: impl Fn(Row, EndpointId) -> Duration,
+        expires: impl Fn(Row, EndpointId, UnixMillis) -> UnixMillis,
     ) -> rusqlite::Result<Left> {
         let first = MessageId::new(event, 0).0;
         let last = first + (1 << MessageId::ORDINAL_BITS) - 1;
@@ -484,12 +525,11 @@ impl<'c> Visitor<'c> {
             let mut found = found.query([first, last])?;
             while let Some(one) = found.next()? {
                 let (endpoint, at) = (EndpointId(one.get(1)?), UnixMillis(one.get(2)?));
-                let kept = kept(row, endpoint);
-                let expires = at.plus(kept);
+                let expires = expires(row, endpoint, at);
                 if expires <= now {
                     gone.push((row, one.get(0)?));
                 } else {
-                    let look = expires.plus(lag(kept));
+                    let look = expires.plus(lag(expires.since(at)));
                     left.expires = Some(left.expires.map_or(look, |before| before.min(look)));
                 }
             }

@@ -14,8 +14,17 @@ fn clock() -> UnixMillis {
 
 /// The store as a process finds it so many hours after now.
 fn opened_after(dir: &Directory, hours: i64) -> SqliteQueue {
+    opened_with(dir, hours, None)
+}
+
+/// The same, with another limit.
+fn opened_with(dir: &Directory, hours: i64, store_limit: Option<u64>) -> SqliteQueue {
     AHEAD.store(hours * HOUR, Ordering::SeqCst);
-    let options = Options { clock, ..options() };
+    let options = Options {
+        clock,
+        store_limit,
+        ..options()
+    };
     open(dir.path(), options)
 }
 
@@ -209,4 +218,81 @@ async fn what_is_kept_short_or_long_goes_at_its_own_time_over_restarts_also_when
     left(&dir, 163, &events, &[2, 3]).await;
     left(&dir, 719, &events, &[2, 3]).await;
     left(&dir, 722, &events, &[]).await;
+}
+
+/// Of a clock that was ahead.
+const YEAR: i64 = 365 * 24;
+
+#[tokio::test]
+async fn what_has_an_id_of_a_time_to_come_goes_when_its_own_time_is_over() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, YEAR);
+    let mut events = accepted(&queue, &[vec![1]]).await;
+    queue.close().await;
+    drop(queue);
+    let queue = opened_after(&dir, 0);
+    let fence = queue.claim().await.expect("claim");
+    let later = new_event("later", vec![target(1, 1, Placement::Fresh)]);
+    let Accepted::New { event, .. } = queue.accept(vec![later]).await.expect("accept")[0] else {
+        panic!("a duplicate")
+    };
+    assert!(event > events[0], "ids never fall");
+    events.push(event);
+    all_settled(&queue, fence, Verdict::Delivered).await;
+    queue.close().await;
+    drop(queue);
+    left(&dir, 0, &events, &[0, 1]).await;
+    left(&dir, 71, &events, &[0, 1]).await;
+    left(&dir, 74, &events, &[]).await;
+}
+
+#[tokio::test]
+async fn a_look_that_a_clock_put_off_too_long_comes_at_its_time() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let events = accepted(&queue, &[vec![1]]).await;
+    queue.close().await;
+    drop(queue);
+    let queue = opened_after(&dir, YEAR);
+    until(&queue, WRITTEN_DOWN, 1).await;
+    queue.close().await;
+    drop(queue);
+    let queue = opened_after(&dir, 1);
+    let fence = queue.claim().await.expect("claim");
+    all_settled(&queue, fence, Verdict::Delivered).await;
+    queue.close().await;
+    drop(queue);
+    left(&dir, 72, &events, &[0]).await;
+    left(&dir, 150, &events, &[]).await;
+}
+
+#[tokio::test]
+async fn history_of_a_clock_that_was_ahead_gives_way_where_room_is_needed() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let large = |id: &str| {
+        let mut event = new_event(id, vec![target(1, 1, Placement::Fresh)]);
+        let mut stored = (*event.event).clone();
+        stored.body = vec![7; 4_000].into();
+        event.event = Arc::new(stored);
+        event
+    };
+    let queue = opened_with(&dir, YEAR, Some(64 << 20));
+    let fence = queue.claim().await.expect("claim");
+    let events = (0..500).map(|n| large(&n.to_string())).collect();
+    queue.accept(events).await.expect("accept");
+    all_settled(&queue, fence, Verdict::Delivered).await;
+    queue.close().await;
+    drop(queue);
+
+    let queue = opened_with(&dir, 0, Some(1 << 20));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = queue.accept(vec![large("after")]).await {
+        assert!(matches!(error, QueueError::Full(_)), "{error}");
+        assert!(Instant::now() < deadline, "full for ever: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    queue.close().await;
 }
