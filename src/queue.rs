@@ -257,6 +257,9 @@ pub struct Settlement {
     /// that a message's records are bounded by its schedule.
     pub record: Option<AttemptRecord>,
     pub verdict: Verdict,
+    /// With [`Verdict::Dead`]: attempts consumed in all, as the letter says and whoever is told of it. What could not be made
+    /// into a request has a record that says why, and consumed none by that.
+    pub consumed: u16,
     /// A dead letter blocks its key: what is held behind it stays held as long as the letter is kept, unless
     /// [`Queue::release`] says otherwise. Means nothing for a message without an order.
     pub blocks: bool,

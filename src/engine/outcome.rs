@@ -143,6 +143,7 @@ impl State {
             attempts: job.pending.attempts,
             record: decision.record,
             verdict: decision.verdict,
+            consumed: job.pending.attempts.saturating_add(1),
             blocks: false,
             next_waits: false,
             tell: None,

@@ -669,6 +669,7 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         attempts: pending.attempts,
         record: None,
         verdict,
+        consumed: pending.attempts,
         blocks: false,
         next_waits: false,
         tell: None,

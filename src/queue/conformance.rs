@@ -67,6 +67,7 @@ pub(crate) fn settlement(pending: Pending, verdict: Verdict) -> Settlement {
         attempts: pending.attempts,
         record: Some(record(Some(if verdict == Verdict::Delivered { 200 } else { 500 }))),
         verdict,
+        consumed: pending.attempts + 1,
         blocks: false,
         next_waits: false,
         tell: None,

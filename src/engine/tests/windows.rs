@@ -143,6 +143,33 @@ fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
 }
 
 #[test]
+fn a_dead_letter_consumed_an_attempt_only_where_one_was_made() {
+    let now = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let mut endpoint = resolved("crm");
+    endpoint.retry.never_retry = vec![422];
+    loaded(&mut state, EndpointState::Usable(Arc::new(endpoint)), now);
+    subscribed(&mut state, now);
+    for (end, consumed) in [
+        (End::Unrenderable("why".to_owned()), 2),
+        (answered(422, Duration::ZERO), 3),
+    ] {
+        let tried = Pending {
+            attempts: 2,
+            ..message(1, now)
+        };
+        state.hold_fresh(tried, None);
+        state.evaluate(ENDPOINT, now);
+        let job = state.grant(now).pop().expect("it is started");
+        state.complete(&job, end, now, 0.0);
+        let outcome = state.outbox.pop().expect("an outcome");
+        assert!(matches!(outcome.verdict, Verdict::Dead { .. }) && outcome.record.is_some());
+        assert_eq!(outcome.consumed, consumed, "{outcome:?}");
+    }
+}
+
+#[test]
 fn what_waits_for_an_endpoint_that_is_not_loaded_yet_is_only_as_old_as_that_one_says() {
     let accepted = UnixMillis::now();
     let now = accepted.plus(Duration::from_secs(100 * 3_600));

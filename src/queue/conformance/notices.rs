@@ -5,6 +5,7 @@ use crate::queue::Notice;
 
 pub(super) async fn run<B: Bench>(make: &impl Fn() -> B) {
     a_dead_letter_is_told_of_once_in_the_same_step(&make()).await;
+    a_letter_and_what_tells_of_it_say_the_same_attempts(&make()).await;
 }
 
 async fn a_dead_letter_is_told_of_once_in_the_same_step<B: Bench>(bench: &B) {
@@ -90,5 +91,41 @@ async fn a_dead_letter_is_told_of_once_in_the_same_step<B: Bench>(bench: &B) {
         None,
         "it goes with its message"
     );
+    queue.close().await;
+}
+
+async fn a_letter_and_what_tells_of_it_say_the_same_attempts<B: Bench>(bench: &B) {
+    let queue = bench.open().await;
+    let fence = queue.claim().await.expect("claim");
+    let name = |name: &str| crate::queue::ResourceKey {
+        namespace_uid: "ns".into(),
+        name: name.into(),
+    };
+    let endpoints = queue
+        .intern_endpoints(vec![name("crm"), name("pager")])
+        .await
+        .expect("ids");
+    let subscription = queue.intern_subscriptions(vec![name("leads")]).await.expect("ids")[0];
+    let (crm, pager) = (endpoints[0], endpoints[1]);
+    let to_crm = vec![target(crm.0, subscription.0, Placement::Fresh)];
+    queue.accept(vec![new_event("a", to_crm)]).await.expect("accept");
+    let fresh = all_fresh(&*queue, fence).await[0];
+    // Its record says why it cannot be made into a request: there was no attempt.
+    let reason = DeadReason::Unrenderable;
+    let dead = Settlement {
+        consumed: fresh.attempts,
+        tell: Some(pager),
+        ..settlement(fresh, Verdict::Dead { reason })
+    };
+    queue.settle(fence, vec![dead]).await.expect("settle");
+    let listed = queue.list(search("ns"), None, 100).await.expect("list").found;
+    let letter = listed.iter().find(|kept| kept.message == fresh.message);
+    let waiting = queue
+        .window(fence, everything(pager.0, subscription.0))
+        .await
+        .expect("window");
+    let told = queue.notice(waiting[0].message.event()).await.expect("notice");
+    assert_eq!(letter.expect("it is kept").attempts, 0);
+    assert_eq!(told.expect("is stored").attempts, 0);
     queue.close().await;
 }

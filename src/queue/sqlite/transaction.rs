@@ -569,18 +569,16 @@ impl<'c> Transaction<'_, 'c> {
             attempts,
             ref record,
             verdict,
+            consumed,
             blocks,
             next_waits,
             tell,
         } = *settlement;
         let pair = (endpoint, subscription);
         let applied = match verdict {
-            Verdict::Wait {
-                due,
-                attempts: consumed,
-            } => {
+            Verdict::Wait { due, attempts: kept } => {
                 let wait = &mut self.statements.wait_message;
-                (wait.execute(params![message.0, attempts, due.0, consumed])? > 0).then_some(Taken::default())
+                (wait.execute(params![message.0, attempts, due.0, kept])? > 0).then_some(Taken::default())
             }
             Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => {
                 self.take(message, pair, attempts, verdict == Verdict::Delivered)?
@@ -609,7 +607,7 @@ impl<'c> Transaction<'_, 'c> {
             }
             Verdict::Dead { reason } => {
                 let letter = Letter {
-                    attempts: attempts + u16::from(record.is_some()),
+                    attempts: consumed,
                     at,
                     reason,
                     order,
@@ -635,12 +633,11 @@ impl<'c> Transaction<'_, 'c> {
             ])?;
         }
         if let (Some(to), Verdict::Dead { reason }) = (tell, verdict) {
-            let attempted = record.as_ref().is_some_and(|record| record.reason != reason.reason());
             let death = Death {
                 message,
                 endpoint,
                 subscription,
-                attempts: attempts + u16::from(attempted),
+                attempts: consumed,
                 at,
                 reason,
             };
