@@ -21,6 +21,10 @@ use crate::schedule::handshake::Question;
 
 /// A body that could not be read is tried again after this: the store tries its disk each second.
 const UNREAD_WAIT: Duration = Duration::from_secs(1);
+/// A message whose attempt panicked is tried again after this: as long as after any fault of our own.
+const PANICKED_WAIT: Duration = Duration::from_secs(30);
+/// Its endpoint rests for so long: what panics once may do so with each message, or with each probe.
+const PANICKED_REST: Duration = Duration::from_secs(1);
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) enum End {
     Unrenderable(String),
     /// The store could not read the event.
     Unread,
+    /// By a bug of ours.
+    Panicked,
 }
 
 impl State {
@@ -58,15 +64,27 @@ impl State {
                 });
                 self.hand_over(outcome);
             }
-            End::Unread => {
-                let verdict = Verdict::Wait {
-                    due: now.plus(UNREAD_WAIT),
-                    attempts: job.pending.attempts,
-                };
-                self.hand_over(unmade(job.pending, verdict));
+            End::Unread => self.wait(job, now.plus(UNREAD_WAIT)),
+            End::Panicked => {
+                if let Some(endpoint) = self.endpoints.get_mut(&id) {
+                    endpoint.health.rest(now.plus(PANICKED_REST));
+                    if endpoint.overridden {
+                        endpoint.retried.insert(job.pending.message);
+                    }
+                }
+                self.wait(job, now.plus(PANICKED_WAIT));
             }
         }
         self.evaluate(id, now);
+    }
+
+    /// No attempt was made: the message waits.
+    fn wait(&mut self, job: &Job, due: UnixMillis) {
+        let verdict = Verdict::Wait {
+            due,
+            attempts: job.pending.attempts,
+        };
+        self.hand_over(unmade(job.pending, verdict));
     }
 
     fn answered(&mut self, job: &Job, result: &AttemptResult, saturated: bool, now: UnixMillis, random: f64) {

@@ -46,6 +46,7 @@ enum Act {
     Refuse,
     Blocked,
     Hang,
+    Panic,
 }
 
 /// Receivers by endpoint name; each repeats its last act.
@@ -158,6 +159,7 @@ impl Sender for Script {
                     };
                 }
                 Act::Hang => released.await,
+                Act::Panic => panic!("the script says so"),
             }
         };
         self.under_way.lock().unwrap().get_mut(&name).unwrap().0 -= 1;

@@ -1,9 +1,12 @@
 //! One attempt after another: ask first where that is wanted, load, render, send, decide, next.
 //!
-//! Owns the task; knows nothing of who may start (`state` does). Invariant: a task that ends gave its slot back.
+//! Owns the task; knows nothing of who may start (`state` does). Invariant: a task that ends gave its slot back; an attempt
+//! that panics ends as one that was not made.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use http::Method;
 
 use super::Core;
@@ -21,11 +24,18 @@ use crate::shaping::{self, Shaped, shape};
 /// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
 pub(super) async fn work(core: Arc<Core>, mut job: Job) {
     loop {
-        let Some(end) = core.cut.run_until_cancelled(attempt(&core, &mut job)).await else {
+        let ended = AssertUnwindSafe(attempt(&core, &mut job)).catch_unwind();
+        let Some(ended) = core.cut.run_until_cancelled(ended).await else {
             // Cut off: nothing is counted, and the next process sends it again.
             core.lock().free(&job);
             return;
         };
+        let end = ended.unwrap_or_else(|_panic| {
+            let SubscriptionEntry { key, spec, .. } = &*job.subscription;
+            let (message, namespace, subscription) = (job.pending.message, &spec.namespace, &key.name);
+            tracing::error!(%message, namespace, subscription, "an attempt panicked; not counted, and made again later");
+            End::Panicked
+        });
         let now = core.clock.now();
         let random = (core.random)();
         let next = {

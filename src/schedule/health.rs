@@ -224,6 +224,14 @@ impl Health {
         self.hold.take_if(blocked).is_some()
     }
 
+    /// A bug of ours was met: nothing goes out before `until`, and then as much as before.
+    pub fn rest(&mut self, until: UnixMillis) {
+        if self.hold.is_none_or(|hold| hold.until < until) {
+            let reason = HoldReason::Ours;
+            self.hold = Some(Hold { reason, until });
+        }
+    }
+
     /// The key in use, if any; true when it is another than before.
     pub fn observe_signing(&mut self, key: Option<&str>, now: UnixMillis) -> bool {
         if self.signing.as_ref().map(|(id, _)| id.as_str()) == key {

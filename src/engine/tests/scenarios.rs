@@ -435,3 +435,49 @@ async fn what_was_blocked_is_looked_at_anew_when_the_policy_opens_something_else
     world.until_counts(id, 0, 0).await;
     assert_eq!(world.script.count("crm"), 2);
 }
+
+#[tokio::test]
+async fn an_attempt_that_panics_is_not_counted_and_its_endpoint_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let one = |endpoint: &mut ResolvedEndpoint| {
+        endpoint.max_in_flight = 1;
+        // Whatever used an attempt up would end the message.
+        endpoint.retry.schedule = vec![];
+    };
+    let id = world.endpoint_with("crm", one).await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Panic, Act::Answer(200)]);
+    let poison = world.send(id, 1).await[0];
+    world.until("it was tried", |w| w.script.count("crm") == 1).await;
+    world.settled().await;
+    world.send(id, 5).await;
+    world.pass(2).await;
+    world.until_counts(id, 1, 0).await;
+    assert_eq!(world.script.count("crm"), 6, "the others went meanwhile, and it waits");
+    world.pass(30).await;
+    world.until_counts(id, 0, 0).await;
+    let last = world.script.seen.lock().unwrap().last().cloned();
+    assert_eq!(last, Some(("crm".to_owned(), poison)));
+}
+
+#[tokio::test]
+async fn probes_that_panic_rest_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let id = world
+        .endpoint_with("crm", |endpoint| endpoint.breaker.open_after = 1)
+        .await;
+    world.until_delivering(id, Delivering::NoAttempts).await;
+    world.script.set("crm", &[Act::Answer(503)]);
+    world.send(id, 1).await;
+    world.until_delivering(id, Delivering::CircuitOpen).await;
+    world.script.set("crm", &[Act::Panic]);
+    world.pass(31).await;
+    assert_eq!(world.script.count("crm"), 2, "the attempt and a probe");
+    world.pass(1).await;
+    assert_eq!(world.script.count("crm"), 3);
+    world.script.set("crm", &[Act::Answer(200)]);
+    world.pass(1).await;
+    world.until_counts(id, 0, 0).await;
+}
