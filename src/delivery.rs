@@ -19,7 +19,7 @@ pub mod tls;
 mod tokens;
 mod turns;
 
-pub use client::{Config, HttpsSender};
+pub use client::{Config, HttpsSender, MAX_ANSWER};
 pub use handshake::{Grant, Origin, Refusal};
 
 use std::sync::Arc;

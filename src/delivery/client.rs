@@ -35,7 +35,7 @@ use crate::api::resolve::{Host, ResolvedEndpoint, Target, TokenRequest};
 use crate::expression::{Expression, Scope};
 
 /// Body bytes read from an answer before the connection is closed instead: a page of error text, not a download.
-const MAX_BODY: usize = 64 * 1024;
+pub const MAX_ANSWER: usize = 64 * 1024;
 /// How long a body may take once the verdict is known: it decides only about the excerpt and the connection.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 /// Addresses of one name that are tried; with more, none would get enough of the timeout.
@@ -374,11 +374,11 @@ impl HttpsSender {
         }
         let success = endpoint.success.as_ref().filter(|_| asked.is_none());
         let (keep, until) = match success {
-            Some(_) => (MAX_BODY, deadline),
+            Some(_) => (MAX_ANSWER, deadline),
             None if head.status.is_success() || asked.is_some() => (0, deadline.min(Instant::now() + DRAIN_TIME)),
             None => (EXCERPT, deadline.min(Instant::now() + DRAIN_TIME)),
         };
-        let drained = timeout_at(until, connection.drain(body, keep, MAX_BODY, &mut excerpt)).await;
+        let drained = timeout_at(until, connection.drain(body, keep, MAX_ANSWER, &mut excerpt)).await;
         if drained == Ok(true) && connection.ready().await {
             self.pool.put(key, connection);
         }
@@ -386,7 +386,7 @@ impl HttpsSender {
             (None, _) => by_status,
             (Some(_), Err(_late)) => return Outcome::Fault(Fault::Timeout),
             // It ended before its end; one that is longer than the cap is judged by its beginning.
-            (Some(_), Ok(false)) if excerpt.len() < MAX_BODY => return Outcome::Fault(Fault::Reset),
+            (Some(_), Ok(false)) if excerpt.len() < MAX_ANSWER => return Outcome::Fault(Fault::Reset),
             (Some(success), Ok(_)) => judge(success, code, &excerpt),
         };
         match judged {

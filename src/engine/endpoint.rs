@@ -172,6 +172,8 @@ pub(super) struct Endpoint {
     pub retried: HashSet<MessageId>,
     /// The usual time of a success, smoothed.
     pub usual: Duration,
+    /// The largest body that was sent of late: what the next is taken to be until it is rendered.
+    pub body: usize,
     pub oldest: Option<MessageId>,
     /// When all that waits was last looked at for what is too old.
     pub walked: UnixMillis,
@@ -207,6 +209,7 @@ impl Endpoint {
             overridden: false,
             retried: HashSet::new(),
             usual: Duration::ZERO,
+            body: 0,
             oldest: None,
             walked: UnixMillis(0),
             retries: BTreeMap::new(),
@@ -419,6 +422,11 @@ impl Endpoint {
         } else {
             (self.usual * 7 + took) / 8
         };
+    }
+
+    /// Notes how long a body was as rendered: a smaller one takes an eighth off the largest.
+    pub fn note_body(&mut self, bytes: usize) {
+        self.body = bytes.max(self.body - self.body / 8);
     }
 
     /// Older due times do not count from now on.

@@ -34,6 +34,8 @@ pub(super) enum End {
     Unrenderable(String),
     /// The store could not read the event.
     Unread,
+    /// Rendered, it had no room among the bodies in flight.
+    Crowded,
     /// By a bug of ours.
     Panicked,
 }
@@ -65,6 +67,8 @@ impl State {
                 self.hand_over(outcome);
             }
             End::Unread => self.wait(job, now.plus(UNREAD_WAIT)),
+            // Due as before: it is started again when there is room for as much.
+            End::Crowded => self.wait(job, job.pending.due),
             End::Panicked => {
                 if let Some(endpoint) = self.endpoints.get_mut(&id) {
                     endpoint.health.rest(now.plus(PANICKED_REST));

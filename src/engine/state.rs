@@ -14,7 +14,7 @@ use super::endpoint::{Access, Endpoint, Held, Subscription};
 use super::metrics::{EngineMetrics, Reason};
 use super::places::give_places;
 use crate::api::resolve::ResolvedEndpoint;
-use crate::delivery::Origin;
+use crate::delivery::{MAX_ANSWER, Origin};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Arrival, DeadReason, MAX_PENDING, Pending, Placement, SentAgain, Settlement, StoredEvent, Verdict};
 use crate::registry::{Registry, SubscriptionEntry};
@@ -39,6 +39,8 @@ const WINDOW_BODIES: usize = 32 << 20;
 const FLIGHT_BODIES: usize = 64 << 20;
 /// Up to this many for an endpoint's second and later attempts and for slow ones: as with slots, the rest is for first ones.
 const EXTRA_BODIES: usize = FLIGHT_BODIES / 2;
+/// Of them, those of slow ones, which keep them for long, when one more of them starts.
+const SLOW_BODIES: usize = EXTRA_BODIES / 2;
 /// What a body that is still to be read may take: the default limit of ingest.
 const UNREAD_BODY: usize = 256 << 10;
 /// Outcomes that the store has not recorded; beyond, nothing is started and no page is read, for a crash would repeat all
@@ -67,8 +69,9 @@ pub(super) struct Job {
     pub patience: Duration,
     /// It is slow, and there was no room for it in the slow lane.
     pub overdue: bool,
-    /// Bytes of the budget of bodies.
+    /// Bytes of the budget of bodies, and up to where this one may fill it.
     pub reserved: usize,
+    pub budget: usize,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,8 @@ pub(super) struct State {
     extra: usize,
     pub slow: usize,
     flight_bodies: usize,
+    /// Of those, in the slow lane.
+    slow_bodies: usize,
     window_bodies: usize,
     /// Given to all endpoints.
     pub places: i64,
@@ -132,6 +137,7 @@ impl State {
             extra: 0,
             slow: 0,
             flight_bodies: 0,
+            slow_bodies: 0,
             window_bodies: 0,
             places: 0,
             timers: BTreeSet::new(),
@@ -524,13 +530,13 @@ impl State {
                 class = class.min(actual);
                 continue;
             }
-            let needs = endpoint
-                .window
-                .front()
-                .and_then(|held| held.event.as_deref())
-                .map_or(UNREAD_BODY, |event| event.size());
-            let budget = if class == FIRST { FLIGHT_BODIES } else { EXTRA_BODIES };
-            if self.flight_bodies > 0 && self.flight_bodies + needs > budget {
+            let event = endpoint.window.front().and_then(|held| held.event.as_deref());
+            let body = event.map_or(UNREAD_BODY, StoredEvent::size).max(endpoint.body);
+            let needs = body + endpoint.usable().map_or(0, |resolved| answer(resolved));
+            let has_place = |taken: usize, budget: usize| taken == 0 || taken + needs <= budget;
+            let fits = has_place(self.flight_bodies, budget(class))
+                && (class != SLOW || has_place(self.slow_bodies, SLOW_BODIES));
+            if !fits {
                 endpoint.queued[class] = true;
                 self.ready[class].push_front(id);
                 class += 1;
@@ -589,6 +595,7 @@ impl State {
             SLOW => {
                 endpoint.slow += 1;
                 self.slow += 1;
+                self.slow_bodies += reserved;
                 Lane::Slow
             }
             _ => {
@@ -611,12 +618,35 @@ impl State {
             patience: endpoint.patience(),
             overdue: false,
             reserved,
+            budget: budget(class),
         })
     }
 
-    /// A body was read: from now on it counts as what it is.
+    /// An event was read: it may be larger than was thought.
     pub fn body_read(&mut self, job: &mut Job, bytes: usize) {
+        self.reserve(job, bytes.max(job.reserved));
+    }
+
+    /// What is to be sent was rendered: from now on that counts, and the answer that may be kept. False where there is no room
+    /// for it; alone it always has some. The endpoint's next one waits for as much before it starts.
+    pub fn body_rendered(&mut self, job: &mut Job, bytes: usize) -> bool {
+        if let Some(endpoint) = self.endpoints.get_mut(&job.pending.endpoint) {
+            endpoint.note_body(bytes);
+        }
+        let needs = bytes + answer(&job.endpoint);
+        let others = self.flight_bodies.saturating_sub(job.reserved);
+        let fits = needs <= job.reserved || others == 0 || others + needs <= job.budget;
+        if fits {
+            self.reserve(job, needs);
+        }
+        fits
+    }
+
+    fn reserve(&mut self, job: &mut Job, bytes: usize) {
         self.flight_bodies = (self.flight_bodies + bytes).saturating_sub(job.reserved);
+        if job.lane == Lane::Slow {
+            self.slow_bodies = (self.slow_bodies + bytes).saturating_sub(job.reserved);
+        }
         job.reserved = bytes;
     }
 
@@ -629,6 +659,7 @@ impl State {
         if self.slow < SLOW_SLOTS {
             self.leave_fast(job.pending.endpoint);
             self.slow += 1;
+            self.slow_bodies += job.reserved;
             job.lane = Lane::Slow;
         } else {
             job.overdue = true;
@@ -655,7 +686,10 @@ impl State {
         }
         match job.lane {
             Lane::Fast => self.leave_fast(job.pending.endpoint),
-            Lane::Slow => self.slow -= 1,
+            Lane::Slow => {
+                self.slow -= 1;
+                self.slow_bodies = self.slow_bodies.saturating_sub(job.reserved);
+            }
         }
     }
 }
@@ -674,6 +708,16 @@ pub(super) fn unmade(pending: Pending, verdict: Verdict) -> Settlement {
         next_waits: false,
         tell: None,
     }
+}
+
+/// How much all bodies may take when one of this class starts.
+fn budget(class: usize) -> usize {
+    if class == FIRST { FLIGHT_BODIES } else { EXTRA_BODIES }
+}
+
+/// What the answer may take beside the body: it is kept where it is to be judged.
+fn answer(endpoint: &ResolvedEndpoint) -> usize {
+    if endpoint.success.is_some() { MAX_ANSWER } else { 0 }
 }
 
 fn lane_class(endpoint: &Endpoint) -> usize {

@@ -23,6 +23,7 @@ use crate::registry::{EndpointEntry, EndpointState, SubscriptionEntry};
 use crate::report::board::{Delivering, EndpointView};
 use crate::signing::{SigningKey, SigningKeys};
 
+mod bodies;
 mod changes;
 mod fairness;
 mod handshake;

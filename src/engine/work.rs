@@ -88,6 +88,10 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
             return End::Unrenderable(why);
         }
     };
+    let size = size(&rendered, shaped.as_deref());
+    if !core.step(|state| state.body_rendered(job, size)) {
+        return End::Crowded;
+    }
     let traced = core.traces.as_ref().zip(event.as_deref()).and_then(|(traces, event)| {
         let method = shaped.as_ref().map_or(&Method::POST, |shaped| &shaped.method);
         Attempt::begin(traces, job, event, method)
@@ -159,6 +163,13 @@ fn rendered(job: &Job, event: &StoredEvent) -> Result<(Rendered, Option<Box<Shap
             .map(|rendered| (rendered, None))
             .map_err(|error| error.to_string()),
     }
+}
+
+/// Bytes of a request that stay until its attempt ends.
+fn size(rendered: &Rendered, shaped: Option<&Shaped>) -> usize {
+    let of_subscription = shaped.iter().flat_map(|shaped| &shaped.headers);
+    let headers = rendered.headers.iter().chain(of_subscription);
+    rendered.body.len() + headers.map(|(_, value)| value.len()).sum::<usize>()
 }
 
 /// What is told of a dead letter.

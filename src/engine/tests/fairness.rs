@@ -142,7 +142,7 @@ impl Simulation {
     }
 
     fn start(&mut self, mut job: Job, at: i64, now: UnixMillis) {
-        self.state.body_read(&mut job, 1_024);
+        assert!(self.state.body_rendered(&mut job, 1_024));
         let number = self.jobs.len();
         let patience = at + job.patience.as_millis() as i64;
         if job.pending.endpoint.0 < HEALTHY {
