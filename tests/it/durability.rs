@@ -230,9 +230,7 @@ fn judge(acknowledged: &[String], arrived: &[Arrived], kills: &[Kill]) {
     // Whether it may have been unrecorded when its dispatcher was killed.
     let was_in_hand = |arrived: &Arrived| {
         let end = kills.get(life(arrived));
-        end.is_some_and(|kill| {
-            arrived.at + IN_HAND + kill.still >= kill.at && !(kill.quiet && arrived.status == 200)
-        })
+        end.is_some_and(|kill| arrived.at + IN_HAND + kill.still >= kill.at && !(kill.quiet && arrived.status == 200))
     };
     let mut by_event: HashMap<&str, Vec<&Arrived>> = HashMap::new();
     for one in arrived {

@@ -380,7 +380,11 @@ pub async fn until_within(within: Duration, what: &str, mut holds: impl AsyncFnM
 /// The answer to who asks until he may: the dispatcher hears of a namespace, and the API server that it asks of a rule, later
 /// than kubectl returns; and a refusal is remembered for ten seconds.
 pub async fn once_allowed(ask: impl AsyncFnMut() -> Answer) -> Answer {
-    again_while(|answer| matches!(answer.status, 403 | 404) || answer.is_for_slowness(), ask).await
+    again_while(
+        |answer| matches!(answer.status, 403 | 404) || answer.is_for_slowness(),
+        ask,
+    )
+    .await
 }
 
 /// The first answer that is not to be asked for again.

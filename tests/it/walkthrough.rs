@@ -55,7 +55,10 @@ fn the_pages_work_when_they_are_pasted() {
                 // Each message of the condition names the key to share.
                 assert!(said.contains("share key") || said.contains("key k"), "{said}");
                 let rotating = r#"whe/crm -o jsonpath='{.status.conditions[?(@.type=="KeyRotating")].reason}'"#;
-                eventually("the end of the overlap", PATIENCE, || Ok(got(rotating).trim().is_empty())).unwrap();
+                eventually("the end of the overlap", PATIENCE, || {
+                    Ok(got(rotating).trim().is_empty())
+                })
+                .unwrap();
                 let secret: Value = serde_json::from_str(&got("secret crm-signing -o json")).unwrap();
                 assert!(secret["data"]["previous"].is_null(), "it was revoked");
             }

@@ -12,7 +12,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::process::{Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status, with_free_ports};
+use crate::process::{
+    Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status, with_free_ports,
+};
 
 const OPERATOR: &str = "github.com/prometheus-operator/prometheus-operator";
 const GO_MOD: &str = include_str!("../monitoring/go.mod");
