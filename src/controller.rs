@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::names::CONTROLLER as FIELD_MANAGER;
 use crate::config;
+use crate::descriptors;
 use crate::kubernetes::lease::{self, Claim};
 use crate::kubernetes::scope::Scope;
 use crate::telemetry::health::Gate;
@@ -72,6 +73,7 @@ pub struct Config {
 ///
 /// One without a policy must not lead: it would judge by none, and keep out a replica that still has the last valid one.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    descriptors::raise();
     let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
     let config = Arc::new(config);
     let invalid = config.metrics.policy_invalid.clone();

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::delivery::{self, HttpsSender};
+use crate::descriptors::{self, Connections};
 use crate::ingest::auth::Auth;
 use crate::ingest::declared::Declarations;
 use crate::ingest::{self, Ingest};
@@ -97,6 +98,7 @@ pub struct Config {
 /// Runs until `shutdown`, then drains.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Config { metrics, gate, .. } = &config;
+    let connections = connections();
     let events = EventThreads::start().context("failed to start threads for events")?;
     let client = || kubernetes::client(config.kubernetes.clone());
     // Events that wait for a review of their producer's token do not wait for what else is asked.
@@ -152,6 +154,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let delivery = delivery::Config {
         dns_server: config.dns_server,
         origin: config.origin.clone(),
+        max_sockets: connections.receivers,
+        max_idle: connections.idle,
         ..delivery::Config::default()
     };
     let delivered = metrics.delivery.clone();
@@ -220,6 +224,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         listener,
         certificate,
         Arc::new(ingest.traced(requests)),
+        connections.producers,
         accepting.clone(),
     ));
     let loaded = open_when_loaded(registry.clone(), policy, gate.clone());
@@ -269,6 +274,32 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         None => Ok(()),
         Some(why) => anyhow::bail!("{why}"),
     }
+}
+
+/// As many connections as there are file descriptors for.
+fn connections() -> Connections {
+    let delivery = delivery::Config::default();
+    let wanted = Connections {
+        producers: ingest::CONNECTIONS,
+        receivers: delivery.max_sockets,
+        idle: delivery.max_idle,
+    };
+    let Some(limit) = descriptors::raise() else {
+        return wanted;
+    };
+    let connections = wanted.within(limit);
+    if connections != wanted {
+        let (producers, receivers, needs) = (connections.producers, connections.receivers, wanted.needs());
+        tracing::warn!(
+            limit,
+            needs,
+            producers,
+            receivers,
+            "there are few file descriptors, so fewer connections are made: raise the hard limit of open files (nofile) of \
+             the container runtime"
+        );
+    }
+    connections
 }
 
 /// Opens the store; it may have to read gigabytes of a log that a killed process left.

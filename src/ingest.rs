@@ -52,7 +52,7 @@ pub mod trace;
 mod unread;
 mod whole;
 
-pub use serve::serve;
+pub use serve::{CONNECTIONS, serve};
 
 use crate::schema::{self, Fit, HEAVY, TypeRule};
 use accept::Acceptance;

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod delivery;
+pub mod descriptors;
 pub mod dispatcher;
 pub mod engine;
 pub mod event;

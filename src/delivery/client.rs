@@ -170,7 +170,13 @@ impl HttpsSender {
             })?),
         };
         let permit = self.pool.permit().ok_or(Outcome::Ours(OurFault::NoFileDescriptors))?;
-        let (stream, peer) = connect(&addresses, target.port, deadline).await?;
+        let (stream, peer) = match connect(&addresses, target.port, deadline).await {
+            // Its descriptor is one that this connection may have.
+            Err(Outcome::Ours(OurFault::NoFileDescriptors)) if self.pool.evict() => {
+                connect(&addresses, target.port, deadline).await?
+            }
+            connected => connected?,
+        };
         self.metrics.opened.inc();
         let stream = match connector {
             Some(connector) => {

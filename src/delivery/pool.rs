@@ -94,8 +94,14 @@ impl Pool {
         if let Ok(permit) = self.sockets.clone().try_acquire_owned() {
             return Some(permit);
         }
-        drop(self.lock().pop_oldest());
+        self.evict();
         self.sockets.clone().try_acquire_owned().ok()
+    }
+
+    /// Closes the connection that is unused for longest; false where none is idle.
+    pub(super) fn evict(&self) -> bool {
+        let evicted = self.lock().pop_oldest();
+        evicted.is_some()
     }
 
     /// Closes what has been idle for too long.
@@ -124,5 +130,52 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, Kept<Key, Idle>> {
         self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::either::Either;
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        sockets: 4,
+        idle: 2,
+        idle_time: Duration::from_secs(90),
+        age: Duration::from_secs(300),
+    };
+
+    fn key() -> Key {
+        Key {
+            host: Host::Name("crm.example.com".into()),
+            port: 443,
+            service: None,
+            identity: None,
+        }
+    }
+
+    /// A connection, and its other side.
+    async fn connection(pool: &Pool) -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        let permit = pool.permit().unwrap();
+        let opened = Connection::open(Either::Right(stream), address.ip(), Arc::default(), permit).await;
+        (opened.unwrap(), peer)
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_gives_its_descriptor_and_where_none_is_idle_nothing_does() {
+        let pool = Pool::new(BOUNDS);
+        assert!(!pool.evict());
+        let (connection, _peer) = connection(&pool).await;
+        pool.put(key(), connection);
+        assert_eq!((pool.idle(), pool.open()), (1, 1));
+        assert!(pool.evict());
+        assert_eq!((pool.idle(), pool.open()), (0, 0));
+        assert!(!pool.evict());
     }
 }

@@ -17,7 +17,7 @@ use crate::listen::serve::{self, Entrance, Limits, Spare};
 use crate::tls::Certificate;
 
 /// Connections at a time. Each holds a buffer for a head, and one answer.
-const CONNECTIONS: usize = 4096;
+pub const CONNECTIONS: usize = 4096;
 /// How long connections may idle when their places are wanted.
 const SPARE: Spare = Spare {
     // Who has just connected is about to ask.
@@ -52,11 +52,13 @@ const LIMITS: Limits = Limits {
     grace: GRACE,
 };
 
-/// Serves until `shutdown`, then finishes the requests in flight: HTTPS with a certificate, else plain HTTP.
+/// Serves so many connections at a time until `shutdown`, then finishes the requests in flight: HTTPS with a certificate, else
+/// plain HTTP.
 pub async fn serve(
     listener: TcpListener,
     certificate: Option<Arc<Certificate>>,
     ingest: Arc<Ingest>,
+    places: usize,
     shutdown: CancellationToken,
 ) {
     let (answering, closing) = (ingest.clone(), ingest.closing.clone());
@@ -67,7 +69,7 @@ pub async fn serve(
     let entrance = Entrance {
         listener,
         certificate,
-        limits: LIMITS,
+        limits: Limits { places, ..LIMITS },
     };
     serve::serve(entrance, answer, shutdown, closing).await;
     ingest.settled().await;

@@ -10,6 +10,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::descriptors;
+
 /// Collects the conventional `process_*` metrics.
 #[derive(Debug)]
 pub struct Process;
@@ -92,13 +94,8 @@ fn read() -> Option<Reading> {
 }
 
 fn max_fds() -> Option<i64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: writes one struct of ours.
-    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    (read == 0).then(|| i64::try_from(limit.rlim_cur).unwrap_or(i64::MAX))
+    let limit = descriptors::limit().ok()?;
+    Some(i64::try_from(limit.rlim_cur).unwrap_or(i64::MAX))
 }
 
 /// What proc(5) counts in ticks.
