@@ -27,7 +27,8 @@ pub struct Selection {
     pub ids: Option<Arc<BTreeSet<MessageId>>>,
 }
 
-/// How far a replay is. Only what was settled before it began is meant, so none of its own messages is met again.
+/// How far a replay is. Only what was settled before it began is meant, also by a clock that was ahead then, and it goes one
+/// way: none of its own messages is met again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     pub began: UnixMillis,

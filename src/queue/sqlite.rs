@@ -92,13 +92,15 @@ impl Default for Options {
 }
 
 /// What the writer tells and others read.
-#[derive(Default)]
 struct View {
     tally: Tally,
     dedupe_entries: u64,
     dedupe_cut_at: Option<i64>,
     unrouted: u64,
     untold: u64,
+    last_event: EventId,
+    /// Later than everything was settled, by whatever clock.
+    settled: UnixMillis,
 }
 
 /// What the threads and the handle share.
@@ -173,6 +175,8 @@ impl SqliteQueue {
             dedupe_cut_at: memory.dedupe.cut_at(),
             unrouted: memory.unrouted,
             untold: 0,
+            last_event: memory.last_event,
+            settled: memory.settled,
         };
         let recovered = Recovered {
             pending: view.tally.pending,
@@ -510,10 +514,13 @@ impl Queue for SqliteQueue {
         selection: &Selection,
         limit: usize,
     ) -> Result<ReplayStep, QueueError> {
-        let now = (self.shared.options.clock)();
+        let new = {
+            let view = self.shared.view();
+            replay::Ticket::new((self.shared.options.clock)(), view.settled, view.last_event)
+        };
         let looked = {
             let (ticket, selection) = (ticket.to_owned(), selection.clone());
-            self.look(move |conn| replay::look(conn, &ticket, &selection, limit, now, history::LOOK))
+            self.look(move |conn| replay::look(conn, &ticket, &selection, limit, new, history::LOOK))
                 .await?
         };
         // Whoever waits for outcomes looks often, and must not cost the disk anything.

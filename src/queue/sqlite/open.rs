@@ -174,6 +174,9 @@ pub(super) struct Memory {
     pub(super) next_seen: i64,
     pub(super) fence: u64,
     pub(super) place: UnixMillis,
+    /// Later than everything in the store was settled, and what the store itself says of that.
+    pub(super) settled: UnixMillis,
+    pub(super) settled_until: UnixMillis,
     pub(super) dedupe: Dedupe,
     pub(super) tally: Tally,
     pub(super) spaces: Spaces,
@@ -199,6 +202,7 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
     let next_seen = newest + 1;
     let fence = number("SELECT value FROM meta WHERE key = 'fence'")? as u64;
     let place = UnixMillis(number("SELECT value FROM meta WHERE key = 'place'")?);
+    let settled = UnixMillis(number("SELECT value FROM meta WHERE key = 'settled'")?);
 
     let mut dedupe = Dedupe::default();
     let from = next_seen - (MAX_SEGMENTS as u64 * rows_per_segment()) as i64;
@@ -251,6 +255,8 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
         next_seen,
         fence,
         place,
+        settled,
+        settled_until: settled,
         dedupe,
         tally,
         spaces,

@@ -1,6 +1,8 @@
 //! Replays: walking over what is settled, oldest first, and making it pending again.
 //!
 //! A step looks on the thread for history, then moves what it found in one transaction, together with the replay's own row.
+//! What was settled when a replay began is meant, by whatever clock it was. While the clock is behind one that was ahead, that
+//! is also what is settled later of the events that were there.
 //! Invariant: a step that finds the row where it did not leave it changes nothing, so that no message is moved twice.
 
 use std::time::Instant;
@@ -10,25 +12,32 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::history::{Budget, range};
 use super::order::{HELD, WAITING};
 use super::transaction::{Refusal, Transaction};
-use crate::ids::{EndpointId, MessageId, OrderKey, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::{Phase, Progress, ReplayStep, Selection, SentAgain};
 
-const COLUMNS: &str = "id, began, phase, cursor, matched, sent, succeeded, failed";
+const COLUMNS: &str = "id, began, phase, cursor, matched, sent, succeeded, failed, until, last";
 
 /// A replay's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     id: i64,
     cursor: MessageId,
+    /// What was settled before is meant,
+    until: UnixMillis,
+    /// of events up to this one.
+    last: EventId,
     progress: Progress,
 }
 
 impl Ticket {
-    /// Where a new one starts.
-    fn new(now: UnixMillis) -> Ticket {
+    /// Where one starts that begins now, when everything was settled before `settled`, of events up to `last`.
+    pub(super) fn new(now: UnixMillis, settled: UnixMillis, last: EventId) -> Ticket {
         Ticket {
             id: 0,
             cursor: MessageId(0),
+            // What is settled in this millisecond may be its own.
+            until: if settled.0 > now.0 + 1 { settled } else { now },
+            last,
             progress: Progress {
                 began: now,
                 phase: Phase::Counting,
@@ -48,6 +57,8 @@ impl Ticket {
         Ok(Ticket {
             id: row.get(0)?,
             cursor: MessageId(row.get(3)?),
+            until: UnixMillis(row.get(8)?),
+            last: EventId(row.get(9)?),
             progress: Progress {
                 began: UnixMillis(row.get(1)?),
                 phase: match row.get::<_, i64>(2)? {
@@ -72,7 +83,7 @@ impl Ticket {
 /// Every replay that is known, by ticket.
 pub(super) fn all(conn: &Connection) -> rusqlite::Result<Vec<(String, Progress)>> {
     let mut all = conn.prepare_cached(&format!("SELECT {COLUMNS}, ticket FROM replay ORDER BY id"))?;
-    let rows = all.query_map([], |row| Ok((row.get(8)?, Ticket::read(row)?.progress)))?;
+    let rows = all.query_map([], |row| Ok((row.get(10)?, Ticket::read(row)?.progress)))?;
     rows.collect()
 }
 
@@ -92,16 +103,16 @@ impl Looked {
     }
 }
 
-/// Looks from where the replay is, for one budget; while it sends, for at most `limit` messages.
+/// Looks from where the replay is, or begins as `new`, for one budget; while it sends, for at most `limit` messages.
 pub(super) fn look(
     conn: &Connection,
     ticket: &str,
     selection: &Selection,
     limit: usize,
-    now: UnixMillis,
+    new: Ticket,
     budget: Budget,
 ) -> rusqlite::Result<Looked> {
-    let from = Ticket::find(conn, ticket)?.unwrap_or(Ticket::new(now));
+    let from = Ticket::find(conn, ticket)?.unwrap_or(new);
     let limit = match from.progress.phase {
         Phase::Counting => usize::MAX,
         Phase::Sending => limit,
@@ -116,12 +127,14 @@ pub(super) fn look(
     if limit > 0 {
         match &selection.ids {
             Some(ids) => {
-                let ids = ids.range(MessageId(from.cursor.0 + 1)..).map(|id| (id.0, id.0 + 1));
+                let ids = ids.range(MessageId(from.cursor.0 + 1)..);
+                let ids = ids.take_while(|id| id.event() <= from.last).map(|id| (id.0, id.0 + 1));
                 walk(conn, selection, ids, limit, budget, &mut looked)?;
             }
             None => {
                 let (low, high) = range(selection.from, selection.until);
-                let all = (low.max(from.cursor.0 + 1), high);
+                let end = MessageId::new(EventId(from.last.0 + 1), 0);
+                let all = (low.max(from.cursor.0 + 1), high.min(end.0));
                 walk(conn, selection, std::iter::once(all), limit, budget, &mut looked)?;
             }
         }
@@ -139,7 +152,7 @@ fn walk(
     looked: &mut Looked,
 ) -> rusqlite::Result<()> {
     let started = Instant::now();
-    let began = looked.from.progress.began;
+    let until = looked.from.until;
     let snapshot = conn.unchecked_transaction()?;
     // Whether a message is dead or delivered: it is in one table only. `at`: what was settled since is not meant.
     let mut settled = snapshot.prepare_cached(
@@ -166,7 +179,7 @@ fn walk(
                 false => selection.delivered,
             };
             if is_meant
-                && row.get::<_, i64>(3)? < began.0
+                && row.get::<_, i64>(3)? < until.0
                 && selection.endpoints.contains(&one.endpoint)
                 && selection.subscriptions.contains(&one.subscription)
                 && selection.ids.as_ref().is_none_or(|ids| ids.contains(&one.message))
@@ -192,15 +205,16 @@ impl Transaction<'_, '_> {
         let known = match Ticket::find(self.conn(), ticket)? {
             Some(known) => known,
             None => {
-                let began = looked.from.progress.began;
+                let new = looked.from;
                 let mut begin = self.conn().prepare_cached(
-                    "INSERT INTO replay(ticket, began, phase, cursor, matched, sent, succeeded, failed)
-                     VALUES (?, ?, 0, 0, 0, 0, 0, 0)",
+                    "INSERT INTO replay(ticket, began, until, last, phase, cursor, matched, sent, succeeded, failed)
+                     VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 0)",
                 )?;
-                begin.execute(params![ticket, began.0])?;
+                begin.execute(params![ticket, new.progress.began.0, new.until.0, new.last.0])?;
                 Ticket {
                     id: self.conn().last_insert_rowid(),
-                    ..Ticket::new(began)
+                    until: new.until,
+                    ..Ticket::new(new.progress.began, new.until, new.last)
                 }
             }
         };

@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 10;
+const VERSION: i64 = 11;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -35,9 +35,10 @@ CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT N
 CREATE INDEX blocked ON dead(ep, okey) WHERE blocks = 1;
 CREATE INDEX dead_ep ON dead(ep);
 CREATE INDEX dead_sub ON dead(sub);
+-- What was settled before `until`, of events up to `last`, is meant.
 CREATE TABLE replay(id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL UNIQUE, began INTEGER NOT NULL,
-    phase INTEGER NOT NULL, cursor INTEGER NOT NULL, matched INTEGER NOT NULL, sent INTEGER NOT NULL,
-    succeeded INTEGER NOT NULL, failed INTEGER NOT NULL);
+    until INTEGER NOT NULL, last INTEGER NOT NULL, phase INTEGER NOT NULL, cursor INTEGER NOT NULL,
+    matched INTEGER NOT NULL, sent INTEGER NOT NULL, succeeded INTEGER NOT NULL, failed INTEGER NOT NULL);
 -- `event` is a copy, of which the one message tells that `message` is a dead letter.
 CREATE TABLE notice(event INTEGER PRIMARY KEY, message INTEGER NOT NULL, sub INTEGER NOT NULL, ep INTEGER NOT NULL,
     attempts INTEGER NOT NULL, at INTEGER NOT NULL, reason TEXT NOT NULL, code INTEGER);
@@ -49,9 +50,9 @@ CREATE TABLE revisit(event INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 CREATE INDEX revisit_at ON revisit(at);
 -- `swept`: every event up to it was looked at when its shortest time was over. `renewed` to `renew_until`: those of them that
 -- are still to be looked at anew, and `renew_from`: what the next such look begins after. `place`: that of the messages that
--- are pulled and were made pending last.
+-- are pulled and were made pending last. `settled`: nothing was settled so late, by whatever clock.
 INSERT INTO meta(key, value) VALUES ('fence', 0), ('swept', 0), ('renewed', 0), ('renew_until', 0),
-    ('renew_from', 9223372036854775807), ('place', 0);
+    ('renew_from', 9223372036854775807), ('place', 0), ('settled', 0);
 ";
 
 /// The writer's page cache: enough for the right edge of every table and the due index's hot pages.

@@ -13,8 +13,8 @@ use super::{Options, SqliteQueue};
 use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{
-    Accepted, DeadReason, Fence, NewEvent, Pending, Place, Placement, Pull, Queue, QueueError, Quota, ResourceKey,
-    Settled, Settlement, StoredEvent, Verdict, Window,
+    Accepted, DeadReason, Fence, NewEvent, Pending, Phase, Place, Placement, Pull, Queue, QueueError, Quota,
+    ResourceKey, Selection, Settled, Settlement, StoredEvent, Verdict, Window,
 };
 
 mod disk;
@@ -317,6 +317,60 @@ async fn places_rise_though_the_clock_falls_and_nothing_is_left_over_a_restart()
         queue.settle(fence, outcome).await.expect("settle");
         queue.close().await;
         BEHIND.fetch_add(3_600_000, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_replay_means_what_became_a_dead_letter_while_the_clock_was_ahead() {
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    for restarts in [true, false] {
+        AHEAD.store(365 * 24 * 3_600_000, Ordering::SeqCst);
+        let dir = Directory::new();
+        let options = || Options {
+            clock: || UnixMillis(UnixMillis::now().0 + AHEAD.load(Ordering::SeqCst)),
+            ..options()
+        };
+        let dies = async |queue: &SqliteQueue, fence, id: &str| {
+            let event = new_event(id, vec![target(1, 1, Placement::Fresh)]);
+            queue.accept(vec![event]).await.expect("accept");
+            let one = queue.fresh(fence, MessageId(0), 1).await.expect("fresh")[0];
+            let reason = DeadReason::Expired;
+            let dead = settlement(one, Verdict::Dead { reason });
+            queue.settle(fence, vec![dead]).await.expect("settle");
+            one.message
+        };
+        let mut queue = open(dir.path(), options());
+        let mut fence = queue.claim().await.expect("claim");
+        let mut dead = vec![dies(&queue, fence, "ahead").await];
+        AHEAD.store(0, Ordering::SeqCst);
+        if restarts {
+            queue.close().await;
+            drop(queue);
+            queue = open(dir.path(), options());
+            fence = queue.claim().await.expect("claim");
+        }
+        dead.push(dies(&queue, fence, "right").await);
+        let selection = Selection {
+            endpoints: Arc::new([EndpointId(1)].into()),
+            subscriptions: Arc::new([SubscriptionId(1)].into()),
+            dead: true,
+            ..Selection::default()
+        };
+        let step = async || queue.replay(fence, "r", &selection, 1).await.expect("replay");
+        let counted = step().await.progress;
+        assert_eq!((counted.phase, counted.matched), (Phase::Sending, 2));
+        assert!(counted.began <= UnixMillis::now(), "by the clock as it is");
+        dies(&queue, fence, "since").await;
+        let mut sent = Vec::new();
+        loop {
+            let step = step().await;
+            sent.extend(step.sent.iter().map(|one| one.message));
+            if step.progress.phase == Phase::Sent {
+                break;
+            }
+        }
+        assert_eq!(sent, dead);
+        queue.close().await;
     }
 }
 

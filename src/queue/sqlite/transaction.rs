@@ -24,6 +24,9 @@ use crate::queue::{
 /// How long a key of deduplication counts.
 pub(super) const DEDUPE_WINDOW_SECONDS: i64 = 24 * 3600;
 
+/// What the store says of when something was settled last is ahead by so much, so that it is written that seldom.
+const SETTLED_AHEAD: Duration = Duration::from_secs(1);
+
 /// The statements of the hot path, prepared once.
 pub(super) struct Statements<'c> {
     pub(super) conn: &'c Connection,
@@ -112,6 +115,9 @@ pub(super) struct Effects {
     pub(super) fence: u64,
     /// That of the messages it makes that are pulled, if it makes any.
     pub(super) place: Option<UnixMillis>,
+    /// Later than everything is settled, with this transaction.
+    pub(super) settled_before: UnixMillis,
+    pub(super) settled_until: UnixMillis,
     pub(super) unrouted: i64,
     pub(super) keys: Vec<(Key, i64, EventId)>,
     fresh_keys: HashMap<Key, (EventId, u32)>,
@@ -140,6 +146,8 @@ impl Effects {
             next_seen: 0,
             fence: 0,
             place: None,
+            settled_before: UnixMillis(0),
+            settled_until: UnixMillis(0),
             unrouted: 0,
             keys: Vec::new(),
             fresh_keys: HashMap::new(),
@@ -162,6 +170,8 @@ impl Effects {
         self.next_seen = memory.next_seen;
         self.fence = memory.fence;
         self.place = None;
+        self.settled_before = memory.settled;
+        self.settled_until = memory.settled_until;
         self.unrouted = 0;
         self.keys.clear();
         self.fresh_keys.clear();
@@ -429,7 +439,23 @@ impl<'c> Transaction<'_, 'c> {
         Ok(place)
     }
 
+    /// Something is settled now.
+    fn settles(&mut self) -> rusqlite::Result<()> {
+        let effects = &mut *self.effects;
+        effects.settled_before = effects.settled_before.max(UnixMillis(self.now.0 + 1));
+        if effects.settled_before > effects.settled_until {
+            effects.settled_until = self.now.plus(SETTLED_AHEAD);
+            let mut keep = self
+                .statements
+                .conn
+                .prepare_cached("UPDATE meta SET value = ? WHERE key = 'settled'")?;
+            keep.execute([effects.settled_until.0])?;
+        }
+        Ok(())
+    }
+
     fn dead(&mut self, message: MessageId, pair: Pair, letter: Letter) -> rusqlite::Result<()> {
+        self.settles()?;
         let (EndpointId(ep), SubscriptionId(sub)) = pair;
         let blocks = letter.blocks && letter.order.is_some();
         self.statements.insert_dead.execute(params![
@@ -489,6 +515,7 @@ impl<'c> Transaction<'_, 'c> {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
                 self.conn().execute_batch("ROLLBACK TO route")?;
                 self.effects.forget_messages_after(before);
+                self.effects.settled_until = self.memory.settled_until;
                 self.conn()
                     .execute("UPDATE unrouted SET done = -1 WHERE event = ?", [wide.event.0])?;
                 self.effects.unrouted -= 1;
@@ -592,6 +619,7 @@ impl<'c> Transaction<'_, 'c> {
         match verdict {
             Verdict::Wait { .. } => {}
             Verdict::Delivered => {
+                self.settles()?;
                 let code = record.as_ref().and_then(|record| record.status);
                 let ms = record.as_ref().map(|record| millis(record.took));
                 self.statements.insert_settled.execute(params![

@@ -227,6 +227,8 @@ impl Writer {
         self.memory.next_seen = effects.next_seen;
         self.memory.fence = effects.fence;
         self.memory.place = effects.place.unwrap_or(self.memory.place);
+        self.memory.settled = effects.settled_before;
+        self.memory.settled_until = effects.settled_until;
         self.memory.unrouted = self.memory.unrouted.saturating_add_signed(effects.unrouted);
         for (key, seq, event) in effects.keys.drain(..) {
             self.memory.dedupe.insert(&key, seq, event.unix_seconds());
@@ -256,6 +258,8 @@ impl Writer {
         view.dedupe_cut_at = self.memory.dedupe.cut_at();
         view.unrouted = self.memory.unrouted;
         view.untold += effects.untold;
+        view.last_event = self.memory.last_event;
+        view.settled = self.memory.settled;
         drop(view);
         self.outlet.offer(&mut effects.arrivals);
         if !effects.retentions.is_empty() {
