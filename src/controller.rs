@@ -25,6 +25,7 @@ mod watches;
 mod work;
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
 use kube::{Api, Client};
@@ -36,6 +37,7 @@ use crate::config;
 use crate::descriptors;
 use crate::kubernetes::lease::{self, Claim};
 use crate::kubernetes::scope::Scope;
+use crate::tasks::Tasks;
 use crate::telemetry::health::Gate;
 
 use context::Context;
@@ -77,10 +79,30 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
     let config = Arc::new(config);
     let invalid = config.metrics.policy_invalid.clone();
-    let (mut policies, following) = config::follow(config.policy.as_deref(), invalid, shutdown.clone());
-    tokio::spawn(following);
+    let (policies, following) = config::follow(config.policy.as_deref(), invalid, CancellationToken::new());
+    let mut tasks = Tasks::default();
+    tasks.spawn("the reader of the policy", following);
+    let ending = shutdown.child_token();
+    let mut competing = pin!(compete(config, identity, policies, ending.clone()));
+    let why = tokio::select! {
+        ended = &mut competing => return ended,
+        why = tasks.ended() => why,
+    };
+    ending.cancel();
+    competing.await?;
+    anyhow::bail!("{why}")
+}
+
+/// Waits for the first policy, then for the Lease, again and again until `shutdown`.
+async fn compete(
+    config: Arc<Config>,
+    identity: String,
+    mut policies: config::Latest,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     config.gate.close(config::NO_POLICY);
-    let Some(mut policy) = config::first(&mut policies).await else {
+    let first = shutdown.run_until_cancelled(config::first(&mut policies));
+    let Some(mut policy) = first.await.flatten() else {
         return Ok(());
     };
     while !shutdown.is_cancelled() {

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::delivery::{self, HttpsSender};
@@ -30,6 +29,7 @@ use crate::queue::sqlite::{Options, SqliteQueue};
 use crate::replay;
 use crate::report::board::Board;
 use crate::report::{self, ReportConfig};
+use crate::tasks::Tasks;
 use crate::telemetry::health::Gate;
 
 use crate::engine::{Clock, Engine, EngineConfig, clock};
@@ -131,15 +131,21 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         CancellationToken::new(),
         CancellationToken::new(),
     );
-    let tasks = TaskTracker::new();
-    tasks.spawn(show_usage(queue.clone(), metrics.store.clone(), background.clone()));
+    let (mut tasks, mut reports) = (Tasks::default(), Tasks::default());
+    tasks.spawn(
+        "the look at the store",
+        show_usage(queue.clone(), metrics.store.clone(), background.clone()),
+    );
 
     if let Some(certificate) = &certificate {
-        tasks.spawn(certificate.clone().follow(background.clone()));
+        tasks.spawn(
+            "the reader of the certificate",
+            certificate.clone().follow(background.clone()),
+        );
     }
     let invalid = metrics.policy_invalid.clone();
     let (policy, following) = config::follow(config.policy.as_deref(), invalid, background.clone());
-    tasks.spawn(following);
+    tasks.spawn("the reader of the policy", following);
     let mut watches = watch::start(
         WatchConfig {
             client: client.clone(),
@@ -179,20 +185,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         refused: Box::new(move |id| refresher.refresh(id)),
     }));
     let engine = engine.await?.context("failed to read the store")?;
-    tasks.spawn(replay::follow(
-        replay::Tools {
-            client: client.clone(),
-            queue: queue.clone(),
-            fence,
-            registry: registry.clone(),
-            scope: config.scope.clone(),
-            again: engine.again(),
-            reporter: report::reporter(config.identity.clone()),
-            metrics: metrics.replay.clone(),
-        },
-        background.clone(),
-    ));
-    let report = report::start(
+    let replays = replay::Tools {
+        client: client.clone(),
+        queue: queue.clone(),
+        fence,
+        registry: registry.clone(),
+        scope: config.scope.clone(),
+        again: engine.again(),
+        reporter: report::reporter(config.identity.clone()),
+        metrics: metrics.replay.clone(),
+    };
+    tasks.spawn("the watch of replays", replay::follow(replays, background.clone()));
+    report::start(
         ReportConfig {
             client: client.clone(),
             board,
@@ -203,6 +207,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             metrics: metrics.report.clone(),
             writes_per_second: config.status_writes_per_second,
         },
+        &mut reports,
         reporting.clone(),
     );
     let auth = Auth::new(reviewing.clone(), config.audiences.clone());
@@ -228,16 +233,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         accepting.clone(),
     ));
     let loaded = open_when_loaded(registry.clone(), policy, gate.clone());
-    tasks.spawn({
-        let background = background.clone();
-        async move { background.run_until_cancelled(loaded).await }
-    });
+    let loading = tokio::spawn(loaded);
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
-        why = engine.lost() => Some(why),
-        () = watches.ended() => Some("the watches ended by themselves"),
-        _ = &mut serving => Some("ingest ended by itself"),
+        why = engine.lost() => Some(why.to_owned()),
+        () = watches.ended() => Some("the watches ended by themselves".to_owned()),
+        _ = &mut serving => Some("ingest ended by itself".to_owned()),
+        why = tasks.ended() => Some(why),
+        why = reports.ended() => Some(why),
         () = events.stand_still(STILL) => {
             tracing::error!("the threads of events stand still: ending at once");
             // A drain would wait for them.
@@ -246,8 +250,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     tracing::info!("draining");
     background.cancel();
-    tasks.close();
-    tasks.wait().await;
+    loading.abort();
+    tasks.finish(ingest::GRACE).await;
     gate.close("shutting down");
     accepting.cancel();
     if !serving.is_finished() {
@@ -263,10 +267,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             exporting.finish(LAST_REPORT).await;
         }
     };
-    let (reported, ()) = tokio::join!(tokio::time::timeout(LAST_REPORT, report.join()), last_spans);
-    if reported.is_err() {
-        tracing::warn!("the last status writes did not end in time");
-    }
+    tokio::join!(reports.finish(LAST_REPORT), last_spans);
     watching.cancel();
     watches.join().await;
     queue.close().await;

@@ -52,7 +52,7 @@ pub mod trace;
 mod unread;
 mod whole;
 
-pub use serve::{CONNECTIONS, serve};
+pub use serve::{CONNECTIONS, GRACE, serve};
 
 use crate::schema::{self, Fit, HEAVY, TypeRule};
 use accept::Acceptance;

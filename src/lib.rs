@@ -33,6 +33,7 @@ pub mod schedule;
 pub mod schema;
 pub mod shaping;
 pub mod signing;
+pub mod tasks;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;

@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 use kube::Client;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::events::Reporter;
+use crate::tasks::Tasks;
 use crate::watch::Loaded;
 use crate::watch::objects::Objects;
 use board::Board;
@@ -53,15 +53,9 @@ pub struct ReportConfig {
     pub writes_per_second: u32,
 }
 
-/// The running writers.
-#[derive(Debug)]
-pub struct ReportHandle {
-    status: JoinHandle<()>,
-    lease: JoinHandle<()>,
-}
-
-/// Starts the status writer and the Lease; they run until `shutdown`.
-pub fn start(config: ReportConfig, shutdown: CancellationToken) -> ReportHandle {
+/// Starts the status writer and the Lease. They run until `shutdown`: then writes under way are finished, and the Lease is
+/// vacated.
+pub fn start(config: ReportConfig, tasks: &mut Tasks, shutdown: CancellationToken) {
     let writer = Writer::new(Tools {
         client: config.client.clone(),
         board: config.board,
@@ -70,21 +64,9 @@ pub fn start(config: ReportConfig, shutdown: CancellationToken) -> ReportHandle 
         metrics: config.metrics,
         writes_per_second: config.writes_per_second,
     });
-    let status = tokio::spawn(writer.run(shutdown.clone()));
+    tasks.spawn("the writer of status", writer.run(shutdown.clone()));
     let (client, loaded) = (config.client, config.loaded);
-    let lease = tokio::spawn(async move {
+    tasks.spawn("the heartbeat of the Lease", async move {
         loaded::keep(client, &config.namespace, &config.identity, loaded, shutdown).await;
     });
-    ReportHandle { status, lease }
-}
-
-impl ReportHandle {
-    /// Waits for the end after `shutdown`: writes under way are finished, the Lease is vacated.
-    pub async fn join(self) {
-        for task in [self.status, self.lease] {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "report ended unexpectedly");
-            }
-        }
-    }
 }

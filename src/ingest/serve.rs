@@ -39,7 +39,7 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(120);
 /// How long requests in flight have to end after the shutdown began: an accept takes milliseconds, and a producer that is
 /// cut off sends again. Part of the 30 s that a pod has.
-const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE: Duration = Duration::from_secs(5);
 
 const LIMITS: Limits = Limits {
     places: CONNECTIONS,
