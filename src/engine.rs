@@ -63,7 +63,7 @@ const COUNT_EVERY: u32 = 40;
 /// After a posted transition the next waits this long: a flapping endpoint costs twenty posts a second at most.
 const URGENT_PAUSE: Duration = Duration::from_millis(50);
 /// For all that is still told to the store after a drain: a disk that refuses must not hold the process.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What an engine works with.
 pub struct EngineConfig {
