@@ -30,6 +30,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The pause after a failed write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long giving a Lease up may take, all requests together: a process that ends has little time, and one that does not
+/// succeed leaves its Lease to run out.
+const VACATE_WITHIN: Duration = Duration::from_secs(5);
 /// At most one heartbeat write in this time, whatever changes.
 const HEARTBEAT_GAP: Duration = Duration::from_secs(1);
 
@@ -102,7 +105,7 @@ impl Leadership {
     /// Gives the Lease up, so that the next leader need not wait for it to run out.
     pub async fn vacate(self) {
         self.stop.cancel();
-        // Ends within one request's timeout; a panic in it has nothing left to vacate.
+        // Ends within [`VACATE_WITHIN`]; a panic in it has nothing left to vacate.
         let _ = self.task.await;
     }
 }
@@ -172,12 +175,13 @@ async fn keep(claim: Claim, mut lease: Lease, started: Instant, lost: Cancellati
                         next = RETRY_AFTER;
                         if error.is_conflict() || error.code() == Some(404) {
                             let read = within(claim.api.get(&claim.name));
-                            match tokio::time::timeout_at(renewed + GIVE_UP_AFTER, read).await {
-                                Ok(Ok(current)) if claim.holds(&current) => lease = current,
-                                Ok(Ok(_)) => { lost.cancel(); return; }
-                                Ok(Err(error)) if error.code() == Some(404) => { lost.cancel(); return; }
-                                // No answer in time ends in the arm above.
-                                Ok(Err(_)) | Err(_) => {}
+                            let read = tokio::time::timeout_at(renewed + GIVE_UP_AFTER, read);
+                            match stop.run_until_cancelled(read).await {
+                                Some(Ok(Ok(current))) if claim.holds(&current) => lease = current,
+                                Some(Ok(Ok(_))) => { lost.cancel(); return; }
+                                Some(Ok(Err(error))) if error.code() == Some(404) => { lost.cancel(); return; }
+                                // No answer in time, and the end, are the arms above.
+                                Some(Ok(Err(_)) | Err(_)) | None => {}
                             }
                         }
                     }
@@ -185,9 +189,7 @@ async fn keep(claim: Claim, mut lease: Lease, started: Instant, lost: Cancellati
             }
         }
     }
-    if let Err(error) = claim.vacate(lease).await {
-        tracing::warn!(lease = claim.name, %error, "failed to vacate the Lease");
-    }
+    claim.vacate_in_time(lease).await;
 }
 
 /// Keeps a Lease that only says "I live, and this is what I have loaded": renewed every [`RENEW_EVERY`], and when
@@ -223,10 +225,8 @@ pub async fn heartbeat(
             Ok(()) = annotations.changed() => {}
         }
     }
-    if let Some(lease) = lease
-        && let Err(error) = claim.vacate(lease).await
-    {
-        tracing::warn!(lease = claim.name, %error, "failed to vacate the Lease");
+    if let Some(lease) = lease {
+        claim.vacate_in_time(lease).await;
     }
 }
 
@@ -257,6 +257,15 @@ impl Claim {
         match known {
             Some(_) => within(self.api.replace(&self.name, &PostParams::default(), &lease)).await,
             None => within(self.api.create(&PostParams::default(), &lease)).await,
+        }
+    }
+
+    /// Gives the Lease up, or leaves it to run out.
+    async fn vacate_in_time(&self, known: Lease) {
+        match tokio::time::timeout(VACATE_WITHIN, self.vacate(known)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "failed to vacate the Lease"),
+            Err(_late) => tracing::warn!(lease = self.name, "could not vacate the Lease in time"),
         }
     }
 
@@ -416,6 +425,25 @@ mod tests {
         assert!(lost.is_cancelled());
         let took = started.elapsed();
         assert!(took < GIVE_UP_AFTER + RETRY_AFTER, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_left_to_run_out_when_the_api_server_is_silent_at_the_end() {
+        let client = crate::kubernetes::silent_client();
+        let claim = Claim {
+            api: Api::namespaced(client, "tidings-system"),
+            name: "l".into(),
+            identity: "a".into(),
+            labels: BTreeMap::new(),
+        };
+        let (begin, lost, stop) = (Instant::now(), CancellationToken::new(), CancellationToken::new());
+        let task = tokio::spawn(keep(claim, lease(Some("a"), 0), begin, lost.clone(), stop.clone()));
+        // Within a renewal that gets no answer.
+        tokio::time::sleep(RENEW_EVERY + RETRY_AFTER).await;
+        let ending = Instant::now();
+        Leadership { lost, stop, task }.vacate().await;
+        let took = ending.elapsed();
+        assert!(took < VACATE_WITHIN + RETRY_AFTER, "{took:?}");
     }
 
     /// A claim of `a` at an API server that has one Lease, and that Lease.
