@@ -1,22 +1,24 @@
 //! TLS identities: one client configuration for each distinct CA bundle and client certificate, so that sessions and
 //! connections are shared, and a renewed certificate is another identity.
 //!
-//! Invariant: a server's certificate is always verified, against the public roots and the endpoint's own bundle.
+//! Invariants: a server's certificate is always verified, against the public roots and the endpoint's own bundle; nobody waits
+//! while a configuration is built, and one endpoint's never costs others that of the public roots.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustls::crypto::CryptoProvider;
 use rustls::{CipherSuite, ClientConfig};
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::TlsConnector;
 
+use super::kept::Kept;
 use super::sessions::Sessions;
 use crate::api::resolve::ResolvedEndpoint;
+use crate::blocking::beside_the_worker;
 use crate::tls::roots;
 
-/// Configurations kept. Each holds the public roots (about 150 certificates' names and keys): under 200 KiB; beyond this
-/// an arbitrary one is built anew when it is needed.
+/// Configurations kept beside that of the public roots alone. Each holds these (about 150 certificates' names and keys) and
+/// an endpoint's: under 400 KiB. Beyond this the one unused for longest is built anew when it is needed.
 const CACHED_CONFIGS: usize = 256;
 
 /// Says which connections may be shared: none is the public roots alone, and no certificate of ours.
@@ -45,7 +47,7 @@ pub enum TlsError {
 pub struct Identities {
     provider: Arc<CryptoProvider>,
     sessions: Sessions,
-    configs: Mutex<HashMap<Identity, TlsConnector>>,
+    configs: Configs<TlsConnector>,
 }
 
 impl Identities {
@@ -53,25 +55,16 @@ impl Identities {
         Identities {
             provider: Arc::new(provider()),
             sessions: Sessions::default(),
-            configs: Mutex::new(HashMap::new()),
+            configs: Configs::default(),
         }
     }
 
     /// The connector for what an endpoint trusts and shows.
     pub fn connector(&self, endpoint: &ResolvedEndpoint) -> Result<TlsConnector, TlsError> {
-        let identity = identity(endpoint);
-        let mut configs = self.configs.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(connector) = configs.get(&identity) {
-            return Ok(connector.clone());
-        }
-        let connector = TlsConnector::from(Arc::new(self.build(endpoint)?));
-        if configs.len() >= CACHED_CONFIGS
-            && let Some(victim) = configs.keys().next().copied()
-        {
-            configs.remove(&victim);
-        }
-        configs.insert(identity, connector.clone());
-        Ok(connector)
+        self.configs.get(identity(endpoint), || {
+            let config = beside_the_worker(|| self.build(endpoint))?;
+            Ok(TlsConnector::from(Arc::new(config)))
+        })
     }
 
     fn build(&self, endpoint: &ResolvedEndpoint) -> Result<ClientConfig, TlsError> {
@@ -89,6 +82,57 @@ impl Identities {
     }
 }
 
+/// What is kept of configurations.
+struct Configs<T> {
+    public: OnceLock<T>,
+    own: Mutex<Kept<[u8; 32], T>>,
+}
+
+impl<T> Default for Configs<T> {
+    fn default() -> Configs<T> {
+        Configs {
+            public: OnceLock::new(),
+            own: Mutex::default(),
+        }
+    }
+}
+
+impl<T: Clone> Configs<T> {
+    /// The one that is kept, else a new one. Several may build the same at once: the first one is kept.
+    fn get<E>(&self, identity: Identity, build: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let Some(digest) = identity else {
+            return match self.public.get() {
+                Some(kept) => Ok(kept.clone()),
+                None => build().map(|built| self.public.get_or_init(|| built).clone()),
+            };
+        };
+        if let Some(kept) = used(&mut self.own(), digest) {
+            return Ok(kept);
+        }
+        let built = build()?;
+        let mut own = self.own();
+        if let Some(kept) = used(&mut own, digest) {
+            return Ok(kept);
+        }
+        own.push(digest, built.clone());
+        if own.len() > CACHED_CONFIGS {
+            own.pop_oldest();
+        }
+        Ok(built)
+    }
+
+    fn own(&self) -> MutexGuard<'_, Kept<[u8; 32], T>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one that is kept, from now on the one that was used last.
+fn used<T: Clone>(own: &mut Kept<[u8; 32], T>, digest: [u8; 32]) -> Option<T> {
+    let kept = own.pop(&digest)?;
+    own.push(digest, kept.clone());
+    Some(kept)
+}
+
 /// Named, not the process's default: kube and reqwest in the same binary may install another.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -101,5 +145,62 @@ fn provider() -> CryptoProvider {
 impl Default for Identities {
     fn default() -> Identities {
         Identities::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Of the public roots, or of the n-th bundle.
+    fn identity(n: usize) -> Identity {
+        (n > 0).then(|| Sha256::digest(n.to_le_bytes()).into())
+    }
+
+    #[test]
+    fn whoever_has_a_bundle_of_his_own_costs_nobody_the_public_roots_and_himself_what_is_unused_for_longest() {
+        let (configs, builds) = (Configs::default(), Cell::new(0));
+        let get = |n| {
+            let got: Result<usize, Infallible> = configs.get(identity(n), || {
+                builds.set(builds.get() + 1);
+                Ok(n)
+            });
+            assert_eq!(got, Ok(n));
+            builds.get()
+        };
+        assert_eq!(get(0), 1);
+        for n in 1..=CACHED_CONFIGS {
+            assert_eq!(get(n), n + 1);
+            assert_eq!(get(1), n + 1, "used all the time");
+        }
+        let all = builds.get();
+        assert_eq!(get(CACHED_CONFIGS + 1), all + 1);
+        assert_eq!((get(0), get(1), get(3)), (all + 1, all + 1, all + 1));
+        assert_eq!(get(2), all + 2, "it gave way");
+    }
+
+    #[test]
+    fn while_one_is_built_others_are_found_and_the_first_of_two_is_kept() {
+        let configs = Configs::default();
+        let get = |n, value| configs.get::<Infallible>(identity(n), || Ok(value));
+        let built = configs.get::<Infallible>(identity(1), || {
+            assert_eq!((get(2, "other"), get(0, "public")), (Ok("other"), Ok("public")));
+            assert_eq!(get(1, "first"), Ok("first"));
+            Ok("second")
+        });
+        assert_eq!((built, get(1, "third")), (Ok("first"), Ok("first")));
+        assert_eq!(configs.own().len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_not_kept() {
+        let configs = Configs::default();
+        for n in [0, 1] {
+            assert_eq!(configs.get(identity(n), || Err("no")), Err("no"));
+            assert_eq!(configs.get::<&str>(identity(n), || Ok(1)), Ok(1));
+        }
     }
 }

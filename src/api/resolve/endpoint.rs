@@ -27,8 +27,8 @@ use crate::api::{WebhookEndpoint, names};
 use crate::expression::{Expression, Role};
 use crate::signing::{KeyError, Scheme, Signer};
 
-/// The longest CA bundle from a Secret, in bytes: as long as a Secret may be.
-const LONGEST_BUNDLE: usize = 1 << 20;
+/// The longest CA bundle, in bytes: all public roots have less. Each is parsed to a TLS configuration, on the way of an event.
+const LONGEST_BUNDLE: usize = 256 * 1024;
 /// Names that belong to the connection, the body or the signature; the resource's rules say the same. Those that begin
 /// with [`OWN_PREFIX`] join them.
 const OWN_HEADERS: &[&str] = &[
@@ -295,7 +295,7 @@ fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) 
             format!("key {} of Secret {}", wanted.key, wanted.name),
         ),
         (None, Some(wanted)) => (
-            references.config_map_value(wanted)?,
+            references.config_map_value(wanted, LONGEST_BUNDLE)?,
             reasons::CONFIG_MAP_INVALID,
             format!("key {} of ConfigMap {}", wanted.key, wanted.name),
         ),

@@ -197,15 +197,23 @@ impl References {
     }
 
     /// The value of a ConfigMap's key.
-    pub(super) fn config_map_value(&self, wanted: &ConfigMapKeyReference) -> Result<&[u8], Unresolved> {
+    pub(super) fn config_map_value(&self, wanted: &ConfigMapKeyReference, longest: usize) -> Result<&[u8], Unresolved> {
         let (name, key) = (&wanted.name, &wanted.key);
         let map = self.object(&Reference::config_map(name))?;
-        map.data.get(key).map(Vec::as_slice).ok_or_else(|| {
+        let value = map.data.get(key).ok_or_else(|| {
             Unresolved::waiting(
                 reasons::CONFIG_MAP_KEY_MISSING,
                 format!("ConfigMap {name} has no key {key}"),
             )
-        })
+        })?;
+        if value.len() > longest {
+            let why = format!("it has {} bytes, at most {longest} can be used", value.len());
+            return Err(Unresolved::waiting(
+                reasons::CONFIG_MAP_INVALID,
+                format!("key {key} of ConfigMap {name}: {why}"),
+            ));
+        }
+        Ok(value)
     }
 
     /// The object, or why there is none.

@@ -379,10 +379,15 @@ fn a_ca_bundle_needs_a_certificate_in_it() {
     assert_eq!(resolved.ca.unwrap().pem, pem.as_bytes());
 
     let private = ca.signing_key.serialize_pem();
+    let long = pem.repeat(256 * 1024 / pem.len() + 1);
     for (lookup, reason) in [
         (secret("", false, &[("ca.crt", "")]), reasons::CONFIG_MAP_INVALID),
         (
             secret("", false, &[("ca.crt", private.as_str())]),
+            reasons::CONFIG_MAP_INVALID,
+        ),
+        (
+            secret("", false, &[("ca.crt", long.as_str())]),
             reasons::CONFIG_MAP_INVALID,
         ),
         (secret("", false, &[("other", "")]), reasons::CONFIG_MAP_KEY_MISSING),
