@@ -385,6 +385,28 @@ async fn a_deleted_endpoint_is_buried_after_five_minutes_unless_it_comes_back() 
 }
 
 #[tokio::test]
+async fn of_many_who_are_gone_and_left_nothing_each_is_buried_at_its_own_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let at = world.clock.now();
+    for id in 1..=50 {
+        world.registry.subscription_gone(SubscriptionId(id), at).await;
+    }
+    world.registry.set_synced().await;
+    let core = Arc::clone(&world.engine.as_ref().unwrap().core);
+    while !core.lock().synced {
+        tokio::task::yield_now().await;
+    }
+    world.clock.advance(Duration::from_secs(600));
+    let mut burial = std::pin::pin!(graves::bury(&core));
+    let mut turns = 0;
+    while futures::poll!(burial.as_mut()).is_pending() {
+        turns += 1;
+    }
+    assert_eq!(turns, 50, "others have their turn after each");
+}
+
+#[tokio::test]
 async fn a_suspended_endpoint_says_so_also_when_it_could_not_be_used() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;

@@ -4,6 +4,8 @@
 //! whenever no commit is under way.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 
 use crate::ids::{EndpointId, MessageId, SubscriptionId};
 
@@ -27,6 +29,9 @@ pub(super) struct Counts {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     pairs: HashMap<Pair, Counts>,
+    /// Pending messages, where there are any.
+    of_endpoints: HashMap<EndpointId, u64>,
+    of_subscriptions: HashMap<SubscriptionId, u64>,
     pub(super) pending: u64,
     pub(super) dead: u64,
 }
@@ -34,16 +39,20 @@ pub(super) struct Tally {
 impl Tally {
     /// Counts one message read from disk, in id order.
     pub(super) fn found_pending(&mut self, pair: Pair, message: MessageId) {
-        self.pending += 1;
-        let counts = self.pairs.entry(pair).or_default();
-        counts.pending += 1;
-        counts.oldest.get_or_insert(message);
+        self.add(pair, 1, 0);
+        if let Some(counts) = self.pairs.get_mut(&pair) {
+            counts.oldest.get_or_insert(message);
+        }
     }
 
     /// Moves the counts of a pair.
     pub(super) fn add(&mut self, pair: Pair, pending: i64, dead: i64) {
         self.pending = self.pending.saturating_add_signed(pending);
         self.dead = self.dead.saturating_add_signed(dead);
+        if pending != 0 {
+            move_by(&mut self.of_endpoints, pair.0, pending);
+            move_by(&mut self.of_subscriptions, pair.1, pending);
+        }
         let counts = self.pairs.entry(pair).or_default();
         counts.pending = counts.pending.saturating_add_signed(pending);
         counts.dead = counts.dead.saturating_add_signed(dead);
@@ -87,12 +96,61 @@ impl Tally {
 
     /// Pending messages of an endpoint, a subscription, or both.
     pub(super) fn pending_of(&self, endpoint: Option<EndpointId>, subscription: Option<SubscriptionId>) -> u64 {
-        self.pairs
-            .iter()
-            .filter(|((ep, sub), _)| {
-                endpoint.is_none_or(|wanted| wanted == *ep) && subscription.is_none_or(|wanted| wanted == *sub)
+        let counted = match (endpoint, subscription) {
+            (None, None) => Some(self.pending),
+            (Some(endpoint), None) => self.of_endpoints.get(&endpoint).copied(),
+            (None, Some(subscription)) => self.of_subscriptions.get(&subscription).copied(),
+            (Some(endpoint), Some(subscription)) => {
+                let counts = self.pairs.get(&(endpoint, subscription));
+                counts.map(|counts| counts.pending)
+            }
+        };
+        counted.unwrap_or(0)
+    }
+}
+
+fn move_by<K: Eq + Hash>(counts: &mut HashMap<K, u64>, key: K, by: i64) {
+    match counts.entry(key) {
+        Entry::Occupied(mut known) => {
+            let count = known.get().saturating_add_signed(by);
+            match count {
+                0 => drop(known.remove()),
+                _ => *known.get_mut() = count,
+            }
+        }
+        Entry::Vacant(new) => {
+            if let Ok(count @ 1..) = u64::try_from(by) {
+                new.insert(count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pending_is_counted_by_endpoint_and_by_subscription_and_forgotten_when_nothing_is() {
+        let pair = |endpoint, subscription| (EndpointId(endpoint), SubscriptionId(subscription));
+        let mut tally = Tally::default();
+        tally.stored(pair(1, 1), MessageId(1));
+        tally.stored(pair(1, 2), MessageId(2));
+        tally.found_pending(pair(2, 2), MessageId(3));
+        tally.add(pair(3, 3), 0, 1);
+        let pending = |tally: &Tally| {
+            [1, 2, 3].map(|id| {
+                let endpoint = tally.pending_of(Some(EndpointId(id)), None);
+                (endpoint, tally.pending_of(None, Some(SubscriptionId(id))))
             })
-            .map(|(_, counts)| counts.pending)
-            .sum()
+        };
+        assert_eq!(pending(&tally), [(2, 1), (1, 2), (0, 0)]);
+        assert_eq!(tally.pending_of(Some(EndpointId(1)), Some(SubscriptionId(2))), 1);
+        assert_eq!(tally.pending_of(None, None), 3);
+        tally.add(pair(1, 1), -1, 1);
+        tally.add(pair(1, 2), -1, 0);
+        tally.add(pair(2, 2), -1, 0);
+        assert_eq!(pending(&tally), [(0, 0); 3]);
+        assert!(tally.of_endpoints.is_empty() && tally.of_subscriptions.is_empty());
     }
 }
