@@ -204,7 +204,7 @@ pub struct UrlSource {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.caBundle) || has(self.clientCertificate)").message("tls needs caBundle or clientCertificate: write one, or remove tls"))]
 pub struct Tls {
-    /// Certificates, PEM, that are trusted in addition to the public roots.
+    /// Certificates, PEM of at most 256 KiB, that are trusted in addition to the public roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("has(self.secretKeyRef) != has(self.configMapKeyRef)").message("tls.caBundle needs exactly one of secretKeyRef and configMapKeyRef: write one and remove the other"))]
     pub ca_bundle: Option<CaBundleSource>,
