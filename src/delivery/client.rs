@@ -477,6 +477,7 @@ impl Said<'_> {
 impl<'a> Route<'a> {
     fn new(target: &'a Target, endpoint: &'a ResolvedEndpoint) -> Route<'a> {
         let key = Key {
+            namespace: endpoint.namespace.clone(),
             host: target.host.clone(),
             port: target.port,
             service: target.service.clone(),

@@ -1,7 +1,8 @@
 //! Idle connections, by where they lead and whom they trust; bounded in number and age.
 //!
-//! Invariant: a connection is handed out only if its peer passes the egress rules of the endpoint that asks, as they are
-//! now: two namespaces may share a receiver's name and not an administrator's leave to reach it.
+//! Invariants: a connection is handed out only to the namespace that it was opened for, because at a receiver that misreads
+//! requests what is left of one would be the beginning of the next; and only if its peer passes the egress rules of the
+//! endpoint that asks, as they are now.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::api::resolve::{EgressRules, Host, ServiceRoute};
 /// What connections must have in common to be shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
+    pub(super) namespace: String,
     pub(super) host: Host,
     pub(super) port: u16,
     /// A host by this name that is looked up is another one, and so is the Service when it has other addresses.
@@ -147,8 +149,9 @@ mod tests {
         age: Duration::from_secs(300),
     };
 
-    fn key() -> Key {
+    fn key(namespace: &str) -> Key {
         Key {
+            namespace: namespace.into(),
             host: Host::Name("crm.example.com".into()),
             port: 443,
             service: None,
@@ -172,10 +175,18 @@ mod tests {
         let pool = Pool::new(BOUNDS);
         assert!(!pool.evict());
         let (connection, _peer) = connection(&pool).await;
-        pool.put(key(), connection);
+        pool.put(key("sales"), connection);
         assert_eq!((pool.idle(), pool.open()), (1, 1));
         assert!(pool.evict());
         assert_eq!((pool.idle(), pool.open()), (0, 0));
         assert!(!pool.evict());
+    }
+    #[tokio::test]
+    async fn a_connection_that_one_namespace_opened_serves_no_other() {
+        let (pool, rules) = (Pool::new(BOUNDS), Arc::default());
+        let (connection, _peer) = connection(&pool).await;
+        pool.put(key("sales"), connection);
+        assert!(pool.take(&key("shop"), &rules).await.is_none());
+        assert!(pool.take(&key("sales"), &rules).await.is_some());
     }
 }
