@@ -406,6 +406,8 @@ pub struct Usage {
     pub dedupe_window: Duration,
     /// Dead letters of which nobody was told ([`Settlement::tell`]) because the store was full; since it was opened.
     pub untold: u64,
+    /// Dead letters that went before their time because the store was nearly full; since it was opened.
+    pub dropped: u64,
 }
 
 /// Why the queue could not do it.

@@ -47,6 +47,7 @@ pub struct StoreMetrics {
     dedupe_window: Gauge,
     /// One of the engine's, which alone knows of other reasons.
     untold: Counter,
+    dropped: Counter,
 }
 
 impl Metrics {
@@ -113,6 +114,11 @@ impl StoreMetrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        registry.register(
+            "dead_letters_dropped",
+            "Dead letters that went before their retention was over, because the store was nearly full",
+            metrics.dropped.clone(),
+        );
         metrics
     }
 
@@ -127,5 +133,6 @@ impl StoreMetrics {
         self.dedupe_entries.set(shown(usage.dedupe_entries));
         self.dedupe_window.set(shown(usage.dedupe_window.as_secs()));
         self.untold.inc_by(usage.untold.saturating_sub(self.untold.get()));
+        self.dropped.inc_by(usage.dropped.saturating_sub(self.dropped.get()));
     }
 }

@@ -98,6 +98,7 @@ struct View {
     dedupe_cut_at: Option<i64>,
     unrouted: u64,
     untold: u64,
+    dropped: u64,
     last_event: EventId,
     /// Later than everything was settled, by whatever clock.
     settled: UnixMillis,
@@ -175,6 +176,7 @@ impl SqliteQueue {
             dedupe_cut_at: memory.dedupe.cut_at(),
             unrouted: memory.unrouted,
             untold: 0,
+            dropped: 0,
             last_event: memory.last_event,
             settled: memory.settled,
         };
@@ -200,7 +202,7 @@ impl SqliteQueue {
             shared: Arc::clone(&shared),
             memory,
             outlet: arrivals::Outlet::new(sender, Arc::clone(&arrivals_taken)),
-            pruner: prune::Pruner::new(Instant::now()),
+            pruner: prune::Pruner::new(Instant::now(), limit / 100 * space::SHARE_PERCENT),
         };
         let (readers, questions) = Readers::new();
         let (history, looks) = Readers::new();
@@ -686,6 +688,7 @@ impl Queue for SqliteQueue {
                 .dedupe_cut_at
                 .map_or(full, |at| full.min(Duration::from_secs((now - at).max(0) as u64))),
             untold: view.untold,
+            dropped: view.dropped,
         })
     }
 

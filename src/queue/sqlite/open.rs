@@ -229,11 +229,12 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
         spaces.add(pair.0, 1, row.get(3)?);
         tally.order(pair, i64::from(row.get::<_, i64>(4)? == HELD), 0);
     }
-    let mut rows = conn.prepare("SELECT ep, sub, blocks FROM dead")?;
+    let mut rows = conn.prepare("SELECT ep, sub, blocks, bytes FROM dead")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let pair = (EndpointId(row.get(0)?), SubscriptionId(row.get(1)?));
         tally.add(pair, 0, 1);
+        spaces.bury(pair.0, 1, row.get(3)?);
         tally.order(pair, 0, row.get(2)?);
     }
     let mut unrouted = 0;

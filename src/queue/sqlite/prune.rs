@@ -6,8 +6,10 @@
 //! Ids and times are a clock's, which may have been ahead, and may be behind. So what has an id of a time to come is looked at
 //! as soon as all before it was, and written down, and no look is put off for longer than anything is kept; but what was
 //! settled at a time to come stays until then, unless room is needed.
+//! Where room is needed delivered history goes before its time, and when none is left dead letters: the oldest of whoever keeps
+//! most, so that nobody's dead letters keep out everybody's events.
 //! Rejected: walking over all that must stay again and again, and an expiry for every message on the hot path.
-//! Invariant: a row goes only when its endpoint's time is over since it was settled, an event only when nothing of it is
+//! Invariant: while there is room a row goes only when its endpoint's time is over since it was settled, an event only when nothing of it is
 //! left, and one commit removes a bounded number of rows.
 
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use super::dedupe::Dedupe;
 use super::order::WAITING;
+use super::space::Pressure;
 use super::transaction::{DEDUPE_WINDOW_SECONDS, Transaction};
 use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 
@@ -33,6 +36,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const LOOK_AGAIN_FIRST: Duration = Duration::from_secs(1);
 /// Under pressure delivered events go, but not within this time: a little history for whoever looks.
 const UNDER_PRESSURE_KEEP: Duration = Duration::from_secs(60);
+/// Dead letters that go before their time in one commit, after which it is looked whether more must.
+const LETTERS: usize = 32;
+/// What goes before its time is logged so often at most.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Most messages are settled within this after they were accepted, so that one look at their event finds them all over.
 const LAG_MAX: Duration = Duration::from_secs(3600);
 /// And within this part of the time they are kept.
@@ -129,7 +136,14 @@ fn before(now: UnixMillis, age: Duration) -> UnixMillis {
 
 pub(super) struct Pruner {
     next: Instant,
-    under_pressure: bool,
+    pressure: Pressure,
+    /// A namespace that keeps less in dead letters keeps them.
+    share: u64,
+    /// Under pressure: a pass came to its end, so what history may go is gone.
+    relieved: bool,
+    /// Dead letters that went before their time and were not told of yet, and when some were told of.
+    untold: u64,
+    told: Option<Instant>,
     /// Under pressure: events up to here were looked at in this pass.
     cursor: EventId,
     /// When the step began that has done nothing but look anew: it rests for as long as it took.
@@ -147,10 +161,15 @@ pub(super) struct Pruned {
 }
 
 impl Pruner {
-    pub(super) fn new(now: Instant) -> Pruner {
+    /// One for which a namespace may keep `share` bytes in dead letters whatever others do.
+    pub(super) fn new(now: Instant, share: u64) -> Pruner {
         Pruner {
             next: now,
-            under_pressure: false,
+            pressure: Pressure::Nothing,
+            share,
+            relieved: false,
+            untold: 0,
+            told: None,
             cursor: EventId(0),
             rests: None,
             seen: None,
@@ -171,13 +190,16 @@ impl Pruner {
         self.next = Instant::now();
     }
 
-    /// Tells whether the store nears its limit: then history goes before its time.
-    pub(super) fn pressure(&mut self, under_pressure: bool) {
-        if under_pressure && !self.under_pressure {
+    /// Tells whether the store nears its limit: what goes before its time.
+    pub(super) fn pressure(&mut self, pressure: Pressure) {
+        if pressure > self.pressure {
             self.next = Instant::now();
-            self.cursor = EventId(0);
         }
-        self.under_pressure = under_pressure;
+        if self.pressure == Pressure::Nothing {
+            self.cursor = EventId(0);
+            self.relieved = false;
+        }
+        self.pressure = pressure;
     }
 
     /// Drops keys of deduplication past the window from memory; their rows follow.
@@ -203,16 +225,19 @@ impl Pruner {
         finished &= sweep(transaction, retentions)?;
         // Gives way to what is looked at in its turn.
         let renewed = !finished || renew(transaction, retentions)?;
-        if self.under_pressure {
+        if self.pressure > Pressure::Nothing {
             finished &= self.relieve(transaction, retentions)?;
+        }
+        if self.pressure == Pressure::Letters && self.relieved {
+            finished &= self.drop_letters(transaction, retentions)?;
         }
         finished &= self.seen(transaction)?;
         if finished && !renewed {
             self.rests = Some(began);
         } else if finished {
-            let again = match self.under_pressure {
-                true => LOOK_AGAIN_FIRST,
-                false => (retentions.shortest() / 4).clamp(LOOK_AGAIN_FIRST, LOOK_AGAIN),
+            let again = match self.pressure {
+                Pressure::History | Pressure::Letters => LOOK_AGAIN_FIRST,
+                Pressure::Nothing => (retentions.shortest() / 4).clamp(LOOK_AGAIN_FIRST, LOOK_AGAIN),
             };
             self.next = Instant::now() + again;
         }
@@ -241,7 +266,50 @@ impl Pruner {
         }
         let pruned = remove(transaction, found, self.cursor, now, expires, ROWS)?;
         self.cursor = if pruned.finished { EventId(0) } else { pruned.cursor };
+        self.relieved |= pruned.finished;
         Ok(pruned.finished)
+    }
+
+    /// The oldest dead letters of whoever keeps most. True: nobody keeps too much.
+    fn drop_letters(
+        &mut self,
+        transaction: &mut Transaction<'_, '_>,
+        retentions: &Retentions,
+    ) -> rusqlite::Result<bool> {
+        let Some(most) = transaction.memory.spaces.most_letters(self.share) else {
+            return Ok(true);
+        };
+        let (conn, now) = (transaction.conn(), transaction.now);
+        let mut oldest = conn.prepare("SELECT id FROM dead WHERE ep = ? ORDER BY id LIMIT ?")?;
+        let oldest = oldest.query_map(
+            params![most.0, LETTERS as i64],
+            |row| Ok(MessageId(row.get(0)?).event()),
+        )?;
+        let found = Found::of(oldest)?;
+        let expires = |row: Row, endpoint: EndpointId, at: UnixMillis| match row {
+            Row::Dead if endpoint == most => now,
+            Row::Delivered | Row::Dead => at.plus(retentions.of(endpoint)),
+        };
+        let before = transaction.effects.buried.len();
+        remove(transaction, found, EventId(0), now, expires, ROWS)?;
+        let gone = &transaction.effects.buried[before..];
+        let dropped = gone.iter().filter(|((endpoint, _), ..)| *endpoint == most).count() as u64;
+        transaction.effects.dropped += dropped;
+        self.untold += dropped;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            let dropped = std::mem::take(&mut self.untold);
+            let mut name = conn.prepare("SELECT ns, name FROM endpoint WHERE id = ?")?;
+            let (namespace_uid, endpoint): (String, String) =
+                name.query_row([most.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            tracing::warn!(
+                dropped,
+                namespace_uid,
+                endpoint,
+                "the store is nearly full: the oldest dead letters of whoever keeps most go before their time"
+            );
+        }
+        Ok(false)
     }
 
     fn seen(&mut self, transaction: &mut Transaction<'_, '_>) -> rusqlite::Result<bool> {
@@ -470,7 +538,7 @@ impl<'c> Visitor<'c> {
             settled: conn.prepare("SELECT id, ep, at FROM settled WHERE id BETWEEN ? AND ?")?,
             dead: conn.prepare("SELECT id, ep, at FROM dead WHERE id BETWEEN ? AND ?")?,
             remove_settled: conn.prepare("DELETE FROM settled WHERE id = ?")?,
-            remove_dead: conn.prepare("DELETE FROM dead WHERE id = ? RETURNING ep, sub, okey, blocks")?,
+            remove_dead: conn.prepare("DELETE FROM dead WHERE id = ? RETURNING ep, sub, okey, blocks, bytes")?,
             remove_attempts: conn.prepare("DELETE FROM attempt WHERE message = ?")?,
             remove_event: conn.prepare("DELETE FROM event WHERE id = ?")?,
             remove_notice: conn.prepare("DELETE FROM notice WHERE event = ?")?,
@@ -547,7 +615,7 @@ impl<'c> Visitor<'c> {
                     let mut removed = self.remove_dead.query([id])?;
                     while let Some(one) = removed.next()? {
                         let pair = (EndpointId(one.get(0)?), SubscriptionId(one.get(1)?));
-                        transaction.effects.buried.push((pair, -1));
+                        transaction.effects.buried.push((pair, -1, one.get(4)?));
                         if one.get(3)? {
                             transaction.effects.ordered.push((pair, 0, -1));
                             unblocked.extend(one.get::<_, Option<i64>>(2)?.map(|key| (pair.0, OrderKey(key))));

@@ -292,7 +292,7 @@ impl Transaction<'_, '_> {
         ])?;
         self.effects.stored.push((pair, one.message, bytes));
         if one.was_dead {
-            self.effects.buried.push((pair, -1));
+            self.effects.buried.push((pair, -1, bytes));
         }
         if let Some(key) = order {
             self.effects.ordered.push((pair, 1, -i64::from(unblocks)));

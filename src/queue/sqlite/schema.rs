@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use super::open::OpenError;
 
 /// Bumped when the tables change; a store of another version is refused, never guessed at.
-const VERSION: i64 = 11;
+const VERSION: i64 = 12;
 
 const TABLES: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -31,7 +31,7 @@ CREATE TABLE settled(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NO
 CREATE TABLE attempt(message INTEGER NOT NULL, n INTEGER NOT NULL, at INTEGER NOT NULL, ms INTEGER NOT NULL, code INTEGER,
     reason TEXT NOT NULL, excerpt BLOB, PRIMARY KEY(message, n)) WITHOUT ROWID;
 CREATE TABLE dead(id INTEGER PRIMARY KEY, sub INTEGER NOT NULL, ep INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    at INTEGER NOT NULL, reason TEXT NOT NULL, okey INTEGER, blocks INTEGER NOT NULL);
+    at INTEGER NOT NULL, reason TEXT NOT NULL, okey INTEGER, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL);
 CREATE INDEX blocked ON dead(ep, okey) WHERE blocks = 1;
 CREATE INDEX dead_ep ON dead(ep);
 CREATE INDEX dead_sub ON dead(sub);

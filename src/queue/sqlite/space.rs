@@ -18,6 +18,19 @@ pub(super) const KEEP_FREE: u64 = 256 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Share of the limit above which delivered history gives way, in percent.
 const PRESSURE_PERCENT: u64 = 80;
+/// And above which, when none is left, dead letters do.
+const LETTERS_PERCENT: u64 = 90;
+/// Share of the limit that a namespace may keep in dead letters whatever others do, in percent.
+pub(super) const SHARE_PERCENT: u64 = 1;
+
+/// What gives way before its time, so that there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pressure {
+    Nothing,
+    History,
+    /// Where there is no history, dead letters.
+    Letters,
+}
 
 pub(super) struct Space {
     dir: PathBuf,
@@ -86,13 +99,13 @@ impl Space {
         }
     }
 
-    /// Looks at the store's own pages; whether history should give way.
-    pub(super) fn used(&self, conn: &Connection) -> bool {
+    /// Looks at the store's own pages; what should give way. Of dead letters no more go than must: each time it looks.
+    pub(super) fn used(&self, conn: &Connection) -> Pressure {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_time(&mut looked.pages, Instant::now()) {
+        if is_time(&mut looked.pages, Instant::now()) || self.pressure() == Pressure::Letters {
             self.measure(conn);
         }
-        self.under_pressure()
+        self.pressure()
     }
 
     /// Reads the numbers of pages in use and of free ones, which are used again and never given back to the volume.
@@ -107,8 +120,14 @@ impl Space {
         self.reusable.store(free * size, Ordering::Relaxed);
     }
 
-    pub(super) fn under_pressure(&self) -> bool {
-        self.used.load(Ordering::Relaxed) / 100 >= self.limit / 100 * PRESSURE_PERCENT / 100
+    fn pressure(&self) -> Pressure {
+        let used = self.used.load(Ordering::Relaxed) / 100;
+        let is_over = |percent| used >= self.limit / 100 * percent / 100;
+        match (is_over(LETTERS_PERCENT), is_over(PRESSURE_PERCENT)) {
+            (true, _) => Pressure::Letters,
+            (false, true) => Pressure::History,
+            (false, false) => Pressure::Nothing,
+        }
     }
 
     /// Bytes used and free now, on the volume and in the file together.

@@ -10,11 +10,11 @@ use async_trait::async_trait;
 
 use super::reader::ORDERED;
 use super::{Options, SqliteQueue};
-use crate::ids::{EndpointId, EventId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 use crate::queue::conformance::{self, Bench, new_event, settlement, target};
 use crate::queue::{
     Accepted, DeadReason, Fence, NewEvent, Pending, Phase, Place, Placement, Pull, Queue, QueueError, Quota,
-    ResourceKey, Selection, Settled, Settlement, StoredEvent, Verdict, Window,
+    ResourceKey, Selection, Settled, Settlement, StoredEvent, Target, Verdict, Window,
 };
 
 mod disk;
@@ -285,6 +285,81 @@ async fn a_store_far_over_its_limit_has_room_again_once_history_gave_way_though_
         assert!(Instant::now() < deadline, "full for ever: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn dead_letters_of_the_namespace_that_keeps_most_give_way_to_everybodys_events() {
+    let dir = Directory::new();
+    let queue = open(
+        dir.path(),
+        Options {
+            store_limit: Some(4 << 20),
+            ..options()
+        },
+    );
+    let fence = queue.claim().await.expect("claim");
+    let key = |namespace: &str| ResourceKey {
+        namespace_uid: namespace.to_owned(),
+        name: "crm".to_owned(),
+    };
+    let keys = vec![key("small"), key("large")];
+    let ids = queue.intern_endpoints(keys).await.expect("intern");
+    let to = |id: &str, endpoint: EndpointId, order: Option<OrderKey>| {
+        let one = Target {
+            order,
+            ..target(endpoint.0, 1, Placement::Fresh)
+        };
+        let mut event = new_event(id, vec![one]);
+        let mut stored = (*event.event).clone();
+        stored.body = vec![7; 16_000].into();
+        event.event = Arc::new(stored);
+        event
+    };
+    let accept = async |events: Vec<NewEvent>| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match queue.accept(events.clone()).await {
+                Ok(answers) => return answers,
+                Err(QueueError::Full(why)) => assert!(Instant::now() < deadline, "full for ever: {why}"),
+                Err(other) => panic!("{other}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let die = async || {
+        let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+        let reason = DeadReason::Refused;
+        let outcomes = fresh.iter().map(|one| Settlement {
+            blocks: true,
+            ..settlement(*one, Verdict::Dead { reason })
+        });
+        queue.settle(fence, outcomes.collect()).await.expect("settle");
+        fresh
+    };
+    let order = Some(OrderKey(7));
+    accept(vec![
+        to("small", ids[0], None),
+        to("first", ids[1], order),
+        to("behind", ids[1], order),
+    ])
+    .await;
+    let first = die().await;
+    let mut last = Vec::new();
+    for n in 0..30 {
+        accept((0..20).map(|m| to(&format!("{n}-{m}"), ids[1], None)).collect()).await;
+        last = die().await;
+    }
+    let is_there = async |one: &Pending| queue.event(one.message.event()).await.expect("event").is_some();
+    assert_eq!(first.len(), 2);
+    assert!(is_there(&first[0]).await, "of a namespace that keeps little");
+    assert!(!is_there(&first[1]).await, "the oldest of the one that keeps most");
+    assert!(is_there(last.last().expect("some")).await, "the newest");
+    let usage = queue.usage().await.expect("usage");
+    assert_eq!(usage.dead + usage.dropped, 2 + 600);
+    assert!(usage.dead > 100, "no more went than had to: {}", usage.dead);
+    let released = pending(&queue, fence).await;
+    assert_eq!(released.len(), 1, "what the first one blocked waits no longer");
+    queue.close().await;
 }
 
 #[tokio::test]

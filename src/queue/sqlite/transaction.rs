@@ -72,7 +72,7 @@ impl<'c> Statements<'c> {
                 "INSERT OR REPLACE INTO attempt(message, n, at, ms, code, reason, excerpt) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?,
             insert_dead: conn.prepare(
-                "INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason, okey, blocks) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO dead(id, sub, ep, attempts, at, reason, okey, blocks, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?,
             put_state: conn.prepare("INSERT OR REPLACE INTO endpoint_state(ep, state) VALUES (?, ?)")?,
             conn,
@@ -124,7 +124,8 @@ pub(super) struct Effects {
     pub(super) stored: Vec<(Pair, MessageId, u32)>,
     /// Messages that are no longer pending, with their bytes.
     pub(super) settled: Vec<(Pair, u32)>,
-    pub(super) buried: Vec<(Pair, i64)>,
+    /// Dead letters that are made (1) or gone (-1), with their bytes.
+    pub(super) buried: Vec<(Pair, i64, u32)>,
     /// By how much more are held, and block.
     pub(super) ordered: Vec<(Pair, i64, i64)>,
     pub(super) arrivals: Vec<Arrival>,
@@ -137,6 +138,8 @@ pub(super) struct Effects {
     pub(super) retentions: Vec<(EndpointId, Duration)>,
     /// Dead letters of which nobody is told, for want of room.
     pub(super) untold: u64,
+    /// Dead letters that go before their time, for want of room.
+    pub(super) dropped: u64,
 }
 
 impl Effects {
@@ -161,6 +164,7 @@ impl Effects {
             reserved: Vec::new(),
             retentions: Vec::new(),
             untold: 0,
+            dropped: 0,
         }
     }
 
@@ -185,6 +189,7 @@ impl Effects {
         self.reserved.clear();
         self.retentions.clear();
         self.untold = 0;
+        self.dropped = 0;
     }
 
     /// How far the lists are that making a message adds to.
@@ -219,6 +224,7 @@ struct Unrouted {
 #[derive(Default)]
 struct Taken {
     order: Option<OrderKey>,
+    bytes: u32,
 }
 
 /// How a message becomes a dead letter.
@@ -228,6 +234,7 @@ struct Letter {
     reason: DeadReason,
     order: Option<OrderKey>,
     blocks: bool,
+    bytes: u32,
 }
 
 /// One transaction under way.
@@ -410,6 +417,7 @@ impl<'c> Transaction<'_, 'c> {
                 reason: DeadReason::QueueFull,
                 order,
                 blocks: false,
+                bytes: size(event),
             };
             self.dead(message, pair, letter)?;
         }
@@ -466,9 +474,10 @@ impl<'c> Transaction<'_, 'c> {
             letter.at.0,
             letter.reason.reason(),
             letter.order.map(|key| key.0),
-            blocks
+            blocks,
+            letter.bytes
         ])?;
-        self.effects.buried.push((pair, 1));
+        self.effects.buried.push((pair, 1, letter.bytes));
         if blocks {
             self.effects.ordered.push((pair, 0, 1));
         }
@@ -489,8 +498,9 @@ impl<'c> Transaction<'_, 'c> {
         let Some(row) = rows.next()? else { return Ok(None) };
         let taken = Taken {
             order: row.get::<_, Option<i64>>(1)?.map(OrderKey),
+            bytes: row.get(0)?,
         };
-        self.effects.settled.push((pair, row.get(0)?));
+        self.effects.settled.push((pair, taken.bytes));
         if row.get::<_, i64>(2)? == HELD {
             self.effects.ordered.push((pair, -1, 0));
         }
@@ -611,7 +621,7 @@ impl<'c> Transaction<'_, 'c> {
                 self.take(message, pair, attempts, verdict == Verdict::Delivered)?
             }
         };
-        let Some(Taken { order }) = applied else {
+        let Some(Taken { order, bytes }) = applied else {
             return Ok(Settled::Stale);
         };
         // Not when the attempt began: what is kept is kept from now on, and what is replayed was settled before.
@@ -640,6 +650,7 @@ impl<'c> Transaction<'_, 'c> {
                     reason,
                     order,
                     blocks,
+                    bytes,
                 };
                 self.dead(message, pair, letter)?;
             }
@@ -692,13 +703,14 @@ impl<'c> Transaction<'_, 'c> {
     pub(super) fn bury(&mut self, found: &[(MessageId, Pair, u16)], reason: DeadReason) -> Result<u64, Refusal> {
         let mut count = 0;
         for (message, pair, attempts) in found {
-            if let Some(Taken { order }) = self.take(*message, *pair, *attempts, false)? {
+            if let Some(Taken { order, bytes }) = self.take(*message, *pair, *attempts, false)? {
                 let letter = Letter {
                     attempts: *attempts,
                     at: self.now,
                     reason,
                     order,
                     blocks: false,
+                    bytes,
                 };
                 self.dead(*message, *pair, letter)?;
                 if let Some(key) = order {

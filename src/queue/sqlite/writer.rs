@@ -248,8 +248,9 @@ impl Writer {
             view.tally.add(pair, -1, 0);
             self.memory.spaces.add(pair.0, -1, bytes);
         }
-        for (pair, count) in effects.buried.drain(..) {
+        for (pair, count, bytes) in effects.buried.drain(..) {
             view.tally.add(pair, 0, count);
+            self.memory.spaces.bury(pair.0, count, bytes);
         }
         for (pair, held, blocking) in effects.ordered.drain(..) {
             view.tally.order(pair, held, blocking);
@@ -258,6 +259,7 @@ impl Writer {
         view.dedupe_cut_at = self.memory.dedupe.cut_at();
         view.unrouted = self.memory.unrouted;
         view.untold += effects.untold;
+        view.dropped += effects.dropped;
         view.last_event = self.memory.last_event;
         view.settled = self.memory.settled;
         drop(view);
