@@ -38,6 +38,7 @@ mod places;
 mod pull;
 mod settle;
 mod state;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -198,6 +198,14 @@ impl<T> Table<T> {
         }
     }
 
+    /// Takes this value out, unless another one was put since.
+    fn remove(&self, id: u32, value: &Arc<T>) {
+        let (chunk, cell) = place(id);
+        if let Some(cell) = self.chunks.load().get(chunk).and_then(|cells| cells.get(cell)) {
+            cell.compare_and_swap(value, None);
+        }
+    }
+
     /// The value, made where there is none.
     fn get_or_make(&self, id: u32) -> Arc<T>
     where
@@ -270,7 +278,7 @@ impl Registry {
         self.endpoints.get(id.0)
     }
 
-    /// A subscription, deleted ones included.
+    /// A subscription, deleted ones included while something of them is left.
     pub fn subscription(&self, id: SubscriptionId) -> Option<Arc<SubscriptionEntry>> {
         self.subscriptions.get(id.0)
     }
@@ -280,7 +288,7 @@ impl Registry {
         self.endpoints.all()
     }
 
-    /// Every subscription, in order of id, deleted ones included.
+    /// Every subscription, in order of id, deleted ones included while something of them is left.
     pub fn subscriptions(&self) -> Vec<Arc<SubscriptionEntry>> {
         self.subscriptions.all()
     }
@@ -321,6 +329,11 @@ impl Registry {
             mailbox.ring();
         }
         self.tell(Change::Subscription(entry)).await;
+    }
+
+    /// For the engine: nothing is left of a subscription that was deleted so. One that came back meanwhile stays.
+    pub fn forget_subscription(&self, deleted: &Arc<SubscriptionEntry>) {
+        self.subscriptions.remove(deleted.id.0, deleted);
     }
 
     /// For the watches: a subscription of the store that no longer exists.

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::state::LOW_WATER;
+use super::subscriptions::{Subscription, Subscriptions};
 use crate::api::resolve::{PullPolicy, Rate, ResolvedEndpoint};
-use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
+use crate::ids::{MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{Gauge, Pending, Release, StoredEvent};
-use crate::registry::{EndpointEntry, EndpointState, Material, OrderCell, SubscriptionEntry};
-use crate::report::board::{Delivering, Unconsumed};
+use crate::registry::{EndpointEntry, EndpointState, OrderCell};
+use crate::report::board::Delivering;
 use crate::schedule::MAX_AGE;
 use crate::schedule::decide::expired;
 use crate::schedule::health::{Gate, Health};
@@ -32,83 +33,6 @@ pub(super) struct Held {
     pub event: Option<Arc<StoredEvent>>,
     /// Stored fresh: it holds a place of the gauge, and no index knows it.
     pub fresh: bool,
-}
-
-/// One subscription's messages at this endpoint.
-#[derive(Debug, Default)]
-pub(super) struct Subscription {
-    /// The endpoint that holds these messages.
-    pub home: Option<EndpointId>,
-    pub entry: Option<Arc<SubscriptionEntry>>,
-    /// Deleted while no dispatcher ran.
-    pub gone: bool,
-    pub pending: i64,
-    pub dead: i64,
-    /// Of those pending, held in the store behind another of their key.
-    pub held: i64,
-    /// Of the dead letters, those that block their key.
-    pub blocking: i64,
-    pub last_dead: Option<(UnixMillis, &'static str)>,
-    /// The earliest due time in the store of a message that is not held here, as far as is known.
-    pub next_due: Option<UnixMillis>,
-    /// The same, noted while a page was being read.
-    pub touched: Option<UnixMillis>,
-    pub view_dirty: bool,
-    /// It was posted since it was loaded: a process before may have left it with a status that is over.
-    pub posted: bool,
-    /// Seen in the store's last count.
-    pub counted: bool,
-    /// Its first dead letter was posted.
-    pub dead_posted: bool,
-    /// What was posted last says that its filter fails.
-    pub filter_posted: bool,
-    /// What was posted last of its consumer.
-    pub unconsumed_posted: Option<Unconsumed>,
-}
-
-impl Subscription {
-    /// Whether its messages may be sent.
-    pub fn sends(&self) -> bool {
-        let sends = |e: &SubscriptionEntry| {
-            let has_material = matches!(e.material, Material::Ready(_)) || self.is_elsewhere();
-            e.deleted.is_none() && !e.spec.suspend && has_material
-        };
-        !self.gone && self.entry.as_deref().is_some_and(sends)
-    }
-
-    /// Whether these messages are at another endpoint than the subscription's: they tell of dead letters, or are older than
-    /// its recreation. Its own retry and what its requests are made with are not meant for them.
-    fn is_elsewhere(&self) -> bool {
-        let own = self.entry.as_ref().map(|entry| entry.endpoint);
-        self.home.is_some() && own.is_some() && self.home != own
-    }
-
-    /// There is something new to pull.
-    pub fn ring(&self) {
-        let mailbox = self.entry.as_ref().and_then(|entry| entry.mailbox.as_ref());
-        if let Some(mailbox) = mailbox {
-            mailbox.ring();
-        }
-    }
-
-    /// A page of what waits is about to be read: what is noted from now on it may not show.
-    pub fn page_begins(&mut self) {
-        self.touched = None;
-    }
-
-    /// It was read: what it leaves in the store is to be noted.
-    pub fn page_ends(&mut self) {
-        self.next_due = self.touched.take();
-    }
-
-    /// A message of the store will be due.
-    pub fn note_due(&mut self, due: UnixMillis, paging: bool) {
-        let earlier = |known: Option<UnixMillis>| Some(known.map_or(due, |known| known.min(due)));
-        self.next_due = earlier(self.next_due);
-        if paging {
-            self.touched = earlier(self.touched);
-        }
-    }
 }
 
 /// Whether the endpoint may send.
@@ -152,7 +76,7 @@ pub(super) struct Endpoint {
     /// Those that left `held` while a page was being read: the page may still show them.
     pub left: HashSet<MessageId>,
     pub paging: bool,
-    pub subscriptions: HashMap<SubscriptionId, Subscription>,
+    pub subscriptions: Subscriptions,
     pub in_flight: usize,
     /// Of those, in fast slots.
     pub fast: usize,
@@ -198,7 +122,7 @@ impl Endpoint {
             held: HashMap::new(),
             left: HashSet::new(),
             paging: false,
-            subscriptions: HashMap::new(),
+            subscriptions: Subscriptions::default(),
             in_flight: 0,
             fast: 0,
             slow: 0,
@@ -220,10 +144,7 @@ impl Endpoint {
 
     /// How old a subscription's message may grow; none while who says it may still be loaded, for then nothing is given up.
     pub fn max_age(&self, subscription: SubscriptionId, synced: bool) -> Option<Duration> {
-        let known = self
-            .subscriptions
-            .get(&subscription)
-            .and_then(|known| known.entry.as_ref());
+        let known = self.subscriptions.get(&subscription).and_then(Subscription::entry);
         let elsewhere = self
             .subscriptions
             .get(&subscription)
@@ -286,8 +207,7 @@ impl Endpoint {
 
     /// Messages held in the store behind others of their key, and dead letters that block theirs.
     pub fn ordered(&self) -> (i64, i64) {
-        let add = |(held, blocking), known: &Subscription| (held + known.held.max(0), blocking + known.blocking.max(0));
-        self.subscriptions.values().fold((0, 0), add)
+        self.subscriptions.ordered()
     }
 
     /// What of it must not be ordered any more. Only a spec that can be used tells.
@@ -381,8 +301,7 @@ impl Endpoint {
 
     /// The earliest due time in the store of what may be sent and is not held here.
     pub fn next_due(&self) -> Option<UnixMillis> {
-        let sending = self.subscriptions.values().filter(|sub| sub.sends());
-        sending.filter_map(|sub| sub.next_due).min()
+        self.subscriptions.next_due()
     }
 
     /// Whether the store has something to be started now. What is pulled never is.

@@ -39,9 +39,7 @@ impl State {
             return;
         };
         if !endpoint.paging && endpoint.has_expired(self.synced, now) {
-            for known in endpoint.subscriptions.values_mut().filter(|known| known.pending > 0) {
-                known.next_due.get_or_insert(now);
-            }
+            endpoint.subscriptions.expect_pending(now);
             if endpoint.ordered().0 > 0 {
                 self.holding_old.insert(id);
             }
@@ -85,7 +83,7 @@ impl State {
     /// Which of an endpoint's held messages may be too old: those before this id.
     fn too_old_before(&self, id: EndpointId, now: UnixMillis) -> Option<MessageId> {
         let endpoint = self.endpoints.get(&id)?;
-        let holding = endpoint.subscriptions.iter().filter(|(_, known)| known.held > 0);
+        let holding = endpoint.subscriptions.iter().filter(|(_, known)| known.held() > 0);
         let ages = holding.filter_map(|(subscription, _)| endpoint.max_age(*subscription, self.synced));
         let age = i64::try_from(ages.min()?.as_millis()).ok()?;
         let second = now.0.saturating_sub(age).div_euclid(1000) + 1;
@@ -101,7 +99,9 @@ impl State {
                 let mut outcome = unmade(*row, Verdict::Dead { reason });
                 outcome.tell = self.told_of(&outcome);
                 self.outbox.push(outcome);
-                self.subscription(row.endpoint, row.subscription).held -= 1;
+                self.endpoint(row.endpoint)
+                    .subscriptions
+                    .add_ordered(row.subscription, -1, 0);
             }
         }
     }

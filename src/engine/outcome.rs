@@ -232,12 +232,11 @@ impl State {
             known.view_dirty = true;
             match *verdict {
                 Verdict::Wait { due, .. } => {
-                    known.note_due(due, paging);
+                    endpoint.subscriptions.note_due(subscription, due, paging);
                     continue;
                 }
                 Verdict::Dead { reason } => {
                     known.dead += 1;
-                    known.blocking += i64::from(*answer == Settled::Blocked);
                     known.last_dead = Some((now, reason.reason()));
                     let reason = reason.reason();
                     self.metrics.dead_letters.get_or_create(&Reason { reason }).inc();
@@ -248,6 +247,9 @@ impl State {
                 Verdict::Delivered | Verdict::Discard => {}
             }
             known.pending -= 1;
+            if *answer == Settled::Blocked {
+                endpoint.subscriptions.add_ordered(subscription, 0, 1);
+            }
             endpoint.gauge.add_pending(-1);
             if endpoint.oldest == Some(message) {
                 endpoint.oldest = None;
@@ -318,13 +320,12 @@ impl State {
         for home in self.homes.get(&id).cloned().unwrap_or_default() {
             let known = self.subscription(home, id);
             // Nothing could be told of it before it was loaded.
-            known.posted &= known.entry.is_some();
+            known.posted &= known.entry().is_some();
             // What is deleted is counted no more.
             known.view_dirty |= entry.deleted.is_some();
-            known.entry = Some(Arc::clone(&entry));
-            known.gone = false;
             // What was said of the filter before was said of another one.
             known.view_dirty |= known.filter_posted && entry.filter_health.failing().is_none();
+            self.endpoint(home).subscriptions.load(id, &entry);
             self.subscription_known(home, id, now);
         }
     }
@@ -338,7 +339,7 @@ impl State {
     /// A subscription of the store no longer exists.
     pub fn subscription_gone(&mut self, id: SubscriptionId, now: UnixMillis) {
         for endpoint in self.homes.get(&id).cloned().unwrap_or_default() {
-            self.subscription(endpoint, id).gone = true;
+            self.endpoint(endpoint).subscriptions.set_gone(id);
             self.subscription_known(endpoint, id, now);
         }
     }
@@ -374,32 +375,38 @@ impl State {
             known.view_dirty |= (known.pending, known.dead) != (pending, dead);
             (known.pending, known.dead) = (pending, dead);
             let (held, blocking) = (backlog.held as i64, backlog.blocking as i64);
-            known.view_dirty |= (known.held, known.blocking) != (held, blocking);
-            (known.held, known.blocking) = (held, blocking);
+            let (more_held, more_blocking) = (held - known.held(), blocking - known.blocking());
+            known.view_dirty |= (more_held, more_blocking) != (0, 0);
             // Earlier than anything due, or where nothing is: one page more, and it is known again. The earliest may be one
             // that is in memory; then there is something else only if more are pending than are there.
             let here = in_memory.get(&backlog.subscription).copied().unwrap_or_default();
-            let is_news = |due| match known.next_due {
+            let is_news = |due| match known.next_due() {
                 Some(next) => here == 0 && next > due,
                 None => here == 0 || pending - held > here,
             };
-            if let Some(due) = backlog.min_due.filter(|due| is_news(*due)) {
-                known.note_due(due, paging);
+            let due = backlog.min_due.filter(|due| is_news(*due));
+            let subscriptions = &mut self.endpoint(id).subscriptions;
+            subscriptions.add_ordered(backlog.subscription, more_held, more_blocking);
+            if let Some(due) = due {
+                subscriptions.note_due(backlog.subscription, due, paging);
             }
             if held + blocking > 0 {
                 self.look_at_order(id);
             }
         }
         let endpoint = self.endpoint(id);
-        let (mut pending, mut is_changed) = (0, false);
-        for known in endpoint.subscriptions.values_mut() {
+        let (mut pending, mut is_changed, mut emptied) = (0, false, Vec::new());
+        for (of, known) in endpoint.subscriptions.iter_mut() {
             if !known.counted && (known.pending, known.dead) != (0, 0) {
                 (known.pending, known.dead) = (0, 0);
-                (known.held, known.blocking) = (0, 0);
                 known.view_dirty = true;
+                emptied.push((*of, known.held(), known.blocking()));
             }
             pending += known.pending;
             is_changed |= known.view_dirty;
+        }
+        for (of, held, blocking) in emptied {
+            endpoint.subscriptions.add_ordered(of, -held, -blocking);
         }
         endpoint.forget_buried();
         endpoint.gauge.add_pending(pending - endpoint.gauge.pending());

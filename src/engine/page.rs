@@ -51,12 +51,11 @@ impl State {
                 _ if crowded => PAGE_CROWDED,
                 _ => PAGE,
             };
-            let mut subscriptions = Vec::new();
-            for (subscription, known) in &mut endpoint.subscriptions {
-                known.page_begins();
-                if known.next_due.is_some() {
-                    subscriptions.push(*subscription);
-                }
+            let waiting = endpoint.subscriptions.iter();
+            let waiting = waiting.filter(|(_, known)| known.next_due().is_some());
+            let subscriptions: Vec<SubscriptionId> = waiting.map(|(id, _)| *id).collect();
+            for id in &subscriptions {
+                endpoint.subscriptions.page_begins(*id);
             }
             endpoint.left.clear();
             let limit = endpoint.held.len() + wanted;
@@ -135,14 +134,14 @@ impl Endpoint {
         };
         let mut rows: Vec<Pending> = Vec::new();
         for (subscription, page) in pages {
-            let Some(known) = self.subscriptions.get_mut(&subscription) else {
+            if self.subscriptions.get(&subscription).is_none() {
                 continue;
-            };
-            known.page_ends();
+            }
+            self.subscriptions.page_ends(subscription);
             // Beyond a full page there may be more, due no earlier than its last row.
             if let Some(last) = page.last().filter(|_| page.len() >= request.limit) {
                 taken.complete = false;
-                known.note_due(last.due, false);
+                self.subscriptions.note_due(subscription, last.due, false);
             }
             let in_memory = |row: &Pending| self.held.contains_key(&row.message) || self.left.contains(&row.message);
             rows.extend(page.into_iter().filter(|row| !in_memory(row)));
@@ -185,9 +184,7 @@ impl Endpoint {
         if row.attempts > 0 {
             self.note_retry(row);
         }
-        if let Some(known) = self.subscriptions.get_mut(&row.subscription) {
-            known.note_due(row.due, false);
-        }
+        self.subscriptions.note_due(row.subscription, row.due, false);
     }
 }
 

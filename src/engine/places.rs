@@ -1,14 +1,15 @@
 //! Places: how many messages of each endpoint may begin in memory. They are lent to accept through the endpoint's gauge.
 //!
-//! Owns how many each has, and when one that was deleted is forgotten; knows nothing of what is in a window. A place that is
-//! taken back while a message has it is missing in the gauge until the message gives it back. Invariant: what endpoints have
-//! (`capacity`) is together `places`.
+//! Owns how many each has, and when an endpoint or a subscription that was deleted is forgotten; knows nothing of what is in
+//! a window. A place that is taken back while a message has it is missing in the gauge until the message gives it back.
+//! Invariant: what endpoints have (`capacity`) is together `places`.
 
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::state::{State, WINDOW};
-use crate::ids::{EndpointId, UnixMillis};
+use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
 use crate::registry::EndpointState;
 
 /// Places given to all endpoints: ids of 64 bytes or so, a few MiB.
@@ -74,8 +75,9 @@ impl State {
     }
 
     /// Time passes: where places are few an idle endpoint keeps one or some, and one that was deleted is forgotten when it
-    /// is buried and nothing of it is kept. Should it come back it is made anew.
+    /// is buried and nothing of it is kept, as is a subscription. Should it come back it is made anew.
     pub fn reclaim(&mut self, id: EndpointId, now: UnixMillis, bury_after: Duration) {
+        self.forget_subscriptions(id);
         let is_shown = !self.changed.contains(&id);
         let State { endpoints, places, .. } = self;
         let Some(endpoint) = endpoints.get_mut(&id) else {
@@ -106,12 +108,33 @@ impl State {
             self.timers.remove(&(at, id));
         }
         for subscription in endpoint.subscriptions.keys() {
-            if let Some(homes) = self.homes.get_mut(subscription) {
-                homes.retain(|home| *home != id);
-                if homes.is_empty() {
-                    self.homes.remove(subscription);
-                }
+            self.leave(*subscription, id);
+        }
+    }
+
+    /// Those that were deleted, and of which nothing is left here. Should one come back it is made anew.
+    fn forget_subscriptions(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        for (subscription, known) in endpoint.subscriptions.let_past_go() {
+            let is_everywhere = self.leave(subscription, id);
+            if let Some(entry) = known.entry().filter(|_| is_everywhere) {
+                self.registry.forget_subscription(entry);
             }
         }
+    }
+
+    /// An endpoint holds no messages of a subscription any more; whether none does.
+    fn leave(&mut self, subscription: SubscriptionId, home: EndpointId) -> bool {
+        let Entry::Occupied(mut homes) = self.homes.entry(subscription) else {
+            return true;
+        };
+        homes.get_mut().retain(|other| *other != home);
+        let is_last = homes.get().is_empty();
+        if is_last {
+            homes.remove();
+        }
+        is_last
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Core;
 use super::endpoint::Endpoint;
 use super::state::{State, unmade};
+use super::subscriptions::Subscription;
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
 use crate::queue::{AttemptRecord, DeadReason, Pending, Place, QueueError, Settled, Settlement, Verdict, Window};
 use crate::report::board::Unconsumed;
@@ -165,7 +166,7 @@ impl Endpoint {
         let is_long_ago = |at: UnixMillis| now.since(at) >= UNCONSUMED_AFTER;
         let oldest = self.oldest.map(accepted_at)?;
         let mut subscriptions = self.subscriptions.values().filter(|known| known.pending > 0);
-        let entry = subscriptions.find_map(|known| known.entry.as_ref())?;
+        let entry = subscriptions.find_map(Subscription::entry)?;
         let mailbox = entry.mailbox.as_ref()?;
         if entry.spec.suspend || !is_long_ago(oldest) || !is_long_ago(self.heard) {
             return None;

@@ -10,9 +10,10 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::endpoint::{Access, Endpoint, Held, Subscription};
+use super::endpoint::{Access, Endpoint, Held};
 use super::metrics::{EngineMetrics, Reason};
 use super::places::give_places;
+use super::subscriptions::Subscription;
 use crate::api::resolve::ResolvedEndpoint;
 use crate::delivery::{MAX_ANSWER, Origin};
 use crate::ids::{EndpointId, MessageId, SubscriptionId, UnixMillis};
@@ -187,13 +188,9 @@ impl State {
         } = self;
         let new = || Endpoint::new(registry.gauge(endpoint), registry.order(endpoint), Health::default());
         let known = endpoints.entry(endpoint).or_insert_with(|| Box::new(new()));
-        known.subscriptions.entry(id).or_insert_with(|| {
+        known.subscriptions.get_or_make(id, || {
             homes.entry(id).or_default().push(endpoint);
-            Subscription {
-                home: Some(endpoint),
-                entry: registry.subscription(id),
-                ..Subscription::default()
-            }
+            Subscription::new(endpoint, registry.subscription(id))
         })
     }
 
@@ -217,8 +214,8 @@ impl State {
                 }
                 _ if arrival.held => {
                     subscription.pending += 1;
-                    subscription.held += 1;
                     let endpoint = self.endpoint(id);
+                    endpoint.subscriptions.add_ordered(arrival.subscription, 1, 0);
                     endpoint.gauge.give(i64::from(arrival.placement == Placement::Fresh));
                     self.pends(id, arrival.message);
                     // Accepted just before the order was given up.
@@ -226,7 +223,8 @@ impl State {
                 }
                 Placement::Waiting => {
                     subscription.pending += 1;
-                    subscription.note_due(now, paging);
+                    let subscriptions = &mut self.endpoint(id).subscriptions;
+                    subscriptions.note_due(arrival.subscription, now, paging);
                     self.pends(id, arrival.message);
                 }
                 Placement::Pulled => {
@@ -266,12 +264,15 @@ impl State {
             let subscription = self.subscription(one.endpoint, one.subscription);
             subscription.pending += 1;
             subscription.dead -= i64::from(one.was_dead);
-            subscription.blocking -= i64::from(one.unblocks);
             subscription.view_dirty = true;
-            match (one.pulled, one.held) {
-                (true, _) => subscription.ring(),
-                (false, true) => subscription.held += 1,
-                (false, false) => subscription.note_due(now, paging),
+            if one.pulled {
+                subscription.ring();
+            }
+            let is_held = one.held && !one.pulled;
+            let subscriptions = &mut self.endpoint(one.endpoint).subscriptions;
+            subscriptions.add_ordered(one.subscription, i64::from(is_held), -i64::from(one.unblocks));
+            if !one.pulled && !one.held {
+                subscriptions.note_due(one.subscription, now, paging);
             }
             self.pends(one.endpoint, one.message);
             // Its endpoint may want no order any more.
@@ -404,23 +405,24 @@ impl State {
                 endpoint.release(pending.message);
                 // Whatever page is being read was asked for before, and no longer says that it is held here.
                 endpoint.left.remove(&pending.message);
-                let paging = endpoint.paging;
-                if let Some(subscription) = endpoint.subscriptions.get_mut(&pending.subscription) {
-                    subscription.note_due(pending.due, paging);
-                }
+                let Endpoint {
+                    subscriptions, paging, ..
+                } = &mut **endpoint;
+                subscriptions.note_due(pending.subscription, pending.due, *paging);
             }
         }
     }
 
     /// The next message of its key may go; whether it waits in the store.
     pub fn promoted(&mut self, next: Pending, waits: bool) {
-        let paging = self.endpoint(next.endpoint).paging;
-        let subscription = self.subscription(next.endpoint, next.subscription);
-        subscription.held -= 1;
+        self.subscription(next.endpoint, next.subscription);
+        let endpoint = self.endpoint(next.endpoint);
+        endpoint.subscriptions.add_ordered(next.subscription, -1, 0);
         if waits {
-            subscription.note_due(next.due, paging);
+            let paging = endpoint.paging;
+            endpoint.subscriptions.note_due(next.subscription, next.due, paging);
         } else {
-            self.endpoint(next.endpoint).gauge.give(-1);
+            endpoint.gauge.give(-1);
             self.hold_fresh(next, None);
         }
     }
@@ -446,12 +448,7 @@ impl State {
             return None;
         };
         let known = self.endpoints.get(&outcome.endpoint)?;
-        let to = known
-            .subscriptions
-            .get(&outcome.subscription)?
-            .entry
-            .as_ref()?
-            .dead_letter?;
+        let to = known.subscriptions.get(&outcome.subscription)?.entry()?.dead_letter?;
         if !reason.is_told() || outcome.message.is_notice() {
             return None;
         }
@@ -572,7 +569,7 @@ impl State {
             .subscriptions
             .get(&pending.subscription)
             .filter(|subscription| subscription.sends())
-            .and_then(|subscription| subscription.entry.clone())
+            .and_then(|subscription| subscription.entry().cloned())
         else {
             // Its subscription was suspended, lacks a Secret, or is not loaded: it waits.
             let verdict = Verdict::Wait {

@@ -35,6 +35,7 @@ mod places;
 mod pull;
 mod refusals;
 mod scenarios;
+mod subscriptions;
 mod windows;
 
 /// How long a test waits for what must come.
@@ -508,6 +509,12 @@ fn load_endpoint(state: &mut State, id: EndpointId, name: &str, endpoint: Endpoi
 fn load_subscription(state: &mut State, id: SubscriptionId, endpoint: EndpointId, name: &str, now: UnixMillis) {
     let entry = subscription_entry(&state.registry, id, endpoint, resource_key(name));
     state.subscription_changed(Arc::new(entry), now);
+}
+
+/// And that something of one waits in the store until then.
+fn note_due(state: &mut State, id: SubscriptionId, due: UnixMillis) {
+    state.subscription(ENDPOINT, id);
+    state.endpoint(ENDPOINT).subscriptions.note_due(id, due, false);
 }
 
 /// An attempt's end, of a receiver that took so long.

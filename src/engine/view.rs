@@ -260,7 +260,7 @@ impl State {
             board.post_endpoint(id, view(endpoint, standing.delivering, &self.origin, now), urgent);
         }
         let mut dirty: Vec<(SubscriptionId, bool)> = Vec::new();
-        for (subscription, known) in &mut endpoint.subscriptions {
+        for (subscription, known) in endpoint.subscriptions.iter_mut() {
             let (is_news, was_posted) = (
                 std::mem::take(&mut known.view_dirty),
                 std::mem::replace(&mut known.posted, true),

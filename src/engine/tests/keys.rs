@@ -73,10 +73,11 @@ impl Simulation {
         let usable = EndpointState::Usable(Arc::new(resolved("crm")));
         load_endpoint(state, ENDPOINT, "crm", usable, now);
         load_subscription(state, SUBSCRIPTION, ENDPOINT, "crm", now);
-        let known = state.subscription(ENDPOINT, SUBSCRIPTION);
-        known.pending = (keys * MESSAGES) as i64;
-        known.held = (keys * (MESSAGES - 1)) as i64;
-        known.note_due(now, false);
+        state.subscription(ENDPOINT, SUBSCRIPTION).pending = (keys * MESSAGES) as i64;
+        let held = (keys * (MESSAGES - 1)) as i64;
+        let subscriptions = &mut state.endpoint(ENDPOINT).subscriptions;
+        subscriptions.add_ordered(SUBSCRIPTION, held, 0);
+        note_due(state, SUBSCRIPTION, now);
         let limit = &mut state.endpoint(ENDPOINT).health.limit;
         (0..64).for_each(|_| limit.grow(true));
         state.evaluate(ENDPOINT, now);

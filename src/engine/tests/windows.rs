@@ -43,7 +43,7 @@ fn a_message_that_is_let_go_is_held_until_we_hear_that_it_waits_in_the_store() {
     assert_eq!(outcomes.len(), 1);
 
     // The store has recorded that, and we have not heard of it yet, when a page is read because of another message.
-    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(now, false);
+    note_due(&mut state, SUBSCRIPTION, now);
     state.evaluate(ENDPOINT, now);
     let request = state.next_page(now).expect("something is due");
     state.paged(&request, vec![(SUBSCRIPTION, vec![fresh, waiting])], now);
@@ -69,7 +69,7 @@ fn no_more_expires_than_the_store_records() {
     let mut state = State::new(Arc::new(registry), EngineMetrics::default());
     loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), now);
     subscribed(&mut state, now);
-    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(accepted, false);
+    note_due(&mut state, SUBSCRIPTION, accepted);
     state.evaluate(ENDPOINT, now);
 
     // The disk refuses, reads go on, and there are twice as many expired messages as may wait for it.
@@ -211,7 +211,7 @@ fn what_waits_for_an_endpoint_that_is_not_loaded_yet_is_only_as_old_as_that_one_
 
 /// Rows of the store are read because something of their subscription is due.
 fn read(state: &mut State, rows: Vec<Pending>, now: UnixMillis) {
-    state.subscription(ENDPOINT, SUBSCRIPTION).note_due(now, false);
+    note_due(state, SUBSCRIPTION, now);
     state.evaluate(ENDPOINT, now);
     let request = state.next_page(now).expect("something is due");
     state.paged(&request, vec![(SUBSCRIPTION, rows)], now);
