@@ -16,7 +16,7 @@ use crate::api::{EventSubscription, EventSubscriptionSpec, EventType};
 use crate::ids::{EndpointId, UnixMillis};
 use crate::matching::Index;
 use crate::queue::ResourceKey;
-use crate::registry::{EndpointState, NamespaceView, SubscriptionEntry};
+use crate::registry::{EndpointState, Material, NamespaceView, SubscriptionEntry};
 use crate::schema::TypeRule;
 use crate::watch::world::{Key, Kind, Space};
 
@@ -67,8 +67,10 @@ impl Loader {
             };
             self.tools.objects.remove_subscription(entry.id);
             self.drop_holding(&key);
+            // The registry keeps it for as long as the process lives: not so the values of its Secrets.
             let gone = SubscriptionEntry {
                 deleted: Some(at),
+                material: Material::default(),
                 ..SubscriptionEntry::clone(&entry)
             };
             self.tools.registry.put_subscription(Arc::new(gone)).await;
@@ -388,7 +390,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
+    use crate::api::resolve::{Found, Reference};
     use crate::kubernetes::scope::{Part, Scope};
+    use crate::watch::load::Who;
     use crate::watch::source::Step;
     use crate::watch::world::{Input, World};
 
@@ -450,5 +455,51 @@ mod tests {
         };
         let grow_old: Vec<_> = ids.iter().map(grows_old).collect();
         assert_eq!(grow_old, [Some(true), None, Some(true)]);
+    }
+
+    #[tokio::test]
+    async fn of_a_subscription_that_went_no_value_of_a_secret_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut loader = Loader::alone(dir.path(), Scope::default());
+        let space = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "sales", "uid": "u1", "resourceVersion": "9"}});
+        let space = serde_json::from_value(space).unwrap();
+        loader.world.apply(Input::Namespaces(Part::All, Step::Put(space)));
+        let shaped: EventSubscription = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription",
+            "metadata": {"name": "leads", "namespace": "sales", "generation": 1},
+            "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"], "request": {
+                "body": "secrets.token",
+                "secrets": [{"name": "token", "secretKeyRef": {"name": "crm", "key": "token"}}],
+            }},
+        }))
+        .unwrap();
+        let put = Step::Put(Box::new(shaped.clone()));
+        loader.world.apply(Input::Subscriptions(Part::All, put));
+        loader.load().await;
+        let found = Found {
+            labels: [(USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned())]
+                .into_iter()
+                .collect(),
+            data: [("token".to_owned(), b"very-secret".to_vec())].into_iter().collect(),
+            ..Found::default()
+        };
+        let who = Who::Subscription(("sales".to_owned(), "leads".to_owned()));
+        let read = (Reference::secret("crm"), Ok(("1".to_owned(), Arc::new(found))));
+        loader.finish(Ok((who, vec![read])));
+        loader.load().await;
+        let id = *loader.subscription_ids.values().next().unwrap();
+        let material = |loader: &Loader| loader.tools.registry.subscription(id).unwrap().material.clone();
+        let Material::Ready(secrets) = material(&loader) else {
+            panic!("{:?}", material(&loader))
+        };
+        assert_eq!(secrets.iter().collect::<Vec<_>>(), [("token", "very-secret")]);
+
+        loader
+            .world
+            .apply(Input::Subscriptions(Part::All, Step::Gone(Box::new(shaped))));
+        loader.load().await;
+        assert_eq!(material(&loader), Material::default());
+        assert_eq!(Arc::strong_count(&secrets), 1, "nobody else holds them");
     }
 }
