@@ -98,6 +98,13 @@ pub fn forbidden_to_services(ip: IpAddr, egress: &EgressRules) -> Option<&'stati
     if is_private { None } else { unopened(ip, egress) }
 }
 
+/// What kind of address `ip` is, where it is none of the globally reachable: as [`forbidden`] says it, without the range,
+/// which of some ranges is the address.
+pub fn kind(ip: IpAddr) -> Option<&'static str> {
+    let why = special(ip)?;
+    Some(why.split_once(" (").map_or(why, |(kind, _)| kind))
+}
+
 fn special(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => IPV4
@@ -224,6 +231,19 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert!(forbidden(ip, &EgressRules::default()).is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_kind_of_an_address_says_no_digit_of_it() {
+        for text in REFUSED {
+            let kind = kind(text.parse().unwrap()).unwrap();
+            assert!(
+                !kind.is_empty() && !kind.contains(['(', '.', ':', '/']),
+                "{text}: {kind}"
+            );
+        }
+        assert_eq!(kind("10.20.30.40".parse().unwrap()), Some("private"));
+        assert_eq!(kind("8.8.8.8".parse().unwrap()), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! How endpoints stand, for the board. Owns the words; knows nothing of Kubernetes.
 //!
-//! Invariant: nothing here comes from a response but its status, and nothing from a Secret but a key's public id.
+//! Invariant: nothing here comes from a response but its status, nothing from a Secret but a key's public id, and of where a
+//! name leads only what kind of address it is: the dispatcher sees names that a tenant cannot look up.
 
 use super::endpoint::{Endpoint, Standing};
 use super::state::State;
+use crate::api::address;
 use crate::api::conditions::reasons;
 use crate::delivery::{Fault, Origin, Refusal, TokenTrouble};
 use crate::ids::{EndpointId, SubscriptionId, UnixMillis};
@@ -108,8 +110,10 @@ fn message(endpoint: &Endpoint, delivering: Delivering, origin: &Origin) -> Stri
                 } else {
                     "target"
                 };
+                let kind = address::kind(address).unwrap_or("forbidden");
                 format!(
-                    "The {target} resolves to {address}, which the administrator's policy does not open; messages wait."
+                    "The {target} resolves to an address that the administrator's policy does not open ({kind}); messages \
+                     wait."
                 )
             }
             _ => "The target's address is forbidden; messages wait.".to_owned(),

@@ -436,7 +436,13 @@ async fn what_was_blocked_is_looked_at_anew_when_the_policy_opens_something_else
     world.until_delivering(id, Delivering::NoAttempts).await;
     world.script.set("crm", &[Act::Blocked]);
     world.send(id, 1).await;
-    world.until_delivering(id, Delivering::Blocked).await;
+    let view = world.until_delivering(id, Delivering::Blocked).await;
+    // Where names of the inside lead is nothing for tenants.
+    assert!(
+        view.message.contains("(private)") && !view.message.contains("10."),
+        "{}",
+        view.message
+    );
     world.settled().await;
     world.script.set("crm", &[Act::Answer(200)]);
     world.endpoint("crm").await;
