@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{self, Clock};
 use crate::config;
 use crate::delivery::{self, HttpsSender};
 use crate::descriptors::{self, Connections};
@@ -36,7 +37,7 @@ use crate::report::{self, ReportConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::health::Gate;
 
-use crate::engine::{Clock, Engine, EngineConfig, clock};
+use crate::engine::{Engine, EngineConfig};
 use crate::registry::Registry;
 use crate::tls::{Certificate, TlsFiles};
 use crate::traces::{self, Traces};
@@ -152,6 +153,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let invalid = metrics.policy_invalid.clone();
     let (policy, following) = config::follow(config.policy.as_deref(), invalid, background.clone());
     tasks.spawn("the reader of the policy", following);
+    let clock = Arc::new(Clock::System);
     let mut watches = watch::start(
         WatchConfig {
             client: client.clone(),
@@ -159,6 +161,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
             registry: registry.clone(),
             policy: policy.clone(),
             scope: config.scope.clone(),
+            clock: clock.clone(),
             metrics: metrics.watch.clone(),
         },
         watching.clone(),
@@ -183,7 +186,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sender: Arc::new(sender),
         origin: config.origin.clone(),
         board: board.clone(),
-        clock: Arc::new(Clock::System),
+        clock,
         metrics: metrics.engine.clone(),
         traces: traces.clone(),
         random: rand::random::<f64>,

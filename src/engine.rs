@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::state::State;
+use crate::clock::Clock;
 use crate::delivery::{Origin, Sender};
 use crate::ids::{EndpointId, MessageId, UnixMillis};
 use crate::queue::{Arrival, Backlog, Fence, Queue, QueueError, SentAgain};
@@ -26,7 +27,6 @@ use crate::schedule::health::Health;
 use crate::traces::Traces;
 
 mod clear;
-pub mod clock;
 mod endpoint;
 mod expiry;
 mod graves;
@@ -45,7 +45,6 @@ mod trace;
 mod view;
 mod work;
 
-pub use self::clock::Clock;
 pub use self::metrics::EngineMetrics;
 pub use self::pull::{Consumed, Pair};
 

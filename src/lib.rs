@@ -4,13 +4,14 @@
 //! subscriptions (by `expression`s, where they filter), `queue` stores durably, `engine` starts attempts and records
 //! outcomes as `schedule` decides, `delivery` guards, signs and sends, `report` tells Kubernetes; `replay` makes kept
 //! messages pending again. What is loaded of the resources is in `registry`, kept in step with
-//! the cluster by `watch`; `traces` tells OpenTelemetry of an event's way. `api`, `event`, `matching`, `signing` and
+//! the cluster by `watch`; what is kept or compared over minutes has the time of `clock`; `traces` tells OpenTelemetry of an event's way. `api`, `event`, `matching`, `signing` and
 //! `schedule` are pure: no client, no socket, no clock of their own. Processes (`controller`, `dispatcher`, `inspect`) put
 //! rooms together; nothing imports a process but `cli`, which picks one.
 
 pub mod api;
 pub mod blocking;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod delivery;

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::conditions::{OF_DISPATCHER, READY};
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::{EventSubscription, EventType, WebhookEndpoint};
+use crate::clock::Clock;
 use crate::config;
 use crate::ids::EndpointId;
 use crate::kubernetes::scope::{Part, Scope};
@@ -57,6 +58,8 @@ pub struct WatchConfig {
     pub policy: config::Latest,
     /// The namespaces that are watched.
     pub scope: Scope,
+    /// The engine's, which judges by it when what was deleted is buried.
+    pub clock: Arc<Clock>,
     pub metrics: Metrics,
 }
 
@@ -133,6 +136,7 @@ pub fn start(config: WatchConfig, shutdown: CancellationToken) -> WatchHandle {
         queue: config.queue,
         registry: config.registry,
         scope: config.scope,
+        clock: config.clock,
         objects: objects.clone(),
         loaded: loaded_sender,
         metrics: config.metrics,

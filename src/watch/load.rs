@@ -24,6 +24,7 @@ use super::metrics::Metrics;
 use super::objects::Objects;
 use super::world::{Input, Key, World, of_namespace};
 use crate::api::policy::Policy;
+use crate::clock::Clock;
 use crate::config;
 use crate::ids::{EndpointId, SubscriptionId};
 use crate::kubernetes::scope::Scope;
@@ -57,6 +58,7 @@ pub struct Tools {
     pub queue: Arc<dyn Queue>,
     pub registry: Arc<Registry>,
     pub scope: Scope,
+    pub clock: Arc<Clock>,
     pub objects: Arc<Objects>,
     pub loaded: watch::Sender<Loaded>,
     pub metrics: Metrics,
@@ -131,6 +133,7 @@ impl Loader {
             queue: Arc::new(queue),
             registry: Arc::new(crate::registry::Registry::new(1).0),
             scope,
+            clock: Arc::new(Clock::System),
             objects: Arc::default(),
             loaded: tokio::sync::watch::channel(Loaded::default()).0,
             metrics: Metrics::default(),

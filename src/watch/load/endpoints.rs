@@ -19,7 +19,7 @@ use crate::api::resolve::{
     resolve_ordering,
 };
 use crate::api::status::{ReferenceKind, is_unseen};
-use crate::ids::{EndpointId, UnixMillis};
+use crate::ids::EndpointId;
 use crate::kubernetes::services::Services;
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointEntry, EndpointState};
@@ -235,7 +235,7 @@ impl Loader {
                 .map(|entry| entry.key.clone())
                 .or_else(|| self.resource_key(&key).filter(is_its));
             if let Some(resource) = resource {
-                let at = UnixMillis::now();
+                let at = self.tools.clock.now();
                 self.put_endpoint(id, resource, &key.0, EndpointState::Deleted { at })
                     .await;
             }
@@ -349,6 +349,8 @@ mod tests {
     use crate::api::EventSubscription;
     use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
     use crate::api::resolve::{Found, Reference};
+    use crate::clock::Clock;
+    use crate::ids::UnixMillis;
     use crate::kubernetes::scope::{Part, Scope};
     use crate::watch::material::Trouble;
     use crate::watch::source::Step;
@@ -517,5 +519,45 @@ mod tests {
         loader.load().await;
         assert_eq!(are_deleted(&loader, "u3"), (true, true));
         assert!(loader.endpoints.is_empty() && loader.subscriptions.is_empty() && loader.by_id.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_goes_is_deleted_at_the_engines_time_whatever_the_system_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut loader = Loader::alone(dir.path(), Scope::default());
+        let now = UnixMillis(1_800_000_000_000);
+        loader.tools.clock = Arc::new(Clock::manual(now));
+        let space = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "sales", "uid": "u1", "resourceVersion": "9"}});
+        let space = Step::Put(serde_json::from_value(space).unwrap());
+        let endpoint = object(json!({"url": "https://hooks.example.com/", "signing": {"scheme": "None"}}));
+        let subscription: EventSubscription = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "EventSubscription",
+            "metadata": {"name": "leads", "namespace": "sales", "generation": 1},
+            "spec": {"endpointRef": {"name": "crm"}, "eventTypes": ["*"]},
+        }))
+        .unwrap();
+        loader.world.apply(Input::Namespaces(Part::All, space));
+        let put = Step::Put(Box::new(endpoint.clone()));
+        loader.world.apply(Input::Endpoints(Part::All, put));
+        let put = Step::Put(Box::new(subscription.clone()));
+        loader.world.apply(Input::Subscriptions(Part::All, put));
+        loader.load().await;
+        let gone = Step::Gone(Box::new(endpoint));
+        loader.world.apply(Input::Endpoints(Part::All, gone));
+        let gone = Step::Gone(Box::new(subscription));
+        loader.world.apply(Input::Subscriptions(Part::All, gone));
+        loader.load().await;
+        let registry = &loader.tools.registry;
+        let endpoint = registry
+            .endpoint(*loader.endpoint_ids.values().next().unwrap())
+            .unwrap();
+        assert!(
+            matches!(endpoint.state, EndpointState::Deleted { at } if at == now),
+            "{endpoint:?}"
+        );
+        let subscription = registry.subscription(*loader.subscription_ids.values().next().unwrap());
+        assert_eq!(subscription.unwrap().deleted, Some(now));
     }
 }

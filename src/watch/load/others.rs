@@ -13,7 +13,7 @@ use crate::api::census::{Age, MAX_SUBSCRIPTIONS, age};
 use crate::api::names::{is_pulled, pulled};
 use crate::api::resolve::{Delivery, PullPolicy, ResolvedSubscription, resolve_subscription, resolve_with_last};
 use crate::api::{EventSubscription, EventSubscriptionSpec, EventType};
-use crate::ids::{EndpointId, UnixMillis};
+use crate::ids::EndpointId;
 use crate::matching::Index;
 use crate::queue::ResourceKey;
 use crate::registry::{EndpointState, Material, NamespaceView, SubscriptionEntry};
@@ -60,7 +60,7 @@ impl Declared {
 impl Loader {
     /// Subscriptions and types that went.
     pub(super) async fn lose_others(&mut self) {
-        let at = UnixMillis::now();
+        let at = self.tools.clock.now();
         for key in std::mem::take(&mut self.world.subscriptions.gone) {
             let Some(entry) = self.subscriptions.remove(&key) else {
                 continue;
@@ -274,7 +274,7 @@ impl Loader {
 
     /// After the first complete lists: what the store knows and the cluster no longer has.
     pub(super) async fn tell_of_the_gone(&mut self) {
-        let at = UnixMillis::now();
+        let at = self.tools.clock.now();
         let names: HashMap<&str, &str> = self
             .world
             .spaces

@@ -1,5 +1,6 @@
-//! The clock of engine and store. Due times are wall clock; within a process time advances monotonically, anchored anew each
-//! minute.
+//! The clock of whatever is decided by time and cannot be taken back: engine and store, what the watches stamp for them,
+//! ingest and the controller's keys. Due times are wall clock; within a process time advances monotonically, anchored anew
+//! each minute.
 //!
 //! A node's clock may be hours off for some minutes, until its time service puts it right. Whoever believed it would give up
 //! every message that waits, and prune all history; so a jump counts only when it has lasted. That of a machine that was
@@ -60,7 +61,7 @@ impl Anchor {
     }
 }
 
-/// The system's time: one for engine and store, which compare what they wrote. Jumps of more than an hour count when they
+/// The system's time: one for all of a process, which compare what they wrote. Jumps of more than an hour count when they
 /// have lasted for ten minutes.
 pub fn system() -> UnixMillis {
     static ANCHOR: LazyLock<Mutex<Anchor>> = LazyLock::new(|| {
