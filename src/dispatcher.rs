@@ -186,7 +186,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         sender: Arc::new(sender),
         origin: config.origin.clone(),
         board: board.clone(),
-        clock,
+        clock: clock.clone(),
         metrics: metrics.engine.clone(),
         traces: traces.clone(),
         random: rand::random::<f64>,
@@ -233,7 +233,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         config.max_event,
         metrics.ingest.clone(),
     )
-    .within(config.scope.clone());
+    .within(config.scope.clone())
+    .timed_by(clock);
     let mut serving = events.spawn(ingest::serve(
         listener,
         certificate,

@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::policy::UndeclaredTypes;
 use crate::blocking::beside_the_worker;
+use crate::clock::Clock;
 use crate::engine::Consumed;
 use crate::event::Event;
 use crate::ids::UnixMillis;
@@ -102,6 +103,7 @@ pub struct Ingest {
     /// Accepts that must not be torn when a producer hangs up.
     accepts: TaskTracker,
     traces: Option<trace::Requests>,
+    clock: Arc<Clock>,
 }
 
 pub use metrics::Metrics;
@@ -136,6 +138,7 @@ impl Ingest {
             public_keys: jwks::PublicKeys::default(),
             accepts: TaskTracker::new(),
             traces: None,
+            clock: Arc::new(Clock::System),
         }
     }
 
@@ -147,6 +150,11 @@ impl Ingest {
     /// Takes events for these namespaces only.
     pub fn within(self, scope: Scope) -> Ingest {
         Ingest { scope, ..self }
+    }
+
+    /// By this clock, the engine's.
+    pub fn timed_by(self, clock: Arc<Clock>) -> Ingest {
+        Ingest { clock, ..self }
     }
 
     /// A namespace that exists, as it is loaded.
@@ -208,7 +216,7 @@ impl Ingest {
         if route == Route::PublicKeys {
             return Ok(self.public_keys.answer(&self.registry, namespace));
         }
-        let now = UnixMillis::now();
+        let now = self.clock.now();
         let (identity, cached) = self.auth.authenticate(&head.headers, now).await?;
         let counter = if cached {
             &self.metrics.auth_hits

@@ -47,7 +47,7 @@ pub struct Identity {
     extra: BTreeMap<String, Vec<String>>,
     /// SHA-256 over all of the above: what a grant is cached under.
     digest: cache::Key,
-    /// The token's own end (`exp`): it counts for nothing afterwards, whatever is cached.
+    /// The token's own end (`exp`): what is cached of it counts for nothing afterwards.
     expires: Option<UnixMillis>,
 }
 
@@ -201,7 +201,8 @@ impl Auth {
         let key: cache::Key = Sha256::digest(token.as_bytes()).into();
         let (identity, cached) = self.tokens.get(key, || self.review_token(token)).await?;
         match identity {
-            Some(identity) if identity.expires.is_none_or(|at| at > now) => Ok((identity, cached)),
+            // What the API server says now is by its own clock, and it knows the token's end.
+            Some(identity) if !cached || identity.expires.is_none_or(|at| at > now) => Ok((identity, cached)),
             _ => Err(AuthError::Refused),
         }
     }

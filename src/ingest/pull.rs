@@ -29,7 +29,7 @@ use super::places::{Place, Places};
 use super::problem::Problem;
 use crate::blocking::beside_the_worker;
 use crate::engine::Pair;
-use crate::ids::{SubscriptionId, UnixMillis};
+use crate::ids::SubscriptionId;
 use crate::queue::{Given, Pull, QueueError};
 use crate::registry::{Mailbox, NamespaceView, SubscriptionEntry};
 
@@ -116,7 +116,7 @@ impl Ingest {
         let mut place = None;
         loop {
             let (entry, mailbox) = self.entry(id, name)?;
-            mailbox.pull(UnixMillis::now());
+            mailbox.pull(self.clock.now());
             // Before the store is looked at: what becomes pending after that look is heard of.
             let mut news = pin!(mailbox.news());
             news.as_mut().enable();

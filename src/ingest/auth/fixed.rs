@@ -102,6 +102,12 @@ async fn a_token_counts_for_nothing_past_its_exp_also_while_it_is_cached() {
         auth.authenticate(&headers, after).await.unwrap_err(),
         AuthError::Refused
     );
+    away.store(false, Ordering::SeqCst);
+    tokio::time::advance(cache::FRESH).await;
+    assert!(
+        auth.authenticate(&headers, after).await.is_ok(),
+        "who says now that it is valid has looked at its end"
+    );
 }
 
 #[tokio::test]
