@@ -33,6 +33,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::names::CONTROLLER as FIELD_MANAGER;
+use crate::clock;
 use crate::config;
 use crate::descriptors;
 use crate::kubernetes::lease::{self, Claim};
@@ -76,6 +77,8 @@ pub struct Config {
 /// One without a policy must not lead: it would judge by none, and keep out a replica that still has the last valid one.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     descriptors::raise();
+    // Anchored here: what the system's clock does while this replica waits to lead is seen as well.
+    clock::system();
     let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
     let config = Arc::new(config);
     let invalid = config.metrics.policy_invalid.clone();

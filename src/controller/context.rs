@@ -7,6 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ use crate::api::census::Census;
 use crate::api::policy::{NamespaceRules, Policy};
 use crate::api::resolve::FoundService;
 use crate::api::{EventSubscription, EventType, Replay, WebhookEndpoint};
+use crate::clock::Clock;
 use crate::kubernetes::budget::Budget;
 use crate::kubernetes::events::{self, Happening, Kind, Reporter};
 use crate::kubernetes::lease::Liveness;
@@ -135,6 +137,7 @@ pub struct Context {
     pub waiting: Mutex<BTreeSet<Key>>,
     pub granted: Mutex<HashMap<String, Arc<Granted>>>,
     pub grantee: Grantee,
+    pub clock: Clock,
     reporter: Reporter,
 }
 
@@ -163,12 +166,35 @@ impl Context {
                 namespace: config.namespace.clone(),
                 service_account: config.dispatcher_service_account.clone(),
             },
+            clock: Clock::System,
             reporter: Reporter {
                 controller: "tidings.dev/controller",
                 instance: config.identity.clone(),
             },
             config,
         }
+    }
+
+    /// With nothing configured but where the API server is.
+    #[cfg(test)]
+    pub fn alone(client: Client) -> Context {
+        let config = Config {
+            client,
+            namespace: "tidings-system".into(),
+            identity: "one".into(),
+            policy: None,
+            scope: crate::kubernetes::scope::Scope::default(),
+            dispatcher_service_account: "tidings-dispatcher".into(),
+            writes_per_second: 50,
+            metrics: super::metrics::Metrics::default(),
+            gate: crate::telemetry::health::Health::of("controller").gate("controller", "a test"),
+        };
+        Context::new(Arc::new(config), Arc::default())
+    }
+
+    /// The time that keys are made and retired by: a jump of the system's counts only when it lasts.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.clock.now().0).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// A namespace's labels, for the policy; none when it is gone or going.

@@ -103,9 +103,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     }
 
     let reread = context.references.due();
-    let due = signing
-        .due(k8s_openapi::jiff::Timestamp::now())
-        .map(|wait| Instant::now() + wait);
+    let due = signing.due(context.now()).map(|wait| Instant::now() + wait);
     Ok(Some(due.map_or(reread, |due| due.min(reread))))
 }
 

@@ -420,29 +420,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::controller::{Config, metrics};
     use crate::kubernetes::silent_client;
-    use crate::telemetry::health::Health;
-
-    /// With an API server that answers nothing.
-    fn context() -> Context {
-        let config = Config {
-            client: silent_client(),
-            namespace: "tidings-system".into(),
-            identity: "one".into(),
-            policy: None,
-            scope: Scope::default(),
-            dispatcher_service_account: "tidings-dispatcher".into(),
-            writes_per_second: 50,
-            metrics: metrics::Metrics::default(),
-            gate: Health::of("controller").gate("controller", "a test"),
-        };
-        Context::new(Arc::new(config), Arc::default())
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_that_comes_after_its_subscriptions_has_those_looked_at_that_nobody_has_seen() {
-        let context = context();
+        let context = Context::alone(silent_client());
         let mut writers = context.writers.lock().unwrap().take().unwrap();
         for (name, observed) in [("old", 1), ("new", -1)] {
             let subscription: EventSubscription = serde_json::from_value(json!({

@@ -161,7 +161,7 @@ async fn take_steps(
         };
         let rotation = rotation_of(endpoint);
         let requests = requests_of(endpoint);
-        let now = Timestamp::now();
+        let now = context.now();
         let (state, step) = decide(Situation {
             secret: secret.as_ref(),
             rotation,
@@ -410,7 +410,72 @@ pub fn next_rotation(signing: &Signing) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use http::{Method, Request, Response};
+    use kube::client::{Body, Client};
+    use serde_json::json;
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::controller::memory::Asked;
+    use crate::ids::UnixMillis;
+    use crate::signing::SigningKey;
+
+    /// An endpoint's signing Secret in the overlap of a rotation, or after it.
+    fn crm_signing(until: Option<&str>) -> Value {
+        let key = |byte: u8| k8s_openapi::ByteString(SigningKey::generate([byte; 32]).to_text().into_bytes());
+        let mut secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": crate::api::names::SIGNING_SECRET_TYPE,
+            "metadata": {"name": "crm-signing", "namespace": "sales", "resourceVersion": "7", "annotations": {
+                crate::api::names::CURRENT_ID: "k2",
+                crate::api::names::CURRENT_CREATED: "2020-01-01T00:00:00Z",
+            }},
+            "data": {"current": key(2)},
+        });
+        if let Some(until) = until {
+            secret["data"]["previous"] = json!(key(1));
+            secret["metadata"]["annotations"][crate::api::names::PREVIOUS_ID] = json!("k1");
+            secret["metadata"]["annotations"][crate::api::names::PREVIOUS_EXPIRES] = json!(until);
+        }
+        secret
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_retired_by_the_time_that_is_believed_and_not_by_the_systems() {
+        const UNTIL: &str = "2020-01-02T00:00:00Z";
+        let answered = tower::service_fn(|request: Request<Body>| async move {
+            let until = (request.method() == Method::GET).then_some(UNTIL);
+            let body = Body::from(crm_signing(until).to_string().into_bytes());
+            Ok::<_, Infallible>(Response::new(body))
+        });
+        let mut context = Context::alone(Client::new(answered, "sales"));
+        let expires: Timestamp = UNTIL.parse().unwrap();
+        context.clock = Clock::manual(UnixMillis(expires.as_millisecond() - 1));
+        let endpoint: WebhookEndpoint = serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "WebhookEndpoint",
+            "metadata": {"name": "crm", "namespace": "sales", "generation": 1},
+            "spec": {"url": "https://hooks.example.com/"},
+        }))
+        .unwrap();
+        let key = Key::Endpoint("sales".into(), "crm".into());
+        let asked = Asked {
+            uid: String::new(),
+            generation: 1,
+            requests: Vec::new(),
+        };
+        let seen = context.memory.see(&key, asked, None, Instant::now());
+        let state = async || match bring_about(&context, &key, &endpoint, &seen).await.unwrap() {
+            Signing::Generated { state, .. } => state,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(state().await, State::Overlap { until: expires });
+        context.clock.advance(Duration::from_millis(1));
+        assert_eq!(state().await, State::Stable);
+    }
 
     #[test]
     fn what_the_api_server_said_is_told_unless_it_could_hold_a_key() {
