@@ -1,8 +1,8 @@
 //! Deleted endpoints and subscriptions: five minutes later their messages become dead letters, unless they come back.
 //!
-//! Owns who is to be buried when; knows nothing of slots. After a start these are all that ever were: each costs a step, after
-//! which others have their turn. Invariant: nothing is buried before every watch has synced, for until then absence means
-//! nothing.
+//! Owns who is to be buried when; knows nothing of slots. After a start these are all that ever were: each costs a step,
+//! after which others have their turn. Invariant: nothing is buried before every watch has synced, for until then absence
+//! means nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};

@@ -2,15 +2,20 @@
 //!
 //! How long history is kept is its endpoint's to say, and an event has messages of several. An event is looked at when the
 //! shortest time that counts is over, and what must stay is written down with when to look again: so every row is looked at
-//! a few times in its life, whatever lies beside it, and what nobody asked to keep shorter or longer is looked at once.
-//! Ids and times are a clock's, which may have been ahead, and may be behind. So what has an id of a time to come is looked at
-//! as soon as all before it was, and written down, and no look is put off for longer than anything is kept; but what was
-//! settled at a time to come stays until then, unless room is needed.
-//! Where room is needed delivered history goes before its time, and when none is left dead letters: the oldest of whoever keeps
-//! most, so that nobody's dead letters keep out everybody's events.
-//! Rejected: walking over all that must stay again and again, and an expiry for every message on the hot path.
-//! Invariant: while there is room a row goes only when its endpoint's time is over since it was settled, an event only when nothing of it is
-//! left, and one commit removes a bounded number of rows.
+//! a few times in its life, whatever lies beside it, and what nobody asked to keep shorter or longer is looked at once. A time
+//! that becomes shorter has what was looked at already looked at anew, from the endpoint's first event on, by a cursor of its
+//! own: whoever makes endpoints or changes times without end keeps no event from its first look.
+//!
+//! Ids and times are a clock's, which may have been ahead, and may be behind. So what has an id of a time to come is looked
+//! at as soon as all before it was, and written down, and no look is put off for longer than anything is kept. But what was
+//! settled at a time to come stays until then, unless room is needed: it may be the clock of now that is wrong.
+//!
+//! Where room is needed delivered history goes before its time, and when none is left dead letters: the oldest of whoever
+//! keeps most, so that nobody's dead letters keep out everybody's events.
+//!
+//! Rejected: walking over all that must stay again and again, and an expiry for every message on the hot path. Invariant:
+//! while there is room a row goes only when its endpoint's time is over since it was settled, an event only when nothing of
+//! it is left; it is written down to be looked at again at most once; and one commit removes a bounded number of rows.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -380,7 +385,8 @@ fn renew(transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusq
     Ok(false)
 }
 
-/// Looks at these events, and writes down when to look again at what must stay, until enough is removed; the last it came to.
+/// Looks at these events until enough is removed, and writes down when to look again at what must stay; the last one looked
+/// at.
 fn settle_down(
     transaction: &mut Transaction<'_, '_>,
     events: &[EventId],

@@ -1,8 +1,8 @@
 //! Replays: walking over what is settled, oldest first, and making it pending again.
 //!
 //! A step looks on the thread for history, then moves what it found in one transaction, together with the replay's own row.
-//! What was settled when a replay began is meant, by whatever clock it was. While the clock is behind one that was ahead, that
-//! is also what is settled later of the events that were there.
+//! What was settled when a replay began is meant, by whatever clock it was. While the clock is behind one that was ahead,
+//! that is also what is settled later of the events that were there.
 //! Invariant: a step that finds the row where it did not leave it changes nothing, so that no message is moved twice.
 
 use std::time::Instant;
