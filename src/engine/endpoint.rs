@@ -22,6 +22,8 @@ use crate::schedule::health::{Gate, Health};
 const PATIENCE: Duration = Duration::from_millis(250);
 /// An attempt is slow when it takes this many times the usual.
 const PATIENCE_FACTOR: u32 = 3;
+/// From this age on it is slow whatever is usual: one that always answers late would else keep fast slots from everybody.
+const PATIENCE_LONGEST: Duration = Duration::from_millis(1_500);
 /// Retries remembered for status: only the first is shown.
 const RETRIES_SHOWN: usize = 64;
 
@@ -324,14 +326,19 @@ impl Endpoint {
 
     /// From this age on an attempt is slow.
     pub fn patience(&self) -> Duration {
+        self.unusual().min(PATIENCE_LONGEST)
+    }
+
+    /// From this age on an attempt takes longer than they usually do.
+    fn unusual(&self) -> Duration {
         PATIENCE.max(self.usual * PATIENCE_FACTOR)
     }
 
-    /// Whether nothing of what is under way came back for half of the patience: then nothing more is begun until something
+    /// Whether nothing of what is under way came back for half of what is unusual: then nothing more is begun until something
     /// does, if only a timeout. Of many endpoints that hang together those that are found out to be slow would else make
     /// room for more attempts at the others.
     fn is_silent(&self, now: UnixMillis) -> bool {
-        self.in_flight > 0 && now.since(self.heard) >= self.patience() / 2
+        self.in_flight > 0 && now.since(self.heard) >= self.unusual() / 2
     }
 
     /// Notes how long a success took: an eighth of it counts.

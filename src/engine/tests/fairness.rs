@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::engine::state::Job;
+use crate::engine::state::{Job, Lane};
 use crate::ids::EventId;
 use crate::queue::{Arrival, MAX_PENDING, Pending, Placement, Settled, StoredEvent};
 
@@ -33,8 +33,13 @@ struct Simulation {
     agenda: BTreeMap<(i64, usize), Happens>,
     jobs: Vec<Option<Job>>,
     count: usize,
-    /// From a healthy endpoint's message to its attempt, after the first second.
+    /// So many hang, or answer as late as this, and get so many messages each.
+    hanging: u32,
+    late: Option<i64>,
+    messages: i64,
+    /// From a healthy endpoint's message to its attempt, from this time on.
     waits: Vec<i64>,
+    measured: i64,
 }
 
 impl Simulation {
@@ -48,7 +53,11 @@ impl Simulation {
             agenda: BTreeMap::new(),
             jobs: Vec::new(),
             count: 0,
+            hanging: HANGING,
+            late: None,
+            messages: MESSAGES,
             waits: Vec::new(),
+            measured: 1_000,
         };
         for id in 0..HEALTHY + HANGING {
             simulation.endpoint(id);
@@ -106,8 +115,8 @@ impl Simulation {
     }
 
     fn run(mut self) -> Vec<i64> {
-        for _ in 0..MESSAGES {
-            (HEALTHY..HEALTHY + HANGING).for_each(|id| self.message(id, self.began));
+        for _ in 0..self.messages {
+            (HEALTHY..HEALTHY + self.hanging).for_each(|id| self.message(id, self.began));
         }
         self.plan(0, Happens::Arrives);
         while let Some(((at, _), happens)) = self.agenda.pop_first()
@@ -126,7 +135,8 @@ impl Simulation {
                 }
                 Happens::Ends(number) => {
                     let job = self.jobs[number].take().expect("it ends once");
-                    let took = Duration::from_millis(ANSWERS_AFTER.unsigned_abs());
+                    let late = self.late.filter(|_| job.pending.endpoint.0 >= HEALTHY);
+                    let took = Duration::from_millis(late.unwrap_or(ANSWERS_AFTER).unsigned_abs());
                     self.state.complete(&job, answered(200, took), now, 0.0);
                     let outcomes = std::mem::take(&mut self.state.outbox);
                     let answers = vec![Settled::Applied; outcomes.len()];
@@ -146,13 +156,16 @@ impl Simulation {
         let number = self.jobs.len();
         let patience = at + job.patience.as_millis() as i64;
         if job.pending.endpoint.0 < HEALTHY {
-            if at >= 1_000 {
+            if at >= self.measured {
                 self.waits.push(now.0 - job.pending.due.0);
             }
             self.plan(at + ANSWERS_AFTER, Happens::Ends(number));
         } else if self.demotes {
-            // It ends with its timeout, after the simulation.
+            // Unless it is late only, it ends with its timeout, after the simulation.
             self.plan(patience, Happens::IsSlow(number));
+            self.late
+                .into_iter()
+                .for_each(|late| self.plan(at + late, Happens::Ends(number)));
         }
         self.jobs.push(Some(job));
     }
@@ -177,6 +190,65 @@ fn a_thousand_endpoints_that_hang_take_no_slot_from_healthy_ones_whether_at_once
             p99(&naive)
         );
     }
+}
+
+/// An endpoint of so many attempts at a time, with a receiver that takes so long.
+fn grown(state: &mut State, id: EndpointId, namespace: &str, usual: Duration, now: UnixMillis) {
+    let name = id.0.to_string();
+    let mut endpoint = resolved(&name);
+    endpoint.max_in_flight = 256;
+    let entry = EndpointEntry {
+        id,
+        key: resource_key(&name),
+        namespace: namespace.into(),
+        gauge: state.registry.gauge(id),
+        state: EndpointState::Usable(Arc::new(endpoint)),
+    };
+    state.endpoint_changed(Arc::new(entry), now);
+    load_subscription(state, SubscriptionId(id.0), id, &name, now);
+    let endpoint = state.endpoint(id);
+    endpoint.note_success(usual);
+    (0..256).for_each(|_| endpoint.health.limit.grow(true));
+}
+
+#[test]
+fn endpoints_that_always_answer_late_do_not_keep_the_fast_slots() {
+    const LATE: i64 = 5_000;
+    let mut simulation = Simulation::new(true, true);
+    // Together they want more than all slots for second and later attempts.
+    (simulation.hanging, simulation.late, simulation.messages) = (5, Some(LATE), 1_000);
+    let (began, usual) = (simulation.began, Duration::from_millis(LATE.unsigned_abs()));
+    for id in HEALTHY..HEALTHY + simulation.hanging {
+        grown(&mut simulation.state, EndpointId(id), "team", usual, began);
+    }
+    // What they got before they were known to be slow has ended by then, and what waited meanwhile was sent.
+    simulation.measured = 8_000;
+    let waits = simulation.run();
+    assert_eq!(waits.len() as i64, i64::from(HEALTHY) * (LENGTH - 8_000) / EVERY);
+    assert_eq!(p99(&waits), 0);
+}
+
+#[test]
+fn a_receiver_that_always_takes_seconds_has_its_attempts_at_a_time_from_the_slow_lane() {
+    let began = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    grown(&mut state, ENDPOINT, "team", Duration::from_secs(5), began);
+    let mut lanes = Vec::new();
+    // A message each second.
+    for second in 0..5 {
+        let now = began.plus(Duration::from_secs(second));
+        state.hold_fresh(message(second as i64, now), None);
+        state.evaluate(ENDPOINT, now);
+        let mut job = state.grant(now).pop().expect("it is started at once");
+        lanes.push(job.lane);
+        assert!(job.patience < Duration::from_secs(2), "{:?}", job.patience);
+        if second == 1 {
+            // By now the first one is, too.
+            state.demote(&mut job);
+        }
+    }
+    assert_eq!(lanes, [Lane::Fast, Lane::Fast, Lane::Slow, Lane::Slow, Lane::Slow]);
 }
 
 #[test]
