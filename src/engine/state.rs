@@ -29,6 +29,9 @@ const FAST_SLOTS: usize = 2_048;
 const EXTRA_SLOTS: usize = FAST_SLOTS / 2;
 /// Slow attempts, which would otherwise hold the fast slots.
 const SLOW_SLOTS: usize = 512;
+/// Of each class, what one namespace may hold before its endpoints come after those of others. First attempts have no such
+/// share: they are one for each endpoint.
+const SHARES: [usize; 3] = [usize::MAX, EXTRA_SLOTS / 2, SLOW_SLOTS / 2];
 /// An endpoint's places for messages (see above).
 pub(super) const WINDOW: usize = 512;
 /// Below this the next page is read, so that an endpoint does not run dry meanwhile. One with fewer places than a window waits
@@ -85,6 +88,10 @@ pub(super) struct State {
     pub endpoints: HashMap<EndpointId, Box<Endpoint>>,
     /// Endpoints that want a slot, by what kind their next start is: first, later, slow.
     ready: [VecDeque<EndpointId>; 3],
+    /// Those of them that come after the others, for their namespace has its share.
+    yielding: [VecDeque<EndpointId>; 3],
+    /// What each namespace holds of the slots for later attempts and of the slow lane.
+    shares: [HashMap<String, usize>; 3],
     pub fast: usize,
     /// Of those, every endpoint's beyond its first.
     extra: usize,
@@ -134,6 +141,8 @@ impl State {
             metrics,
             endpoints: HashMap::new(),
             ready: Default::default(),
+            yielding: Default::default(),
+            shares: Default::default(),
             fast: 0,
             extra: 0,
             slow: 0,
@@ -487,6 +496,40 @@ impl State {
         }
     }
 
+    /// The endpoint whose turn it is.
+    fn next_ready(&mut self, class: usize) -> Option<EndpointId> {
+        let before = self.yielding[class].front();
+        if before.is_some_and(|id| !self.has_share(*id, class)) {
+            return self.yielding[class].pop_front();
+        }
+        while let Some(id) = self.ready[class].pop_front() {
+            if !self.has_share(id, class) {
+                return Some(id);
+            }
+            self.yielding[class].push_back(id);
+        }
+        self.yielding[class].pop_front()
+    }
+
+    /// Whether the endpoint's namespace holds its share of a class.
+    fn has_share(&self, id: EndpointId, class: usize) -> bool {
+        let entry = self.endpoints.get(&id).and_then(|endpoint| endpoint.entry.as_ref());
+        let held = entry.and_then(|entry| self.shares[class].get(&entry.namespace));
+        held.is_some_and(|held| *held >= SHARES[class])
+    }
+
+    /// The endpoint's namespace holds one slot more of a class, or one less.
+    fn share(&mut self, id: EndpointId, class: usize, by: isize) {
+        let entry = self.endpoints.get(&id).and_then(|endpoint| endpoint.entry.as_ref());
+        let Some(entry) = entry else { return };
+        let shares = &mut self.shares[class];
+        match shares.get_mut(&entry.namespace) {
+            Some(1) if by < 0 => drop(shares.remove(&entry.namespace)),
+            Some(held) => *held = held.saturating_add_signed(by),
+            None => drop(shares.insert(entry.namespace.clone(), 1)),
+        }
+    }
+
     /// Outcomes that a crash would repeat.
     pub fn unrecorded(&self) -> usize {
         self.outbox.len() + self.settling
@@ -505,7 +548,7 @@ impl State {
                 class += 1;
                 continue;
             }
-            let Some(id) = self.ready[class].pop_front() else {
+            let Some(id) = self.next_ready(class) else {
                 class += 1;
                 continue;
             };
@@ -603,7 +646,7 @@ impl State {
             }
         };
         self.flight_bodies += reserved;
-        Some(Job {
+        let job = Job {
             pending,
             event: held.event,
             probe,
@@ -616,7 +659,11 @@ impl State {
             overdue: false,
             reserved,
             budget: budget(class),
-        })
+        };
+        if class != FIRST {
+            self.share(id, class, 1);
+        }
+        Some(job)
     }
 
     /// An event was read: it may be larger than was thought.
@@ -657,6 +704,7 @@ impl State {
             self.leave_fast(job.pending.endpoint);
             self.slow += 1;
             self.slow_bodies += job.reserved;
+            self.share(job.pending.endpoint, SLOW, 1);
             job.lane = Lane::Slow;
         } else {
             job.overdue = true;
@@ -670,7 +718,10 @@ impl State {
         self.fast -= 1;
         if let Some(endpoint) = self.endpoints.get_mut(&id) {
             endpoint.fast -= 1;
-            self.extra -= usize::from(endpoint.fast > 0);
+            if endpoint.fast > 0 {
+                self.extra -= 1;
+                self.share(id, LATER, -1);
+            }
         }
     }
 
@@ -685,6 +736,7 @@ impl State {
             Lane::Fast => self.leave_fast(job.pending.endpoint),
             Lane::Slow => {
                 self.slow -= 1;
+                self.share(job.pending.endpoint, SLOW, -1);
                 self.slow_bodies = self.slow_bodies.saturating_sub(job.reserved);
             }
         }

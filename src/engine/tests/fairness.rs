@@ -251,6 +251,70 @@ fn a_receiver_that_always_takes_seconds_has_its_attempts_at_a_time_from_the_slow
     assert_eq!(lanes, [Lane::Fast, Lane::Fast, Lane::Slow, Lane::Slow, Lane::Slow]);
 }
 
+/// Starts what there are slots for.
+fn start_all(state: &mut State, now: UnixMillis) -> Vec<Job> {
+    let mut started = Vec::new();
+    loop {
+        let mut jobs = state.grant(now);
+        if jobs.is_empty() {
+            return started;
+        }
+        // Small bodies: they are not what there is too little of.
+        assert!(jobs.iter_mut().all(|job| state.body_rendered(job, 1_024)));
+        started.append(&mut jobs);
+    }
+}
+
+/// Five endpoints of a namespace take all slots of a kind and want more; so does one of another namespace, which gets all
+/// that they give back.
+fn yields(lane: Lane) {
+    const GREEDY: u32 = 5;
+    const MODEST: EndpointId = EndpointId(GREEDY);
+    const WANTED: i64 = 200;
+    let now = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let hold = |state: &mut State, id: EndpointId, number: i64| {
+        let pending = Pending {
+            endpoint: id,
+            subscription: SubscriptionId(id.0),
+            ..message(number, now)
+        };
+        state.hold_fresh(pending, None);
+        state.evaluate(id, now);
+    };
+    for id in (0..GREEDY).map(EndpointId) {
+        grown(&mut state, id, "greedy", Duration::from_millis(100), now);
+        (0..1_000).for_each(|number| hold(&mut state, id, 10 * number + i64::from(id.0)));
+    }
+    let mut under_way = start_all(&mut state, now);
+    if lane == Lane::Slow {
+        under_way.iter_mut().for_each(|job| state.demote(job));
+    }
+    grown(&mut state, MODEST, "modest", Duration::from_millis(100), now);
+    (0..WANTED).for_each(|number| hold(&mut state, MODEST, 10 * number + i64::from(MODEST.0)));
+    let mut got = start_all(&mut state, now);
+    if lane == Lane::Slow {
+        got.iter_mut().for_each(|job| state.demote(job));
+    }
+    let ends: Vec<Job> = under_way
+        .extract_if(.., |job| job.lane == lane)
+        .take(WANTED as usize)
+        .collect();
+    for job in ends {
+        state.complete(&job, answered(200, Duration::from_millis(100)), now, 0.0);
+        got.extend(start_all(&mut state, now));
+    }
+    let modest = got.iter().filter(|job| job.pending.endpoint == MODEST).count();
+    assert_eq!(modest as i64, WANTED, "of the {lane:?} lane");
+}
+
+#[test]
+fn a_namespace_that_holds_half_of_the_slots_yields_to_others() {
+    yields(Lane::Fast);
+    yields(Lane::Slow);
+}
+
 #[test]
 fn what_arrives_for_endpoints_that_hang_is_not_read_back_message_by_message() {
     let mut simulation = Simulation::new(true, false);
