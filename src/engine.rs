@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -108,6 +108,8 @@ pub(crate) struct Core {
     graves: Mutex<graves::Graves>,
     /// Held while counts are taken over: an older one never follows a newer one.
     counting: tokio::sync::Mutex<()>,
+    /// Turns of those whose requests expressions make.
+    renderings: Semaphore,
     settler: Notify,
     timer: Notify,
     pager: Notify,
@@ -211,6 +213,7 @@ impl Engine {
             state: Mutex::new(state),
             graves: Mutex::default(),
             counting: tokio::sync::Mutex::default(),
+            renderings: Semaphore::new(work::RENDERINGS),
             settler: Notify::new(),
             timer: Notify::new(),
             pager: Notify::new(),

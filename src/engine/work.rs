@@ -21,6 +21,9 @@ use crate::registry::{Material, SubscriptionEntry};
 use crate::schedule::handshake::Question;
 use crate::shaping::{self, Shaped, shape};
 
+/// Requests that expressions make at a time: the values of one may take tens of megabytes.
+pub(super) const RENDERINGS: usize = 8;
+
 /// Makes attempts until there is none to be made. It goes on with what its own end made possible: no new task, no hop.
 pub(super) async fn work(core: Arc<Core>, mut job: Job) {
     loop {
@@ -72,6 +75,11 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
             }
         },
     };
+    let by_expressions = notice.is_some() || matches!(job.subscription.spec.request, RequestForm::Shaped(_));
+    let turn = match by_expressions {
+        true => core.renderings.acquire().await.ok(),
+        false => None,
+    };
     let rendered = match &event {
         Some(event) => match &notice {
             Some(notice) => told(&job.subscription, notice, event),
@@ -79,6 +87,7 @@ async fn attempt(core: &Arc<Core>, job: &mut Job) -> End {
         },
         None => Err("the store has no event for this message".to_owned()),
     };
+    drop(turn);
     let (mut rendered, shaped) = match rendered {
         Ok(rendered) => rendered,
         Err(why) => {
