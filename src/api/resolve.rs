@@ -19,6 +19,7 @@ use crate::signing::Signer;
 
 mod credentials;
 mod endpoint;
+mod found;
 mod limits;
 mod oauth2;
 mod ordering;
@@ -30,13 +31,16 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use endpoint::{references_of, resolve_endpoint, scheme, signing_reference};
+pub use endpoint::{references_of, resolve_endpoint, scheme, signing_reference, uses_of};
+pub(crate) use found::LONGEST_VALUE;
+pub use found::{Found, Used, Uses, Value};
 pub use limits::resolve_retry;
 pub use ordering::resolve_ordering;
 pub(crate) use references::without_newline;
-pub use references::{Found, Lookup, Reference, References, ValueKind};
+pub use references::{Lookup, Reference, References, ValueKind};
 pub use request::{
     DeadLetterTarget, RequestForm, RequestSecrets, ResolvedRequest, resolve_secrets, subscription_references,
+    subscription_uses,
 };
 pub use service::FoundService;
 pub use subscription::{resolve_subscription, resolve_with_last};
@@ -199,7 +203,8 @@ impl fmt::Display for Host {
 /// A PEM bundle and its SHA-256, by which clients are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaBundle {
-    pub pem: Vec<u8>,
+    /// That of the Secret or ConfigMap: many endpoints may name one.
+    pub pem: Bytes,
     pub digest: [u8; 32],
 }
 

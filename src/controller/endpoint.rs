@@ -21,7 +21,7 @@ use super::work::{Again, Error};
 use crate::api::WebhookEndpoint;
 use crate::api::conditions::reasons;
 use crate::api::names::{RECONCILE_REQUESTED, REVOKE_PREVIOUS_REQUESTED, ROTATE_REQUESTED};
-use crate::api::resolve::{Unresolved, references_of, resolve_endpoint, signing_reference};
+use crate::api::resolve::{Unresolved, references_of, resolve_endpoint, signing_reference, uses_of};
 use crate::api::status::{ReferenceKind, ReferenceStatus};
 use signing::Signing;
 
@@ -49,8 +49,9 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     );
 
     let signing = signing::bring_about(context, &key, &endpoint, &seen).await?;
-    let material = dereference::read(context, namespace, references_of(&endpoint), &seen).await?;
-    let values = dereference::values(&material, rules.secret_label);
+    let label = rules.secret_label;
+    let material = dereference::read(context, namespace, uses_of(&endpoint), label, &seen).await?;
+    let values = dereference::values(&material, label);
     let named = endpoint.spec.service_ref.as_ref();
     let service = named.and_then(|named| context.service(namespace, &named.name));
     let census = || context.endpoints.lock().unwrap_or_else(|e| e.into_inner());

@@ -18,6 +18,7 @@ use crate::api::conditions::{OF_DISPATCHER, reasons};
 use crate::api::names::{CONTROLLER, RECONCILE_REQUESTED};
 use crate::api::resolve::{
     References, RequestForm, Unresolved, resolve_secrets, resolve_subscription, subscription_references,
+    subscription_uses,
 };
 use crate::api::status::{LastValid, ReferenceStatus, SubscriptionStatus};
 use crate::api::subscription::DeliveryMode;
@@ -49,14 +50,16 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         .see(&key, asked, subscription.resource_version().as_deref(), Instant::now());
     let missing = endpoints_of(&subscription).find(|name| context.endpoint(namespace, name).is_none());
     let references = subscription_references(&subscription);
-    let material = dereference::read(context, namespace, references.clone(), &seen).await?;
+    let label = rules.secret_label;
+    let uses = subscription_uses(&subscription);
+    let material = dereference::read(context, namespace, uses, label, &seen).await?;
     let is_beyond = {
         let census = context.subscriptions.lock().unwrap_or_else(|e| e.into_inner());
         census.is_beyond(&*subscription, MAX_SUBSCRIPTIONS)
     };
     let resolved = match is_beyond {
         true => Err(Unresolved::too_many_subscriptions()),
-        false => resolve(&subscription, &dereference::values(&material, rules.secret_label)),
+        false => resolve(&subscription, &dereference::values(&material, label)),
     };
     // One that waits for a Secret is valid all the same.
     let last_valid = match &resolved {

@@ -39,7 +39,7 @@ fn shaped(request: Value, event: &StoredEvent) -> Result<(Rendered, Box<Shaped>)
     };
     let mut references = References::under(crate::api::policy::SecretLabel::NotRequired);
     let found = Found {
-        data: [("key".to_owned(), b"r-key\n".to_vec())].into_iter().collect(),
+        data: [("key".to_owned(), b"r-key\n".to_vec().into())].into_iter().collect(),
         ..Found::default()
     };
     references.insert(Reference::secret("pager"), crate::api::resolve::Lookup::Found(found));

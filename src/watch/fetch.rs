@@ -1,6 +1,6 @@
 //! Reading what an endpoint refers to, with the dispatcher's own rights: one GET an object.
 //!
-//! Invariant: values never show in Debug, logs or errors; why a read failed is one of three words.
+//! Only what is used is kept of it. Invariant: values never show in Debug, logs or errors; why a read failed is one of three words.
 
 use std::sync::Arc;
 
@@ -12,38 +12,46 @@ use serde::de::DeserializeOwned;
 
 use super::material::{Read, Trouble};
 use crate::api::policy::SecretLabel;
-use crate::api::resolve::{Found, Lookup, Reference, References, ValueKind};
+use crate::api::resolve::{Found, Lookup, Reference, References, Uses, ValueKind};
 use crate::api::status::{ReferenceKind, ReferenceStatus};
 use crate::kubernetes::{RequestError, within};
 
 /// The reads of one endpoint.
 pub type Reads = Vec<Read<Reference, Arc<Found>>>;
 
-/// Reads every reference of an endpoint, one after the other: few, and many endpoints are read at once.
-pub async fn read(client: &Client, namespace: &str, references: Vec<Reference>) -> Reads {
-    let mut reads = Vec::with_capacity(references.len());
-    for reference in references {
+/// Reads every reference of an endpoint, one after the other: few, and many endpoints are read at once. `label` is what the
+/// policy says of the namespace.
+pub async fn read(client: &Client, namespace: &str, uses: Uses, label: SecretLabel) -> Reads {
+    let mut reads = Vec::with_capacity(uses.len());
+    for (reference, used) in uses {
         let result = match reference.kind {
-            ValueKind::Secret => get::<Secret>(client, namespace, &reference).await,
-            ValueKind::ConfigMap => get::<ConfigMap>(client, namespace, &reference).await,
+            ValueKind::Secret => {
+                let kept = |secret: Secret| Found::of_secret(secret, &used, label);
+                get(client, namespace, &reference, kept).await
+            }
+            ValueKind::ConfigMap => {
+                let kept = |map: ConfigMap| Found::of_config_map(map, &used);
+                get(client, namespace, &reference, kept).await
+            }
         };
         reads.push((reference, result));
     }
     reads
 }
 
-async fn get<K>(client: &Client, namespace: &str, reference: &Reference) -> Result<(String, Arc<Found>), Trouble>
+async fn get<K>(
+    client: &Client,
+    namespace: &str,
+    reference: &Reference,
+    kept: impl FnOnce(K) -> Found,
+) -> Result<(String, Arc<Found>), Trouble>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug
-        + Into<Found>,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     match within(api.get(&reference.name)).await {
         Ok(object) => {
-            let found: Found = object.into();
+            let found = kept(object);
             Ok((found.resource_version.clone(), Arc::new(found)))
         }
         Err(error) => {

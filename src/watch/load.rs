@@ -7,6 +7,7 @@ mod endpoints;
 mod holding;
 mod others;
 mod requests;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use super::fetch::{self, Reads};
 use super::metrics::Metrics;
 use super::objects::Objects;
 use super::world::{Input, Key, World, of_namespace};
-use crate::api::policy::Policy;
+use crate::api::policy::{Policy, SecretLabel};
 use crate::clock::Clock;
 use crate::config;
 use crate::ids::{EndpointId, SubscriptionId};
@@ -33,6 +34,7 @@ use crate::registry::{Registry, SubscriptionEntry};
 use endpoints::Endpoint;
 use holding::Holding;
 use others::Declared;
+use shared::Shared;
 
 /// Reads of Secrets and ConfigMaps at once: enough to fill the registry quickly, too few to hurt an API server that has
 /// just come back.
@@ -92,6 +94,7 @@ pub struct Loader {
     subscriptions: BTreeMap<Key, Arc<SubscriptionEntry>>,
     /// Of the subscriptions that refer to Secrets.
     holdings: BTreeMap<Key, Holding>,
+    shared: Shared,
     types: BTreeMap<Key, Declared>,
     endpoint_ids: HashMap<ResourceKey, EndpointId>,
     subscription_ids: HashMap<ResourceKey, SubscriptionId>,
@@ -112,6 +115,7 @@ impl Loader {
             endpoints: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             holdings: BTreeMap::new(),
+            shared: Shared::default(),
             types: BTreeMap::new(),
             endpoint_ids: HashMap::new(),
             subscription_ids: HashMap::new(),
@@ -191,11 +195,12 @@ impl Loader {
     }
 
     fn finish(&mut self, read: Result<(Who, Reads), tokio::task::JoinError>) {
-        let (who, reads) = match read {
+        let (who, mut reads) = match read {
             Ok(read) => read,
             Err(error) => return tracing::error!(%error, "a read of references ended unexpectedly"),
         };
         self.tools.metrics.count_reads(&reads);
+        self.shared.share(who.namespace(), &mut reads);
         let pace = self.pace();
         if let Some(holding) = self.holding(&who) {
             holding.material.finish(reads, Instant::now(), pace);
@@ -324,6 +329,7 @@ impl Loader {
         let mut due: Vec<(bool, Who)> = due.map(|(_, who)| (!self.has_pending(who), who.clone())).collect();
         due.sort();
         for (_, who) in due {
+            let label = self.secret_label(who.namespace());
             let Some(holding) = self.holding(&who) else {
                 continue;
             };
@@ -332,10 +338,10 @@ impl Loader {
                     break;
                 }
                 holding.material.start();
-                let references = holding.references.clone();
+                let uses = holding.uses.clone();
                 let (client, reader) = (self.tools.client.clone(), who.clone());
                 reads.spawn(async move {
-                    let read = fetch::read(&client, reader.namespace(), references).await;
+                    let read = fetch::read(&client, reader.namespace(), uses, label).await;
                     (reader, read)
                 });
             } else {
@@ -344,6 +350,14 @@ impl Loader {
             }
             self.reschedule(&who);
         }
+    }
+
+    /// What the policy says of the label. Of a namespace that is not known yet nothing is kept without it.
+    fn secret_label(&self, namespace: &str) -> SecretLabel {
+        let space = self.world.spaces.get(namespace);
+        space.map_or_else(SecretLabel::default, |space| {
+            self.policy.rules_for(&space.labels).secret_label
+        })
     }
 
     fn has_pending(&self, who: &Who) -> bool {

@@ -113,6 +113,12 @@ impl<R: Ord + Clone, V> Material<R, V> {
         allowed
     }
 
+    /// What is held is not all that may be read by now.
+    pub fn reread(&mut self, now: Instant) {
+        self.unread = true;
+        self.ask(now);
+    }
+
     /// When to read next; none while a read runs or nothing is to be read.
     pub fn due(&self) -> Option<Instant> {
         if self.running { None } else { self.next }

@@ -192,7 +192,9 @@ fn resolved(tokens: &Tokens, token_server: SocketAddr, secret: &str, more: &Valu
             labels: [("tidings.dev/use".to_owned(), "true".to_owned())]
                 .into_iter()
                 .collect(),
-            data: [(key.to_owned(), value.as_bytes().to_vec())].into_iter().collect(),
+            data: [(key.to_owned(), value.as_bytes().to_vec().into())]
+                .into_iter()
+                .collect(),
             ..Found::default()
         })
     };

@@ -66,7 +66,7 @@ impl Identity {
         let pem = self.ca_pem.clone().into_bytes();
         Arc::new(CaBundle {
             digest: sha2::Sha256::digest(&pem).into(),
-            pem,
+            pem: pem.into(),
         })
     }
 

@@ -243,7 +243,9 @@ async fn a_subscription_overrides_no_secret_of_its_endpoint_and_nothing_confiden
                 {"name": "k", "secretKeyRef": {"name": "routing", "key": "key"}}]}}});
         let subscription = serde_json::from_value(manifest).unwrap();
         let found = tidings::api::resolve::Found {
-            data: [("key".to_owned(), b"r-key \"1\"".to_vec())].into_iter().collect(),
+            data: [("key".to_owned(), b"r-key \"1\"".to_vec().into())]
+                .into_iter()
+                .collect(),
             ..Default::default()
         };
         let mut read = tidings::api::resolve::References::under(tidings::api::policy::SecretLabel::NotRequired);

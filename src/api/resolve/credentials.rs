@@ -10,6 +10,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 
+use super::references::without_newline;
 use super::target::target;
 use super::{ClientIdentity, EgressRules, References, Target, Unresolved};
 use crate::api::auth::{Auth, AuthType, ClientCertificate};
@@ -19,10 +20,10 @@ use crate::api::conditions::reasons;
 /// The longest URL, as the schema has it for `url`.
 const MAX_URL: usize = 2048;
 /// The longest chain or key, in bytes: some certificates of the longest kind.
-const LONGEST_PEM: usize = 64 << 10;
+pub(super) const LONGEST_PEM: usize = 64 << 10;
 /// The keys of a Secret of the type kubernetes.io/tls.
-const CERTIFICATE: &str = "tls.crt";
-const PRIVATE_KEY: &str = "tls.key";
+pub(super) const CERTIFICATE: &str = "tls.crt";
+pub(super) const PRIVATE_KEY: &str = "tls.key";
 
 pub(super) fn spoilt(from: &SecretKeyReference, why: &str) -> Unresolved {
     let SecretKeyReference { name, key } = from;
@@ -73,8 +74,12 @@ pub(super) fn client_identity(
         key: key.to_owned(),
     };
     let (chain_at, key_at) = (place(CERTIFICATE), place(PRIVATE_KEY));
-    let chain_pem = references.secret_bytes(namespace, &chain_at, LONGEST_PEM)?;
-    let key_pem = references.secret_bytes(namespace, &key_at, LONGEST_PEM)?;
+    let pem = |at| {
+        references
+            .secret_bytes(namespace, at, LONGEST_PEM)
+            .map(|pem| without_newline(pem))
+    };
+    let (chain_pem, key_pem) = (pem(&chain_at)?, pem(&key_at)?);
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain_pem)
         .collect::<Result<_, _>>()
         .map_err(|_| spoilt(&chain_at, "it is no valid PEM"))?;

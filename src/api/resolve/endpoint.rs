@@ -1,6 +1,6 @@
 //! A `WebhookEndpoint` with what it refers to, to a [`ResolvedEndpoint`].
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -10,11 +10,12 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
-use super::credentials::{authorization, client_identity, secret_target};
+use super::credentials::{CERTIFICATE, LONGEST_PEM, PRIVATE_KEY, authorization, client_identity, secret_target};
+use super::found::{LONGEST_VALUE, Used, Uses};
 use super::limits::{breaker, disable_after, duration, number, rate, resolve_retry};
 use super::oauth2::{token_request, token_target};
 use super::ordering::resolve_ordering;
-use super::references::without_newline;
+use super::references::{within, without_newline};
 use super::target::target;
 use super::{
     CaBundle, EgressRules, FoundService, Reference, References, ResolvedEndpoint, Target, Unresolved, service,
@@ -78,45 +79,59 @@ pub fn signing_reference(endpoint: &WebhookEndpoint) -> Option<Reference> {
 /// Every Secret and ConfigMap that must be read before the endpoint can be resolved, each once, in a fixed order. What no
 /// object can be called is left out, so that no request is made of it.
 pub fn references_of(endpoint: &WebhookEndpoint) -> Vec<Reference> {
+    uses_of(endpoint).into_iter().map(|(reference, _)| reference).collect()
+}
+
+/// The same, with what is used of each.
+pub fn uses_of(endpoint: &WebhookEndpoint) -> Uses {
     let named = named_by(endpoint).into_iter();
-    named.filter(|reference| is_object_name(&reference.name)).collect()
+    named.filter(|(reference, _)| is_object_name(&reference.name)).collect()
 }
 
 /// Everything that the endpoint names.
-fn named_by(endpoint: &WebhookEndpoint) -> BTreeSet<Reference> {
-    let mut all = BTreeSet::from_iter(signing_reference(endpoint));
-    let headers = endpoint.spec.headers.iter();
-    all.extend(
-        headers
-            .filter_map(|header| header.secret_key_ref.as_ref())
-            .map(|r| Reference::secret(&r.name)),
-    );
-    let url = endpoint.spec.url_from.iter();
-    all.extend(url.map(|from| Reference::secret(&from.secret_key_ref.name)));
-    if let Some(auth) = &endpoint.spec.auth {
-        let token = auth.bearer.iter().map(|bearer| &bearer.secret_key_ref);
-        let password = auth.basic.iter().map(|basic| &basic.password_secret_key_ref);
-        let client = auth.oauth2.iter().flat_map(|client| {
-            let id = client.client_id_secret_key_ref.iter();
-            id.chain(std::iter::once(&client.client_secret_key_ref))
-        });
-        let named = token.chain(password).chain(client);
-        all.extend(named.map(|r| Reference::secret(&r.name)));
+fn named_by(endpoint: &WebhookEndpoint) -> BTreeMap<Reference, Used> {
+    let spec = &endpoint.spec;
+    let mut all: BTreeMap<Reference, Used> = BTreeMap::new();
+    let mut add = |reference, key: &str, longest| all.entry(reference).or_default().key(key, longest);
+    let auth = spec.auth.as_deref();
+    let client = || auth.and_then(|auth| auth.oauth2.as_ref());
+    let values = [
+        auth.and_then(|auth| auth.bearer.as_ref())
+            .map(|bearer| &bearer.secret_key_ref),
+        auth.and_then(|auth| auth.basic.as_ref())
+            .map(|basic| &basic.password_secret_key_ref),
+        client().and_then(|client| client.client_id_secret_key_ref.as_ref()),
+        client().map(|client| &client.client_secret_key_ref),
+        spec.url_from.as_ref().map(|from| &from.secret_key_ref),
+        spec.signing
+            .secret_ref
+            .as_ref()
+            .filter(|_| scheme(endpoint) != Scheme::None),
+    ];
+    let headers = spec.headers.iter().filter_map(|header| header.secret_key_ref.as_ref());
+    for from in values.into_iter().flatten().chain(headers) {
+        add(Reference::secret(&from.name), &from.key, LONGEST_VALUE);
     }
-    if let Some(tls) = &endpoint.spec.tls {
-        if let Some(bundle) = &tls.ca_bundle {
-            all.extend(bundle.secret_key_ref.iter().map(|r| Reference::secret(&r.name)));
-            let maps = bundle.config_map_key_ref.iter();
-            all.extend(maps.map(|r| Reference::config_map(&r.name)));
+    let bundle = spec.tls.as_ref().and_then(|tls| tls.ca_bundle.as_ref());
+    if let Some(from) = bundle.and_then(|bundle| bundle.secret_key_ref.as_ref()) {
+        add(Reference::secret(&from.name), &from.key, LONGEST_BUNDLE);
+    }
+    if let Some(from) = bundle.and_then(|bundle| bundle.config_map_key_ref.as_ref()) {
+        add(Reference::config_map(&from.name), &from.key, LONGEST_BUNDLE);
+    }
+    if let Some(client) = spec.tls.as_ref().and_then(|tls| tls.client_certificate.as_ref()) {
+        for key in [CERTIFICATE, PRIVATE_KEY] {
+            add(Reference::secret(&client.secret_ref.name), key, LONGEST_PEM);
         }
-        let client = tls.client_certificate.iter();
-        all.extend(client.map(|client| Reference::secret(&client.secret_ref.name)));
+    }
+    if let (None, Some(generated)) = (&spec.signing.secret_ref, signing_reference(endpoint)) {
+        all.entry(generated).or_default().sign();
     }
     all
 }
 
 fn check_names(endpoint: &WebhookEndpoint) -> Result<(), Unresolved> {
-    match named_by(endpoint).into_iter().find(|r| !is_object_name(&r.name)) {
+    match named_by(endpoint).into_keys().find(|r| !is_object_name(&r.name)) {
         Some(Reference { kind, name }) => Err(Unresolved::invalid(format!(
             "{name:?} is no name of a {kind:?}: write it as it is in its metadata, lower case letters, digits, - and ."
         ))),
@@ -295,7 +310,7 @@ fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) 
             format!("key {} of Secret {}", wanted.key, wanted.name),
         ),
         (None, Some(wanted)) => (
-            references.config_map_value(wanted, LONGEST_BUNDLE)?,
+            references.config_map_bytes(wanted, LONGEST_BUNDLE)?,
             reasons::CONFIG_MAP_INVALID,
             format!("key {} of ConfigMap {}", wanted.key, wanted.name),
         ),
@@ -316,7 +331,7 @@ fn ca_bundle(source: &CaBundleSource, namespace: &str, references: &References) 
         ));
     }
     Ok(CaBundle {
-        pem: pem.to_vec(),
+        pem: pem.clone(),
         digest: Sha256::digest(pem).into(),
     })
 }
@@ -348,8 +363,12 @@ fn signing(endpoint: &WebhookEndpoint, namespace: &str, references: &References)
     let mut keys: Vec<&[u8]> = Vec::with_capacity(2);
     for key in [names::CURRENT, names::PREVIOUS] {
         match secret.data.get(key) {
-            Some(bytes) => {
-                let value = without_newline(bytes);
+            Some(value) => {
+                let value = within(value, LONGEST_VALUE).map_err(|why| {
+                    let message = format!("key {key} of Secret {name}: {why}");
+                    Unresolved::waiting(reasons::SECRET_INVALID, message)
+                })?;
+                let value = without_newline(value);
                 scheme.fingerprint(value).map_err(|error| invalid(key, &error))?;
                 keys.push(value);
             }

@@ -3,14 +3,13 @@
 //! Invariant: a Secret's value is given out only when its owner opened the Secret with the label, or the administrator's
 //! policy asks for none; Debug shows no value.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use litemap::LiteMap;
+use bytes::Bytes;
 
 use super::Unresolved;
 use super::credentials::spoilt;
+use super::found::{Found, LONGEST_VALUE, Value};
 use crate::api::common::{ConfigMapKeyReference, SecretKeyReference};
 use crate::api::conditions::reasons;
 use crate::api::names;
@@ -65,76 +64,6 @@ pub enum Lookup {
     Denied,
 }
 
-/// What is used of a Secret or ConfigMap. Its maps are sorted lists as long as they must be: one is held for each reference, and most
-/// have an entry or two.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Found {
-    pub resource_version: String,
-    pub labels: LiteMap<String, String>,
-    pub annotations: LiteMap<String, String>,
-    /// A Secret's type.
-    pub r#type: Option<String>,
-    pub data: LiteMap<String, Vec<u8>>,
-}
-
-impl fmt::Debug for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Found")
-            .field("resource_version", &self.resource_version)
-            .field("type", &self.r#type)
-            .finish_non_exhaustive()
-    }
-}
-
-impl From<Secret> for Found {
-    fn from(secret: Secret) -> Found {
-        let data = secret.data.unwrap_or_default();
-        Found {
-            resource_version: secret.metadata.resource_version.unwrap_or_default(),
-            labels: of(secret.metadata.labels, &LABELS),
-            annotations: of(secret.metadata.annotations, &ANNOTATIONS),
-            r#type: secret.type_,
-            data: listed(data.into_iter().map(|(key, value)| (key, value.0)).collect()),
-        }
-    }
-}
-
-impl From<ConfigMap> for Found {
-    fn from(map: ConfigMap) -> Found {
-        let text = map.data.unwrap_or_default();
-        let text = text.into_iter().map(|(key, value)| (key, value.into_bytes()));
-        let binary = map.binary_data.unwrap_or_default();
-        let binary = binary.into_iter().map(|(key, value)| (key, value.0));
-        Found {
-            resource_version: map.metadata.resource_version.unwrap_or_default(),
-            labels: of(map.metadata.labels, &LABELS),
-            annotations: of(map.metadata.annotations, &ANNOTATIONS),
-            r#type: None,
-            data: listed(text.chain(binary).collect()),
-        }
-    }
-}
-
-/// The labels and annotations that anything is read from.
-const LABELS: [&str; 1] = [names::USE_LABEL];
-const ANNOTATIONS: [&str; 2] = [names::CURRENT_ID, names::PREVIOUS_ID];
-
-fn of(all: Option<BTreeMap<String, String>>, used: &[&str]) -> LiteMap<String, String> {
-    let mut all = all.unwrap_or_default();
-    all.retain(|name, _| used.contains(&name.as_str()));
-    listed(all)
-}
-
-fn listed<V>(map: BTreeMap<String, V>) -> LiteMap<String, V> {
-    let mut list = Vec::with_capacity(map.len());
-    list.extend(map);
-    LiteMap::from_sorted_store_unchecked(list)
-}
-
-/// The longest value of a Secret in a request, in bytes. Each is held for as long as it is used, by every resource that
-/// names it, and what receivers answer is searched for all of them.
-const LONGEST_VALUE: usize = 8 << 10;
-
 /// Everything that was read for one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
@@ -161,20 +90,20 @@ impl References {
 
     /// The value of an opened Secret's key, without one trailing newline: of what goes into requests.
     pub(super) fn secret_value(&self, namespace: &str, wanted: &SecretKeyReference) -> Result<&[u8], Unresolved> {
-        self.secret_bytes(namespace, wanted, LONGEST_VALUE)
+        let value = self.secret_bytes(namespace, wanted, LONGEST_VALUE)?;
+        Ok(without_newline(value))
     }
 
-    /// The same of a value that may have up to `longest` bytes.
+    /// The same of a value that may have up to `longest` bytes, with its newline.
     pub(super) fn secret_bytes(
         &self,
         namespace: &str,
         wanted: &SecretKeyReference,
         longest: usize,
-    ) -> Result<&[u8], Unresolved> {
+    ) -> Result<&Bytes, Unresolved> {
         let name = &wanted.name;
         let secret = self.object(&Reference::secret(name))?;
-        let is_open = secret.labels.get(names::USE_LABEL).map(String::as_str) == Some(names::USE_LABEL_VALUE);
-        if self.label == SecretLabel::Required && !is_open {
+        if self.label == SecretLabel::Required && !secret.is_open() {
             let (label, value) = (names::USE_LABEL, names::USE_LABEL_VALUE);
             return Err(Unresolved::waiting(
                 reasons::SECRET_NOT_ALLOWED,
@@ -184,36 +113,33 @@ impl References {
                 ),
             ));
         }
-        let value = secret.data.get(&wanted.key).ok_or_else(|| {
-            let key = &wanted.key;
-            Unresolved::waiting(reasons::SECRET_KEY_MISSING, format!("Secret {name} has no key {key}"))
-        })?;
-        let value = without_newline(value);
-        if value.len() > longest {
-            let why = format!("it has {} bytes, at most {longest} can be used", value.len());
-            return Err(spoilt(wanted, &why));
+        match secret.data.get(&wanted.key) {
+            Some(value) => within(value, longest).map_err(|why| spoilt(wanted, &why)),
+            None if secret.withheld => Err(unread("Secret", name)),
+            None => {
+                let key = &wanted.key;
+                let message = format!("Secret {name} has no key {key}");
+                Err(Unresolved::waiting(reasons::SECRET_KEY_MISSING, message))
+            }
         }
-        Ok(value)
     }
 
-    /// The value of a ConfigMap's key.
-    pub(super) fn config_map_value(&self, wanted: &ConfigMapKeyReference, longest: usize) -> Result<&[u8], Unresolved> {
+    /// The value of a ConfigMap's key, of up to `longest` bytes.
+    pub(super) fn config_map_bytes(
+        &self,
+        wanted: &ConfigMapKeyReference,
+        longest: usize,
+    ) -> Result<&Bytes, Unresolved> {
         let (name, key) = (&wanted.name, &wanted.key);
         let map = self.object(&Reference::config_map(name))?;
         let value = map.data.get(key).ok_or_else(|| {
-            Unresolved::waiting(
-                reasons::CONFIG_MAP_KEY_MISSING,
-                format!("ConfigMap {name} has no key {key}"),
-            )
+            let message = format!("ConfigMap {name} has no key {key}");
+            Unresolved::waiting(reasons::CONFIG_MAP_KEY_MISSING, message)
         })?;
-        if value.len() > longest {
-            let why = format!("it has {} bytes, at most {longest} can be used", value.len());
-            return Err(Unresolved::waiting(
-                reasons::CONFIG_MAP_INVALID,
-                format!("key {key} of ConfigMap {name}: {why}"),
-            ));
-        }
-        Ok(value)
+        within(value, longest).map_err(|why| {
+            let message = format!("key {key} of ConfigMap {name}: {why}");
+            Unresolved::waiting(reasons::CONFIG_MAP_INVALID, message)
+        })
     }
 
     /// The object, or why there is none.
@@ -234,12 +160,26 @@ impl References {
                 denied,
                 format!("reading {kind} {name} was forbidden: Tidings' RBAC does not grant it"),
             )),
-            None => Err(Unresolved::waiting(
-                reasons::SECRET_UNAVAILABLE,
-                format!("{kind} {name} has not been read yet"),
-            )),
+            None => Err(unread(kind, name)),
         }
     }
+}
+
+/// The value, or that it is too long.
+pub(super) fn within(value: &Value, longest: usize) -> Result<&Bytes, String> {
+    let bytes = match value {
+        Value::Whole(value) if without_newline(value).len() <= longest => return Ok(value),
+        Value::Whole(value) => without_newline(value).len(),
+        Value::TooLong(bytes) => *bytes,
+    };
+    Err(format!("it has {bytes} bytes, at most {longest} can be used"))
+}
+
+fn unread(kind: &str, name: &str) -> Unresolved {
+    Unresolved::waiting(
+        reasons::SECRET_UNAVAILABLE,
+        format!("{kind} {name} has not been read yet"),
+    )
 }
 
 /// Drops one newline at the end: people make Secrets with `echo`.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no message holds anything of a value that was read, and Debug shows none.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use http::{HeaderName, Method};
 
 use super::credentials::spoilt;
 use super::endpoint::header_name;
+use super::found::{LONGEST_VALUE, Used, Uses};
 use super::{Reference, References, Unresolved};
 use crate::api::EventSubscription;
 use crate::api::common::{SecretKeyReference, is_object_name};
@@ -41,9 +42,9 @@ pub struct ResolvedRequest {
 }
 
 impl ResolvedRequest {
-    /// Every Secret that must be read before a request can be made, each once, in a fixed order.
-    pub fn references(&self) -> Vec<Reference> {
-        references(self.secrets.iter().map(|(_, from)| from))
+    /// Every Secret that must be read before a request can be made, and what is used of it.
+    pub fn uses(&self) -> Uses {
+        uses(self.secrets.iter().map(|(_, from)| from))
     }
 
     /// Values that say only that they are not shown.
@@ -85,18 +86,27 @@ impl fmt::Debug for RequestSecrets {
 
 /// Every Secret that a subscription names, as [`super::references_of`] has it for an endpoint.
 pub fn subscription_references(subscription: &EventSubscription) -> Vec<Reference> {
-    let secrets = subscription.spec.request.iter().flat_map(|request| &request.secrets);
-    references(secrets.map(|secret| &secret.secret_key_ref))
+    let uses = subscription_uses(subscription).into_iter();
+    uses.map(|(reference, _)| reference).collect()
 }
 
-fn references<'a>(named: impl Iterator<Item = &'a SecretKeyReference>) -> Vec<Reference> {
-    let possible = named.filter(|from| is_object_name(&from.name));
-    let all: BTreeSet<Reference> = possible.map(|from| Reference::secret(&from.name)).collect();
+/// The same, with what is used of each.
+pub fn subscription_uses(subscription: &EventSubscription) -> Uses {
+    let secrets = subscription.spec.request.iter().flat_map(|request| &request.secrets);
+    uses(secrets.map(|secret| &secret.secret_key_ref))
+}
+
+fn uses<'a>(named: impl Iterator<Item = &'a SecretKeyReference>) -> Uses {
+    let mut all: BTreeMap<Reference, Used> = BTreeMap::new();
+    for from in named.filter(|from| is_object_name(&from.name)) {
+        let used = all.entry(Reference::secret(&from.name)).or_default();
+        used.key(&from.key, LONGEST_VALUE);
+    }
     all.into_iter().collect()
 }
 
 /// The values of a request's Secrets, or why one is missing. `references` must hold what
-/// [`ResolvedRequest::references`] names.
+/// [`ResolvedRequest::uses`] names.
 pub fn resolve_secrets(
     request: &ResolvedRequest,
     namespace: &str,

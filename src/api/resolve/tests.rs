@@ -33,7 +33,7 @@ fn secret(r#type: &str, opened: bool, data: &[(&str, &str)]) -> Lookup {
         r#type: Some(r#type.to_owned()),
         data: data
             .iter()
-            .map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec()))
+            .map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec().into()))
             .collect(),
         ..Found::default()
     })
@@ -519,4 +519,82 @@ fn an_invalid_request_says_why_and_the_last_valid_one_stays_in_force() {
         let nothing_known = resolve_with_last(&spoilt, &why, None).unwrap();
         assert_eq!(nothing_known.request, RequestForm::Unknown);
     }
+}
+
+#[test]
+fn what_an_endpoint_uses_of_secrets_is_enough_to_resolve_it_and_says_the_same_of_values_that_are_too_long() {
+    let ca = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (ca.cert.pem(), ca.signing_key.serialize_pem());
+    let from = |key: &str| serde_json::json!({"name": "all", "key": key});
+    let of = |token: &str, signing: serde_json::Value| -> WebhookEndpoint {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
+            "metadata": {"name": "crm", "namespace": "sales"},
+            "spec": {
+                "urlFrom": {"secretKeyRef": from("url")},
+                "signing": signing,
+                "headers": [{"name": "x-team", "secretKeyRef": from("header")}],
+                "auth": {"type": "OAuth2ClientCredentials", "oauth2ClientCredentials": {
+                    "tokenURL": "https://login.example.com/token",
+                    "clientIDSecretKeyRef": from("id"), "clientSecretKeyRef": from(token)}},
+                "tls": {"caBundle": {"secretKeyRef": from("ca")}, "clientCertificate": {"secretRef": {"name": "all"}}},
+            },
+        }))
+        .unwrap()
+    };
+    let own = key_text(1);
+    let long = "a".repeat((8 << 10) + 1);
+    let read = |reference: &Reference, used: &Used| {
+        let (r#type, data) = match reference.name.as_str() {
+            "all" => (
+                "Opaque",
+                vec![
+                    ("url", "https://hooks.example.com/"),
+                    ("header", "h"),
+                    ("id", "i"),
+                    ("secret", "s"),
+                    ("long", &long),
+                    ("ca", &certificate),
+                    ("tls.crt", &certificate),
+                    ("tls.key", &key),
+                    ("mine", &own),
+                    ("rest", &long),
+                ],
+            ),
+            _ => (
+                names::SIGNING_SECRET_TYPE,
+                vec![("current", own.as_str()), ("rest", &long)],
+            ),
+        };
+        let data = data
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), k8s_openapi::ByteString(value.into())));
+        let mut secret = k8s_openapi::api::core::v1::Secret {
+            type_: Some(r#type.to_owned()),
+            data: Some(data.collect()),
+            ..Default::default()
+        };
+        let label = (names::USE_LABEL.to_owned(), names::USE_LABEL_VALUE.to_owned());
+        secret.metadata.labels = (reference.name == "all").then(|| [label].into());
+        Found::of_secret(secret, used, crate::api::policy::SecretLabel::Required)
+    };
+    let resolve = |endpoint: &WebhookEndpoint| {
+        let mut references = References::default();
+        for (reference, used) in uses_of(endpoint) {
+            let found = read(&reference, &used);
+            assert!(!found.data.contains_key("rest"), "{reference:?}");
+            references.insert(reference, Lookup::Found(found));
+        }
+        resolve_endpoint(endpoint, &references, &closed(), None)
+    };
+    for signing in [serde_json::json!({}), serde_json::json!({"secretRef": from("mine")})] {
+        let resolved = resolve(&of("secret", signing)).unwrap();
+        assert_eq!(keys(&resolved).keys, [SigningKey::generate([1; 32])]);
+        assert!(resolved.ca.is_some() && resolved.client.is_some() && resolved.token.is_some());
+    }
+    let unresolved = resolve(&of("long", serde_json::json!({}))).unwrap_err();
+    assert_eq!(
+        unresolved.message,
+        "key long of Secret all: it has 8193 bytes, at most 8192 can be used"
+    );
 }

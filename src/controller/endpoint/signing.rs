@@ -22,7 +22,7 @@ use crate::api::resolve::{Reference, scheme};
 use crate::controller::FIELD_MANAGER;
 use crate::controller::context::{Context, Key};
 use crate::controller::memory::Seen;
-use crate::controller::references::{self, Found};
+use crate::controller::references::{self, Found, Wanted};
 use crate::controller::work::Error;
 use crate::kubernetes::events::{Happening, Kind as EventKind};
 use crate::kubernetes::{RequestError, within};
@@ -142,13 +142,13 @@ async fn take_steps(
     let mut found = desk.read(seen.since).await?;
     for _ in 0..STEPS {
         let object = match found {
-            Found::Secret(object) => Some(object),
-            Found::Denied => return Ok(Signing::Unusable { name }),
+            Found::Signing(object) => Some(object),
+            Found::Denied | Found::Values(_) => return Ok(Signing::Unusable { name }),
             // What the API server's cache does not have may exist all the same.
-            _ => match desk.read_newest().await? {
-                Found::Secret(object) => Some(object),
-                Found::Denied => return Ok(Signing::Unusable { name }),
-                _ => None,
+            Found::Missing => match desk.read_newest().await? {
+                Found::Signing(object) => Some(object),
+                Found::Denied | Found::Values(_) => return Ok(Signing::Unusable { name }),
+                Found::Missing => None,
             },
         };
         let secret = match object
@@ -211,18 +211,16 @@ struct Desk<'a> {
 
 impl Desk<'_> {
     async fn read(&self, not_before: Instant) -> Result<Found, Error> {
-        let read = self
-            .context
+        let (context, wanted) = (self.context, Wanted::to_sign());
+        let read = context
             .references
-            .get(&self.context.client, &self.reference, not_before);
+            .get(&context.client, &self.reference, &wanted, not_before);
         read.await.map_err(Error::when("read the signing Secret"))
     }
 
     async fn read_newest(&self) -> Result<Found, Error> {
-        let read = self
-            .context
-            .references
-            .get_newest(&self.context.client, &self.reference);
+        let (context, wanted) = (self.context, Wanted::to_sign());
+        let read = context.references.get_newest(&context.client, &self.reference, &wanted);
         read.await.map_err(Error::when("read the signing Secret"))
     }
 
@@ -253,10 +251,11 @@ impl Desk<'_> {
     async fn take_in(&self, written: Result<Secret, RequestError>) -> Result<Found, Error> {
         match written {
             Ok(secret) => {
-                let found = Found::from(secret);
+                let wanted = Wanted::to_sign();
+                let found = Found::of_secret(secret, &wanted);
                 self.context
                     .references
-                    .put(self.reference.clone(), found.clone(), Instant::now());
+                    .put(self.reference.clone(), wanted, found.clone(), Instant::now());
                 Ok(found)
             }
             Err(error) if matches!(error.code(), Some(404 | 409)) => {
@@ -272,7 +271,7 @@ impl Desk<'_> {
 
     async fn tell(&self, step: &Step, found: &Found) {
         let id = match found {
-            Found::Secret(object) => SigningSecret::parse(object, self.scheme)
+            Found::Signing(object) => SigningSecret::parse(object, self.scheme)
                 .ok()
                 .and_then(|s| s.current_id)
                 .unwrap_or_default(),

@@ -15,8 +15,7 @@ use crate::api::WebhookEndpoint;
 use crate::api::names::ENABLE_REQUESTED;
 use crate::api::policy::NamespaceRules;
 use crate::api::resolve::{
-    EgressRules, Fifo, FoundService, References, ServiceRoute, Unresolved, references_of, resolve_endpoint,
-    resolve_ordering,
+    EgressRules, Fifo, FoundService, References, ServiceRoute, Unresolved, resolve_endpoint, resolve_ordering, uses_of,
 };
 use crate::api::status::{ReferenceKind, is_unseen};
 use crate::ids::EndpointId;
@@ -83,7 +82,7 @@ impl Endpoint {
     fn observe(&mut self, object: Arc<WebhookEndpoint>, is_new_spec: bool, now: Instant) {
         let status = object.status.as_ref();
         let versions = status.map(|s| s.references.as_slice()).unwrap_or_default();
-        self.holding.observe(references_of(&object), versions, is_new_spec, now);
+        self.holding.observe(uses_of(&object), versions, is_new_spec, now);
         if is_new_spec {
             self.fifo = match resolve_ordering(&object.spec.ordering) {
                 Ok(fifo) => fifo.map(Arc::new),
@@ -139,7 +138,7 @@ impl Endpoint {
 
     /// Whether it is held back: its Secret is being made or granted.
     fn has_patience(&mut self, now: Instant) -> bool {
-        self.patient = self.told.is_none() && !self.holding.material.is_settled(&self.holding.references, now);
+        self.patient = self.told.is_none() && !self.holding.material.is_settled(self.holding.references(), now);
         self.patient
     }
 
@@ -291,6 +290,7 @@ impl Loader {
         // Before anything else of it is usable: messages are accepted already.
         self.tools.registry.order(id).store(endpoint.fifo.clone());
         self.tools.objects.put_endpoint(id, endpoint.object.clone());
+        endpoint.holding.heed(rules.secret_label, Instant::now());
         if !endpoint.holding.material.is_read() {
             // Its read, when it ends, has it loaded anew. One that the controller has not looked at holds back no others.
             match endpoint.told.is_none() && endpoint.is_unseen() {
@@ -347,7 +347,9 @@ mod tests {
 
     use super::*;
     use crate::api::EventSubscription;
+    use crate::api::conditions::reasons;
     use crate::api::names::{USE_LABEL, USE_LABEL_VALUE};
+    use crate::api::policy::SecretLabel;
     use crate::api::resolve::{Found, Reference};
     use crate::clock::Clock;
     use crate::ids::UnixMillis;
@@ -358,7 +360,7 @@ mod tests {
 
     fn found(is_open: bool, data: &[(&str, &str)]) -> Found {
         let label = (USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned());
-        let bytes = |(key, value): &(&str, &str)| ((*key).to_owned(), value.as_bytes().to_vec());
+        let bytes = |(key, value): &(&str, &str)| ((*key).to_owned(), value.as_bytes().to_vec().into());
         Found {
             labels: is_open.then_some(label).into_iter().collect(),
             data: data.iter().map(bytes).collect(),
@@ -559,5 +561,62 @@ mod tests {
         );
         let subscription = registry.subscription(*loader.subscription_ids.values().next().unwrap());
         assert_eq!(subscription.unwrap().deleted, Some(now));
+    }
+
+    #[test]
+    fn what_was_left_out_for_want_of_the_label_is_read_once_none_is_asked_for() {
+        let mut endpoint = endpoint();
+        let now = Instant::now();
+        let withheld = || Found {
+            withheld: true,
+            ..Found::default()
+        };
+        let closed = state(&mut endpoint, "1", withheld(), found(true, &[("value", "a")]));
+        assert!(
+            matches!(closed, EndpointState::Unusable { reason, .. } if reason == reasons::SECRET_NOT_ALLOWED),
+            "{closed:?}"
+        );
+        endpoint.holding.heed(SecretLabel::Required, now);
+        assert_eq!(endpoint.holding.material.due(), None);
+        let rules = NamespaceRules {
+            secret_label: SecretLabel::NotRequired,
+            ..NamespaceRules::default()
+        };
+        let unread = endpoint.resolve(&rules, None, None);
+        assert!(
+            matches!(unread, EndpointState::Unusable { reason, .. } if reason == reasons::SECRET_UNAVAILABLE),
+            "{unread:?}"
+        );
+        endpoint.holding.heed(rules.secret_label, now);
+        assert_eq!(endpoint.holding.material.due(), Some(now));
+        assert!(!endpoint.holding.material.is_read(), "it is loaded after that read");
+        // While it cannot be read nothing is hurried.
+        let away = (Reference::secret("token"), Err(Trouble::Away));
+        endpoint.holding.material.start();
+        endpoint.holding.material.finish(vec![away], now, Duration::ZERO);
+        let due = endpoint.holding.material.due();
+        endpoint.holding.heed(rules.secret_label, now);
+        assert!(due > Some(now) && endpoint.holding.material.due() == due);
+    }
+
+    #[test]
+    fn a_key_that_is_used_only_now_is_as_it_is_where_another_secret_is_spoilt() {
+        let mut endpoint = endpoint();
+        let good = || found(true, &[("value", "a")]);
+        state(&mut endpoint, "1", good(), good());
+        let mut changed = WebhookEndpoint::clone(&endpoint.object);
+        let auth = changed.spec.auth.as_mut().unwrap();
+        auth.bearer.as_mut().unwrap().secret_key_ref.key = "new".to_owned();
+        endpoint.observe(Arc::new(changed), true, Instant::now());
+        let token = found(true, &[("new", "b")]);
+        let EndpointState::Usable(resolved) = state(&mut endpoint, "2", token, found(true, &[])) else {
+            panic!("the header has its last good value")
+        };
+        let values: Vec<&str> = resolved
+            .headers
+            .iter()
+            .map(|(_, value)| value.to_str().unwrap())
+            .collect();
+        assert_eq!(values, ["a", "Bearer b"]);
     }
 }

@@ -481,7 +481,9 @@ mod tests {
             labels: [(USE_LABEL.to_owned(), USE_LABEL_VALUE.to_owned())]
                 .into_iter()
                 .collect(),
-            data: [("token".to_owned(), b"very-secret".to_vec())].into_iter().collect(),
+            data: [("token".to_owned(), b"very-secret".to_vec().into())]
+                .into_iter()
+                .collect(),
             ..Found::default()
         };
         let who = Who::Subscription(("sales".to_owned(), "leads".to_owned()));

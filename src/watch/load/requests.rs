@@ -42,7 +42,8 @@ impl Loader {
         let status = object.status.as_ref();
         let versions = status.map(|s| s.references.as_slice()).unwrap_or_default();
         let holding = self.holdings.entry(key.clone()).or_insert_with(|| Holding::new(now));
-        holding.observe(request.references(), versions, is_new_spec, now);
+        holding.observe(request.uses(), versions, is_new_spec, now);
+        holding.heed(label, now);
         let resolved = holding.resolve(label, |references| resolve_secrets(request, &key.0, references));
         self.reschedule(&Who::Subscription(key.clone()));
         match resolved {
