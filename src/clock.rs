@@ -75,6 +75,15 @@ pub fn system() -> UnixMillis {
     anchor.time(Instant::now(), UnixMillis::now)
 }
 
+/// Looks at the system's time again and again, where nobody else does: a jump that nobody saw is doubted when it is seen, which
+/// may be long after it was put right. Never ends.
+pub async fn watch_system() {
+    loop {
+        system();
+        tokio::time::sleep(ANCHOR_EVERY).await;
+    }
+}
+
 impl Clock {
     /// One that stands still at `now` until advanced.
     pub fn manual(now: UnixMillis) -> Clock {

@@ -77,14 +77,14 @@ pub struct Config {
 /// One without a policy must not lead: it would judge by none, and keep out a replica that still has the last valid one.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     descriptors::raise();
-    // Anchored here: what the system's clock does while this replica waits to lead is seen as well.
-    clock::system();
     let identity = format!("{}_{:08x}", config.identity, rand::random::<u32>());
     let config = Arc::new(config);
     let invalid = config.metrics.policy_invalid.clone();
     let (policies, following) = config::follow(config.policy.as_deref(), invalid, CancellationToken::new());
     let mut tasks = Tasks::default();
     tasks.spawn("the reader of the policy", following);
+    // Also while this replica waits to lead.
+    tasks.spawn("the clock", clock::watch_system());
     let ending = shutdown.child_token();
     let mut competing = pin!(compete(config, identity, policies, ending.clone()));
     let why = tokio::select! {

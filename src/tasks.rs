@@ -35,8 +35,9 @@ impl Tasks {
     pub async fn finish(mut self, within: Duration) {
         let all = async {
             while let Some(ended) = self.running.join_next_with_id().await {
-                if ended.is_err() {
-                    let how = self.how(ended);
+                let has_panicked = ended.is_err();
+                let how = self.how(ended);
+                if has_panicked {
                     tracing::error!("{how}");
                 }
             }

@@ -19,7 +19,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     let Some(replay) = found.filter(|replay| replay.metadata.deletion_timestamp.is_none()) else {
         return Ok(None);
     };
-    let Some(left) = time_left(&replay, Timestamp::now()) else {
+    let Some(left) = time_left(&replay, context.now()) else {
         return Ok(None);
     };
     if !left.is_zero() {

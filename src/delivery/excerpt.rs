@@ -52,11 +52,11 @@ pub fn conceal<'a>(
             .unwrap_or(0),
         false => 0,
     };
-    let shown = &excerpt[..excerpt.len() - cut];
-    let mut is_secret = vec![false; shown.len()];
+    let mut is_secret = vec![false; excerpt.len()];
     for secret in &secrets {
-        mark(shown, secret, &mut is_secret);
+        mark(excerpt, secret, &mut is_secret);
     }
+    is_secret.truncate(excerpt.len() - cut);
     // What was found is found in what the receiver said: what stands instead may look like another secret.
     let mut kept = Vec::with_capacity(EXCERPT);
     for run in is_secret.chunk_by(|a, b| a == b).scan(0, |at, run| {
@@ -64,7 +64,7 @@ pub fn conceal<'a>(
         *at += run.len();
         Some(from..*at)
     }) {
-        kept.extend_from_slice(if is_secret[run.start] { INSTEAD } else { &shown[run] });
+        kept.extend_from_slice(if is_secret[run.start] { INSTEAD } else { &excerpt[run] });
     }
     kept.truncate(EXCERPT);
     (!kept.is_empty()).then(|| kept.into())
@@ -295,5 +295,10 @@ mod tests {
         assert_eq!(shown(&format!("{filler}/services")), filler);
         let whole = format!("{}/services", &filler[1..]);
         assert_eq!(shown(&whole), whole, "it ends there by itself");
+        // It ends as it begins: what might be cut is the end of one that is whole.
+        let told = "hunter2-hunter2";
+        let filler = "x".repeat(EXCERPT - told.len());
+        let kept = shown(&format!("{filler}{told}"));
+        assert!(!kept.contains("hunter"), "{}", &kept[filler.len()..]);
     }
 }

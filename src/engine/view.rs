@@ -112,7 +112,7 @@ fn message(endpoint: &Endpoint, delivering: Delivering, origin: &Origin) -> Stri
                 };
                 let kind = address::kind(address).unwrap_or("forbidden");
                 format!(
-                    "The {target} resolves to an address that the administrator's policy does not open ({kind}); messages \
+                    "The {target} resolves to an address that the administrator's policy does not allow ({kind}); messages \
                      wait."
                 )
             }

@@ -267,7 +267,7 @@ impl Loader {
         };
         self.load_endpoints().await;
         // Those of an endpoint need not wait until the filters of thousands of subscriptions are compiled.
-        self.tell();
+        self.tell_of_endpoints();
         self.load_subscriptions().await;
         self.load_types();
         self.build_views();
@@ -404,8 +404,20 @@ impl Loader {
         [timer, first, self.store_retry].into_iter().flatten().min()
     }
 
-    /// Tells how far it is: the versions for the Lease.
-    fn tell(&self) {
+    /// Tells how far it is with endpoints, unless all is to be resolved by another policy first.
+    fn tell_of_endpoints(&self) {
+        let endpoints = self.world.endpoints.versions.done();
+        self.tools.loaded.send_if_modified(|before| {
+            let is_new = before.policy.as_ref() == Some(self.policy.digest()) && before.endpoints != endpoints;
+            if is_new {
+                before.endpoints = endpoints;
+            }
+            is_new
+        });
+    }
+
+    /// Tells how far it is: the versions for the Lease, and once, that everything is loaded.
+    async fn announce(&mut self) {
         let loaded = Loaded {
             namespaces: self.world.namespaces.done(),
             endpoints: self.world.endpoints.versions.done(),
@@ -418,11 +430,6 @@ impl Loader {
             *before = loaded;
             is_new
         });
-    }
-
-    /// Tells how far it is, and once, that everything is loaded.
-    async fn announce(&mut self) {
-        self.tell();
         self.tools
             .metrics
             .show(self.endpoints.len(), self.subscriptions.len(), self.types.len());

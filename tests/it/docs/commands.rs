@@ -161,7 +161,7 @@ fn every_kind_and_annotation_in_a_kubectl_command_is_one_that_the_api_server_and
     for Spoken { words, at } in all().into_iter().filter(|spoken| spoken.words[0] == "kubectl") {
         let verb = words[1..].iter().position(|word| TAKES_KIND.contains(&&**word));
         let kind = verb.and_then(|verb| {
-            let flags_with_values = ["-n", "-f", "-k", "-l", "-o", "-p", "--raw"];
+            let flags_with_values = ["-n", "-f", "-k", "-l", "-o", "-p"];
             let rest = &words[verb + 2..];
             let mut skip = false;
             rest.iter().find(|word| {
