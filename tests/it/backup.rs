@@ -4,13 +4,16 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+use tokio_util::sync::CancellationToken;
 
 use super::pages::Page;
 use super::receiver::{Receiver, Seen, keep_answering};
-use super::team::{Team, Webhooks};
+use super::team::{Team, Webhooks, until};
 
 /// A copy of the store's directory at one instant, as a snapshot of the volume is one: nothing runs meanwhile.
 fn snapshot(dispatcher: &Dispatcher, into: &Path) {
@@ -43,18 +46,31 @@ async fn a_snapshot_of_the_volume_taken_while_it_runs_delivers_what_was_pending(
         before.push(format!("before-{n}"));
         team.send(&dispatcher, before.last().unwrap()).await;
     }
-    let post = team.poster(&dispatcher);
-    let load = tokio::spawn(async move {
-        let mut accepted = 0;
-        for n in 0..100 {
-            let event = super::team::lead(&format!("meanwhile-{n}"), "lead.qualified");
-            accepted += usize::from(post(&event).await.is_ok_and(|answer| answer.status == 202));
+    let (stop, accepted) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
+    let load = tokio::spawn({
+        let (post, stop, accepted) = (team.poster(&dispatcher), stop.clone(), accepted.clone());
+        async move {
+            while !stop.is_cancelled() {
+                let n = accepted.load(Ordering::SeqCst);
+                let event = super::team::lead(&format!("meanwhile-{n}"), "lead.qualified");
+                let answer = post(&event).await.unwrap();
+                assert_eq!(answer.status, 202, "{answer:?}");
+                accepted.fetch_add(1, Ordering::SeqCst);
+            }
         }
-        accepted
     });
+    let until_accepted = async |count: usize| {
+        until("load", async || {
+            load.is_finished() || accepted.load(Ordering::SeqCst) >= count
+        })
+        .await;
+    };
+    until_accepted(1).await;
     let copy = cluster.dir().join("restored");
     snapshot(&dispatcher, &copy);
-    assert_eq!(load.await.unwrap(), 100);
+    until_accepted(accepted.load(Ordering::SeqCst) + 1).await;
+    stop.cancel();
+    load.await.unwrap();
     team.send(&dispatcher, "after").await;
 
     // The volume is lost.

@@ -115,7 +115,7 @@ async fn producers_that_never_finish_their_bodies_keep_nobody_out() {
         .body(json!(events).to_string());
     let answer = Answer::of(request.send().await.unwrap()).await.unwrap();
     assert_eq!(answer.status, 202, "{answer:?}");
-    assert_eq!(hostile.len(), 24, "all of them are still at it");
+    assert!(hostile.try_join_next().is_none(), "all of them are still at it");
     hostile.shutdown().await;
 }
 
@@ -222,15 +222,13 @@ async fn who_does_not_read_his_answers_gets_no_more_of_them_and_is_cut_off_and_n
     while reader.get(&one).await.status != 200 {
         assert!(Instant::now() < deadline, "the memory is never given back");
     }
-    let is_closed = async |mut stream: TcpStream| {
-        let mut rest = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
-        usize::from(ended.is_ok())
+    let until_closed = |mut stream: TcpStream| {
+        Box::pin(async move {
+            let _rest = stream.read_to_end(&mut Vec::new()).await;
+        })
     };
-    let closed: usize = futures::future::join_all(unread.into_iter().map(is_closed))
-        .await
-        .iter()
-        .sum();
-    // How many of them held the share depends on what the kernel took of each.
-    assert!(closed > 0, "none was closed");
+    // How many of them held the share depends on what the kernel took of each. What is read to its end may idle for longer.
+    let one_closed = futures::future::select_all(unread.into_iter().map(until_closed));
+    let closed = tokio::time::timeout(PATIENCE, one_closed).await;
+    assert!(closed.is_ok(), "none was closed");
 }

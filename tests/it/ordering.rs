@@ -106,7 +106,6 @@ async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
         let delivery = &whe["status"]["delivery"];
         delivery["pending"] == 0 && delivery["held"].is_null() && delivery["blockedKeys"].is_null()
     });
-    assert!(arrived.len() > KEYS * EACH, "some were tried again");
 }
 
 async fn send(team: &Team<'_>, dispatcher: &Dispatcher, subject: &str, id: &str) {

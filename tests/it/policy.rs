@@ -188,8 +188,12 @@ async fn what_the_policy_does_not_open_is_never_dialled_and_a_changed_file_opens
     until_invalid(&controller, &dispatcher, 1);
     send(&open, "good", "3").await;
     until_requests(&welcome, 4).await;
+    replace(&policy, &example);
+    until_invalid(&controller, &dispatcher, 0);
     fs::remove_file(&policy).unwrap();
     until_invalid(&controller, &dispatcher, 1);
+    send(&open, "good", "4").await;
+    until_requests(&welcome, 5).await;
     assert_eq!(closed.condition("whe", "literal", "Ready").unwrap().1, "PolicyDenied");
     assert_eq!(forbidden.accepted(), 0);
 

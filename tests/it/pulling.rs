@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+use tokio::task::JoinHandle;
 
 use super::load::Load;
 use super::messages::Reader;
@@ -105,6 +106,33 @@ pub fn events(answer: &Answer) -> Vec<&str> {
         .iter()
         .map(|one| one["event"]["id"].as_str().unwrap())
         .collect()
+}
+
+/// Requests that wait, one in each place that their namespace has, once all do: by the answer to one more.
+async fn in_every_place(consumer: &Consumer) -> (Vec<JoinHandle<Answer>>, Answer) {
+    const PLACES: usize = 128;
+    let waiting = (0..PLACES).map(|_| {
+        let consumer = consumer.clone();
+        tokio::spawn(async move {
+            loop {
+                let answer = consumer.pull("wait=60s").await;
+                if answer.status != 429 {
+                    return answer;
+                }
+                // One more was there before it.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+    });
+    let waiting = waiting.collect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = consumer.pull("wait=100ms").await;
+        if answer.status == 429 {
+            return (waiting, answer);
+        }
+        assert!(Instant::now() < deadline, "there are more places: {answer:?}");
+    }
 }
 
 /// Waits until so many requests wait for messages.
@@ -250,14 +278,15 @@ async fn a_consumer_gets_what_matches_in_order_and_what_it_acknowledges_never_co
     team.post(dispatcher, "d", TYPES[0]).await;
     let c = &rest.body["messages"][0]["id"];
     assert_eq!(consumer.acknowledge(&json!({"ids": [c]})).await, 1);
-    let waits = tokio::spawn({
-        let consumer = consumer.clone();
-        async move { consumer.pull("wait=60s").await }
-    });
-    until_waiting(dispatcher, |waiting| waiting >= 1.0).await;
+    let (waiting, _) = in_every_place(&consumer).await;
     subscribe(&team, "leads", json!({}));
-    let woken = waits.await.unwrap();
-    assert_eq!(events(&woken), ["d"], "who waits is told that it goes on");
+    for woken in waiting {
+        assert_eq!(
+            events(&woken.await.unwrap()),
+            ["d"],
+            "who waits is told that it goes on"
+        );
+    }
 
     // What was acknowledged can be replayed, behind what waits.
     team.apply(
@@ -304,7 +333,6 @@ async fn a_consumer_gets_what_matches_in_order_and_what_it_acknowledges_never_co
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_places_only() {
-    const PLACES: usize = 128;
     let shared = Shared::get();
     let (team, dispatcher) = (Team::open(shared.cluster, "polling"), &shared.dispatcher);
     subscribe(&team, "leads", json!({}));
@@ -318,14 +346,7 @@ async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_pl
         "{empty:?}"
     );
 
-    let waiting: Vec<_> = (0..PLACES)
-        .map(|_| {
-            let consumer = consumer.clone();
-            tokio::spawn(async move { consumer.pull("wait=60s").await })
-        })
-        .collect();
-    until_waiting(dispatcher, |waiting| waiting >= PLACES as f64).await;
-    let refused = consumer.pull("wait=1s").await;
+    let (mut waiting, refused) = in_every_place(&consumer).await;
     assert_eq!(
         (refused.status, &refused.body["reason"]),
         (429, &json!("TooManyPolls")),
@@ -334,7 +355,6 @@ async fn who_waits_hears_of_an_event_at_once_and_a_namespace_waits_in_so_many_pl
     assert!(refused.retry_after.is_some());
     assert_eq!(consumer.pull("").await.status, 200, "who does not wait takes no place");
     // Who hangs up makes room.
-    let mut waiting = waiting;
     waiting.pop().unwrap().abort();
     let deadline = Instant::now() + PATIENCE;
     while consumer.pull("wait=100ms").await.status == 429 {
@@ -506,13 +526,17 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
             .unwrap()
     };
     let (leads, says) = (dir.path().join("leads.jsonl"), dir.path().join("stderr"));
+    let checker = Consumer::new(&team, dispatcher, "checker", "leads-for-warehouse");
+    let_edit(&team, "checker");
+    checker.until_allowed().await;
     let mut consumer = consume(&leads, &says);
     for id in ["a", "b", "c"] {
         team.send(dispatcher, id).await;
     }
-    team.until("taken", "evsub", "leads-for-warehouse", |evsub| {
-        evsub["status"]["delivery"]["pending"] == 0
-    });
+    until("everything acknowledged", async || {
+        events(&checker.pull("").await).is_empty()
+    })
+    .await;
     let taken = std::fs::read_to_string(&leads).unwrap_or_default();
     consumer.kill().unwrap();
     consumer.wait().unwrap();
@@ -525,9 +549,6 @@ async fn the_example_s_consumer_takes_every_lead_with_its_own_account() {
     assert_eq!(times, HashMap::from(["a", "b", "c"].map(|id| (id.to_owned(), 1))));
 
     // A page with a body that is no JSON is not taken in part, and stays.
-    let checker = Consumer::new(&team, dispatcher, "checker", "leads-for-warehouse");
-    let_edit(&team, "checker");
-    checker.until_allowed().await;
     let patch = [
         "patch",
         "evsub",

@@ -415,7 +415,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether it asks to try again for nothing but that somebody who was asked did not answer in time: nothing is accepted then.
+    /// Whether it asks to try again only since somebody did not answer in time: nothing is accepted then.
     fn is_for_slowness(&self) -> bool {
         let reasons = ["AuthUnavailable", "TypesUnavailable", "Busy"];
         self.status == 503 && self.retry_after.is_some() && reasons.iter().any(|reason| self.body["reason"] == *reason)

@@ -264,7 +264,7 @@ async fn a_producers_trace_goes_on_over_a_failure_a_kill_and_a_retry_to_the_rece
     );
     assert!(!parent.contains(PRODUCERS_SPAN), "the receiver's parent is the attempt");
 
-    // What was not sent when it is told to stop is sent before it ends, unless the collector is slow to take it: then it is told.
+    // What was not sent when it is told to stop is sent before it ends; where the collector is too slow for it, that is told.
     post(&team, &dispatcher, "last", LAST, "01").await;
     hooks.until("last", 200).await;
     let status = dispatcher.terminate(Duration::from_secs(30)).unwrap();

@@ -241,11 +241,15 @@ impl Stage {
         Ok(requests.iter().filter_map(lead).collect())
     }
 
-    /// Holds messages back, or lets them go.
+    /// Holds messages back, from its return on, or lets them go.
     pub fn suspend(&self, suspend: bool) {
         let patch = json!({"spec": {"suspend": suspend}}).to_string();
         let args = ["patch", "whe", "crm", "-n", TEAM, "--type=merge", "-p", &patch];
         self.cluster().kubectl_ok(&args).unwrap();
+        if suspend {
+            let reason = r#"jsonpath={.status.conditions[?(@.type=="Delivering")].reason}=Suspended"#;
+            self.cluster().wait_for(TEAM, "whe/crm", reason, PATIENCE).unwrap();
+        }
     }
 
     /// What a person would look at when something is wrong.
