@@ -17,6 +17,8 @@ use crate::schedule::decide::accepted_at;
 const PAGE: usize = 512;
 /// Rows a probe is chosen among.
 const PROBE_PAGE: usize = 64;
+/// Expired rows that a page gives up: those of many subscriptions are more than its own places, and each is an outcome.
+const OVER: usize = 8 * PAGE;
 /// Rows of a subscription at the least: one with many waiting is not read row by row.
 const SHARE: usize = 16;
 /// Over this many messages in windows, endpoints get small pages.
@@ -109,7 +111,7 @@ impl State {
 struct Taken {
     /// To be started, in this order.
     start: Vec<Pending>,
-    /// Too old: as many as a page has room for, for each is an outcome that waits for the store.
+    /// Too old.
     over: Vec<Pending>,
     /// There is nothing behind the page.
     complete: bool,
@@ -169,6 +171,7 @@ impl Endpoint {
             rows.sort_unstable_by_key(|row| (row.due, row.message));
         }
 
+        let shows_more = !rows.is_empty();
         let mut left_over = false;
         for row in rows {
             let Some(known) = self.subscriptions.get(&row.subscription) else {
@@ -177,7 +180,7 @@ impl Endpoint {
             let sends = known.sends();
             let overridden = self.overridden && !self.retried.contains_key(&row.message);
             if self.is_over(&row, synced, now) {
-                if taken.over.len() < PAGE {
+                if taken.over.len() < OVER {
                     taken.over.push(row);
                 } else {
                     taken.complete = false;
@@ -191,7 +194,7 @@ impl Endpoint {
                 self.stays(&row);
             }
         }
-        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty();
+        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty() && (taken.complete || shows_more);
         if self.overridden && ((taken.complete && !left_over) || nothing || self.retried.len() > RETRIED) {
             self.overridden = false;
             self.retried.clear();

@@ -526,7 +526,8 @@ impl State {
         match shares.get_mut(&entry.namespace) {
             Some(1) if by < 0 => drop(shares.remove(&entry.namespace)),
             Some(held) => *held = held.saturating_add_signed(by),
-            None => drop(shares.insert(entry.namespace.clone(), 1)),
+            None if by > 0 => drop(shares.insert(entry.namespace.clone(), 1)),
+            None => {}
         }
     }
 

@@ -114,7 +114,9 @@ pub(super) fn keep(
         "UPDATE meta SET value = min(value, coalesce((SELECT since FROM endpoint WHERE id = ?), 0)) WHERE key = 'renew_from'",
     )?;
     for &(endpoint, retention) in retentions {
-        let before = transaction.memory.retentions.of(endpoint);
+        let told = transaction.effects.retentions.iter().rev();
+        let told = told.clone().find(|(known, _)| *known == endpoint);
+        let before = told.map_or_else(|| transaction.memory.retentions.of(endpoint), |(_, told)| *told);
         if before == retention {
             continue;
         }
@@ -253,16 +255,17 @@ impl Pruner {
     /// nearly all of a full store must stay. Then what has an id of a time to come.
     fn relieve(&mut self, transaction: &mut Transaction<'_, '_>, retentions: &Retentions) -> rusqlite::Result<bool> {
         let now = transaction.now;
+        // Before any dead letter.
+        let keep = match self.pressure {
+            Pressure::Letters => Duration::ZERO,
+            Pressure::History | Pressure::Nothing => UNDER_PRESSURE_KEEP,
+        };
         let expires = |row: Row, endpoint: EndpointId, at: UnixMillis| match row {
             Row::Delivered if at > now => now,
-            Row::Delivered => at.plus(UNDER_PRESSURE_KEEP.min(retentions.of(endpoint))),
+            Row::Delivered => at.plus(keep.min(retentions.of(endpoint))),
             Row::Dead => at.plus(retentions.of(endpoint)),
         };
-        let mut found = delivered(
-            transaction.conn(),
-            self.cursor,
-            first_of(before(now, UNDER_PRESSURE_KEEP)),
-        )?;
+        let mut found = delivered(transaction.conn(), self.cursor, first_of(before(now, keep)))?;
         if found.events.is_empty() {
             let to_come = EventId(first_of(now).0 - 1);
             found = delivered(transaction.conn(), self.cursor.max(to_come), END)?;
@@ -271,7 +274,7 @@ impl Pruner {
         }
         let pruned = remove(transaction, found, self.cursor, now, expires, ROWS)?;
         self.cursor = if pruned.finished { EventId(0) } else { pruned.cursor };
-        self.relieved |= pruned.finished;
+        self.relieved = pruned.rows == 0 && (self.relieved || pruned.finished);
         Ok(pruned.finished)
     }
 
@@ -548,7 +551,10 @@ impl<'c> Visitor<'c> {
             remove_attempts: conn.prepare("DELETE FROM attempt WHERE message = ?")?,
             remove_event: conn.prepare("DELETE FROM event WHERE id = ?")?,
             remove_notice: conn.prepare("DELETE FROM notice WHERE event = ?")?,
-            later: conn.prepare("INSERT OR REPLACE INTO revisit(event, at) VALUES (?, ?)")?,
+            later: conn.prepare(
+                "INSERT INTO revisit(event, at) VALUES (?, ?)
+                 ON CONFLICT(event) DO UPDATE SET at = excluded.at WHERE at <> excluded.at",
+            )?,
             no_more: conn.prepare("DELETE FROM revisit WHERE event = ?")?,
         })
     }

@@ -363,6 +363,46 @@ async fn dead_letters_of_the_namespace_that_keeps_most_give_way_to_everybodys_ev
 }
 
 #[tokio::test]
+async fn delivered_history_gives_way_before_any_dead_letter_however_new_it_is() {
+    let dir = Directory::new();
+    let queue = open(
+        dir.path(),
+        Options {
+            store_limit: Some(4 << 20),
+            ..options()
+        },
+    );
+    let fence = queue.claim().await.expect("claim");
+    let settled = async |name: String, count: u32, verdict: Verdict| {
+        let event = |n: u32| {
+            let mut event = new_event(&format!("{name}-{n}"), vec![target(1, 1, Placement::Fresh)]);
+            let mut stored = (*event.event).clone();
+            stored.body = vec![7; 16_000].into();
+            event.event = Arc::new(stored);
+            event
+        };
+        let events: Vec<NewEvent> = (0..count).map(event).collect();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Err(error) = queue.accept(events.clone()).await {
+            assert!(matches!(error, QueueError::Full(_)), "{error}");
+            assert!(Instant::now() < deadline, "full for ever: {error}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+        let outcomes = fresh.iter().map(|one| settlement(*one, verdict));
+        queue.settle(fence, outcomes.collect()).await.expect("settle");
+    };
+    let reason = DeadReason::Refused;
+    settled("dead".to_owned(), 20, Verdict::Dead { reason }).await;
+    for n in 0..30 {
+        settled(n.to_string(), 20, Verdict::Delivered).await;
+    }
+    let usage = queue.usage().await.expect("usage");
+    assert_eq!((usage.dead, usage.dropped), (20, 0));
+    queue.close().await;
+}
+
+#[tokio::test]
 async fn places_rise_though_the_clock_falls_and_nothing_is_left_over_a_restart() {
     static BEHIND: AtomicI64 = AtomicI64::new(0);
     let dir = Directory::new();

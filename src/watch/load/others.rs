@@ -67,7 +67,7 @@ impl Loader {
             };
             self.tools.objects.remove_subscription(entry.id);
             self.drop_holding(&key);
-            // The registry keeps it for as long as the process lives: not so the values of its Secrets.
+            // It stays known for as long as something of it is kept: not so the values of its Secrets.
             let gone = SubscriptionEntry {
                 deleted: Some(at),
                 material: Material::default(),

@@ -157,6 +157,19 @@ async fn however_often_a_retention_changes_an_event_is_written_down_once_and_the
 }
 
 #[tokio::test]
+async fn of_what_is_told_of_an_endpoint_at_once_the_last_counts() {
+    let _turn = TURN.lock().await;
+    let dir = Directory::new();
+    let queue = opened_after(&dir, 0);
+    let fence = queue.claim().await.expect("claim");
+    let told = |each: &[u64]| each.iter().map(|n| (EndpointId(1), hours(*n))).collect();
+    queue.keep(fence, told(&[3])).await.expect("keep");
+    queue.keep(fence, told(&[1, 3])).await.expect("keep");
+    assert_eq!(number(&queue, "SELECT seconds FROM retention").await, 3 * 3_600);
+    queue.close().await;
+}
+
+#[tokio::test]
 async fn a_shorter_retention_counts_for_what_was_looked_at_before() {
     let _turn = TURN.lock().await;
     let dir = Directory::new();
