@@ -94,8 +94,8 @@ pub(super) struct Endpoint {
     pub timer: Option<UnixMillis>,
     /// Older due times do not count: the breaker closed, or the spec changed.
     pub overridden: bool,
-    /// Those that failed since, and whose they are: their due times count.
-    pub retried: HashMap<MessageId, SubscriptionId>,
+    /// Those that failed since: their due times count.
+    pub retried: HashSet<MessageId>,
     /// The usual time of a success, smoothed.
     pub usual: Duration,
     /// The largest body that was sent of late: what the next is taken to be until it is rendered.
@@ -133,7 +133,7 @@ impl Endpoint {
             paced: false,
             timer: None,
             overridden: false,
-            retried: HashMap::new(),
+            retried: HashSet::new(),
             usual: Duration::ZERO,
             body: 0,
             oldest: None,

@@ -73,7 +73,7 @@ impl State {
                 if let Some(endpoint) = self.endpoints.get_mut(&id) {
                     endpoint.health.rest(now.plus(PANICKED_REST));
                     if endpoint.overridden {
-                        endpoint.retried.insert(job.pending.message, job.pending.subscription);
+                        endpoint.retried.insert(job.pending.message);
                     }
                 }
                 self.wait(job, now.plus(PANICKED_WAIT));
@@ -156,7 +156,7 @@ impl State {
         }
         // After the transition: the probe that closed the breaker may have failed by itself.
         if endpoint.overridden && !is_stale && matches!(decision.verdict, Verdict::Wait { .. }) {
-            endpoint.retried.insert(job.pending.message, job.pending.subscription);
+            endpoint.retried.insert(job.pending.message);
         }
         self.hand_over(Settlement {
             message: job.pending.message,

@@ -1,11 +1,8 @@
-//! Waiting messages: from the store into windows, in due order over an endpoint's subscriptions, as far as a page shows them:
-//! of many it shows a share of each, so that what is read is what there is room for, however many wait.
+//! Waiting messages: from the store into windows, in due order over an endpoint's subscriptions.
 //!
 //! Owns which rows of a page are taken; knows no SQL. Invariant: a row that is held here, or that left while the page was
 //! read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that was stored
 //! while an earlier page was read has an earlier due time than that page's last.
-
-use std::collections::HashMap;
 
 use super::endpoint::{Access, Endpoint, Held};
 use super::state::{State, UNRECORDED};
@@ -17,10 +14,6 @@ use crate::schedule::decide::accepted_at;
 const PAGE: usize = 512;
 /// Rows a probe is chosen among.
 const PROBE_PAGE: usize = 64;
-/// Expired rows that a page gives up: those of many subscriptions are more than its own places, and each is an outcome.
-const OVER: usize = 8 * PAGE;
-/// Rows of a subscription at the least: one with many waiting is not read row by row.
-const SHARE: usize = 16;
 /// Over this many messages in windows, endpoints get small pages.
 const CROWDED: i64 = 20_000;
 /// A small page.
@@ -34,8 +27,9 @@ const RETRIED: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct PageRequest {
     pub endpoint: EndpointId,
-    /// How many rows of each subscription: those that cannot be taken come first, and are not counted.
-    pub limits: HashMap<SubscriptionId, usize>,
+    pub subscriptions: Vec<SubscriptionId>,
+    /// Rows per subscription: those held come first, and are not counted.
+    pub limit: usize,
 }
 
 /// The rows of one subscription, in due order.
@@ -57,12 +51,19 @@ impl State {
                 _ if crowded => PAGE_CROWDED,
                 _ => PAGE,
             };
-            let limits = endpoint.limits(wanted);
-            for id in limits.keys() {
+            let waiting = endpoint.subscriptions.iter();
+            let waiting = waiting.filter(|(_, known)| known.next_due().is_some());
+            let subscriptions: Vec<SubscriptionId> = waiting.map(|(id, _)| *id).collect();
+            for id in &subscriptions {
                 endpoint.subscriptions.page_begins(*id);
             }
             endpoint.left.clear();
-            return Some(PageRequest { endpoint: id, limits });
+            let limit = endpoint.held.len() + wanted;
+            return Some(PageRequest {
+                endpoint: id,
+                subscriptions,
+                limit,
+            });
         }
         None
     }
@@ -118,23 +119,6 @@ struct Taken {
 }
 
 impl Endpoint {
-    /// An equal share of a page for each subscription of which something waits. What is in memory already, and what is not
-    /// taken before its time though others are, stands before the rest.
-    fn limits(&self, wanted: usize) -> HashMap<SubscriptionId, usize> {
-        let waiting = self.subscriptions.iter();
-        let waiting = waiting.filter(|(_, known)| known.next_due().is_some());
-        let mut limits: HashMap<_, _> = waiting.map(|(id, _)| (*id, 0)).collect();
-        let share = wanted.div_ceil(limits.len().max(1)).max(SHARE.min(wanted));
-        limits.values_mut().for_each(|limit| *limit = share);
-        let retried = self.retried.values().filter(|_| self.overridden);
-        for id in self.held.values().chain(retried) {
-            if let Some(limit) = limits.get_mut(id) {
-                *limit += 1;
-            }
-        }
-        limits
-    }
-
     /// Takes what there is room for, and notes of the rest when it is due.
     fn take(&mut self, request: &PageRequest, pages: Vec<Rows>, synced: bool, now: UnixMillis) -> Taken {
         let access = self.access(now);
@@ -155,8 +139,7 @@ impl Endpoint {
             }
             self.subscriptions.page_ends(subscription);
             // Beyond a full page there may be more, due no earlier than its last row.
-            let limit = request.limits.get(&subscription).copied().unwrap_or_default();
-            if let Some(last) = page.last().filter(|_| page.len() >= limit) {
+            if let Some(last) = page.last().filter(|_| page.len() >= request.limit) {
                 taken.complete = false;
                 self.subscriptions.note_due(subscription, last.due, false);
             }
@@ -171,21 +154,15 @@ impl Endpoint {
             rows.sort_unstable_by_key(|row| (row.due, row.message));
         }
 
-        let shows_more = !rows.is_empty();
         let mut left_over = false;
         for row in rows {
             let Some(known) = self.subscriptions.get(&row.subscription) else {
                 continue;
             };
             let sends = known.sends();
-            let overridden = self.overridden && !self.retried.contains_key(&row.message);
+            let overridden = self.overridden && !self.retried.contains(&row.message);
             if self.is_over(&row, synced, now) {
-                if taken.over.len() < OVER {
-                    taken.over.push(row);
-                } else {
-                    taken.complete = false;
-                    self.stays(&row);
-                }
+                taken.over.push(row);
             } else if sends && room > 0 && (row.due <= now || any || overridden) {
                 room -= 1;
                 taken.start.push(row);
@@ -194,7 +171,7 @@ impl Endpoint {
                 self.stays(&row);
             }
         }
-        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty() && (taken.complete || shows_more);
+        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty();
         if self.overridden && ((taken.complete && !left_over) || nothing || self.retried.len() > RETRIED) {
             self.overridden = false;
             self.retried.clear();
@@ -213,14 +190,14 @@ impl Endpoint {
 
 /// Reads a page: each subscription's rows, from its earliest due time.
 pub(super) async fn read(queue: &dyn Queue, fence: Fence, request: &PageRequest) -> Result<Vec<Rows>, QueueError> {
-    let mut pages = Vec::with_capacity(request.limits.len());
-    for (subscription, limit) in &request.limits {
+    let mut pages = Vec::with_capacity(request.subscriptions.len());
+    for subscription in &request.subscriptions {
         let window = Window {
             endpoint: request.endpoint,
             subscription: *subscription,
             after: None,
             until: UnixMillis(i64::MAX),
-            limit: *limit,
+            limit: request.limit,
         };
         pages.push((*subscription, queue.window(fence, window).await?));
     }

@@ -169,6 +169,11 @@ impl Subscriptions {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// Those that have something to be sent until then: who is due first comes first.
+    pub fn due(&self, until: UnixMillis) -> impl Iterator<Item = SubscriptionId> {
+        self.due.range(..=(until, SubscriptionId(u32::MAX))).map(|(_, id)| *id)
+    }
+
     /// Messages held in the store behind others of their key, and dead letters that block theirs.
     pub fn ordered(&self) -> (i64, i64) {
         self.ordered

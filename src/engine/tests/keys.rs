@@ -148,12 +148,7 @@ impl Simulation {
             }
             while let Some(request) = self.state.next_page(now) {
                 self.pages += 1;
-                let rows = self
-                    .waiting
-                    .values()
-                    .take(request.limits[&SUBSCRIPTION])
-                    .copied()
-                    .collect();
+                let rows = self.waiting.values().take(request.limit).copied().collect();
                 let rows = vec![(SUBSCRIPTION, rows)];
                 self.plan(at + STORES_AFTER, Happens::Read(request, rows));
             }

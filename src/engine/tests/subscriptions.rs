@@ -85,13 +85,18 @@ proptest! {
     #[test]
     fn the_order_and_the_sums_are_what_a_walk_over_all_finds(
         steps in prop::collection::vec(step(), 1..80),
+        until in (0..6_i64).prop_map(UnixMillis),
     ) {
         let (registry, _changes) = Registry::new(8);
         let mut all = Subscriptions::default();
         for (id, step) in steps {
             play(&mut all, &registry, id, step);
             let sending = all.iter().filter(|(_, known)| known.sends());
-            prop_assert_eq!(all.next_due(), sending.filter_map(|(_, known)| known.next_due()).min());
+            let mut walked: Vec<_> = sending.filter_map(|(id, known)| Some((known.next_due()?, *id))).collect();
+            walked.sort_unstable();
+            prop_assert_eq!(all.next_due(), walked.first().map(|(due, _)| *due));
+            let due = walked.iter().filter(|(due, _)| *due <= until).map(|(_, id)| *id);
+            prop_assert_eq!(all.due(until).collect::<Vec<_>>(), due.collect::<Vec<_>>());
             let sum = |of: fn(&Subscription) -> i64| all.values().map(|known| of(known).max(0)).sum::<i64>();
             prop_assert_eq!(all.ordered(), (sum(Subscription::held), sum(Subscription::blocking)));
         }

@@ -1,7 +1,5 @@
 //! What is held in memory, step by step: orders of events that a run meets only now and then.
 
-use std::collections::VecDeque;
-
 use super::*;
 use crate::engine::state::UNRECORDED;
 use crate::queue::{Backlog, DeadReason, Pending, SentAgain, Settled, Verdict};
@@ -80,7 +78,7 @@ fn no_more_expires_than_the_store_records() {
         .collect();
     let read = |state: &mut State| {
         let request = state.next_page(now)?;
-        let page = rows.iter().copied().take(request.limits[&SUBSCRIPTION]).collect();
+        let page = rows.iter().copied().take(request.limit).collect();
         state.paged(&request, vec![(SUBSCRIPTION, page)], now);
         Some(())
     };
@@ -278,7 +276,7 @@ fn what_waits_only_since_the_store_let_it_is_found_while_others_of_the_endpoint_
     };
     state.counted(ENDPOINT, &[waits(SUBSCRIPTION, 3), waits(QUIET, 1)], now);
     let request = state.next_page(now).expect("there is something that is not in memory");
-    assert!(request.limits.keys().eq(&[QUIET]), "of the busy one all is");
+    assert_eq!(request.subscriptions, [QUIET], "of the busy one all is");
     let found = Pending {
         subscription: QUIET,
         ..message(4, now)
@@ -288,55 +286,7 @@ fn what_waits_only_since_the_store_let_it_is_found_while_others_of_the_endpoint_
     // The same of one that has another in memory.
     state.counted(ENDPOINT, &[waits(SUBSCRIPTION, 3), waits(QUIET, 2)], now);
     let request = state.next_page(now).expect("one of two is in memory");
-    assert!(request.limits.keys().eq(&[QUIET]));
+    assert_eq!(request.subscriptions, [QUIET]);
     state.paged(&request, vec![(QUIET, vec![found])], now);
     assert_eq!(state.endpoints[&ENDPOINT].window.len(), 4);
-}
-
-#[test]
-fn of_many_subscriptions_a_page_reads_a_share_of_each() {
-    const MANY: u32 = 200;
-    const PAGE: usize = 512;
-    let accepted = UnixMillis::now();
-    for (age, start, over) in [(Duration::ZERO, PAGE, 0), (Duration::from_secs(100 * 3_600), 0, 3_200)] {
-        let now = accepted.plus(age);
-        let (registry, _changes) = Registry::new(8);
-        let mut state = State::new(Arc::new(registry), EngineMetrics::default());
-        loaded(&mut state, EndpointState::Usable(Arc::new(resolved("crm"))), now);
-        for id in (0..MANY).map(SubscriptionId) {
-            subscribed_as(id, &mut state, now);
-            note_due(&mut state, id, accepted);
-        }
-        state.evaluate(ENDPOINT, now);
-        let mut waiting: Vec<VecDeque<Pending>> = (0..i64::from(MANY))
-            .map(|of| {
-                let row = |number| Pending {
-                    subscription: SubscriptionId(of as u32),
-                    ..message(of * 1_000 + number, accepted)
-                };
-                (0..100).map(row).collect()
-            })
-            .collect();
-        let request = state.next_page(now).expect("all of them wait");
-        assert_eq!(request.limits.len(), MANY as usize);
-        let rows: usize = request.limits.values().sum();
-        assert!(
-            (PAGE..8 * PAGE).contains(&rows),
-            "{rows} rows are read for {PAGE} places"
-        );
-        let pages = request.limits.iter().map(|(id, limit)| {
-            let rows = &mut waiting[id.0 as usize];
-            (*id, rows.drain(..*limit).collect())
-        });
-        let pages = pages.collect();
-        state.paged(&request, pages, now);
-        assert_eq!(state.endpoints[&ENDPOINT].window.len(), start);
-        assert_eq!(state.unrecorded(), over);
-        let again = over > 0;
-        assert_eq!(
-            state.next_page(now).is_some(),
-            again,
-            "behind expired ones there are more"
-        );
-    }
 }
