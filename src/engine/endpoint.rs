@@ -78,6 +78,8 @@ pub(super) struct Endpoint {
     /// Those that left `held` while a page was being read: the page may still show them.
     pub left: HashSet<MessageId>,
     pub paging: bool,
+    /// Of whom the next pages are to show what waits, whether it may be sent or not.
+    pub looks: Vec<SubscriptionId>,
     pub subscriptions: Subscriptions,
     pub in_flight: usize,
     /// Of those, in fast slots.
@@ -94,8 +96,8 @@ pub(super) struct Endpoint {
     pub timer: Option<UnixMillis>,
     /// Older due times do not count: the breaker closed, or the spec changed.
     pub overridden: bool,
-    /// Those that failed since: their due times count.
-    pub retried: HashSet<MessageId>,
+    /// Those that failed since, and whose they are: their due times count.
+    pub retried: HashMap<MessageId, SubscriptionId>,
     /// The usual time of a success, smoothed.
     pub usual: Duration,
     /// The largest body that was sent of late: what the next is taken to be until it is rendered.
@@ -124,6 +126,7 @@ impl Endpoint {
             held: HashMap::new(),
             left: HashSet::new(),
             paging: false,
+            looks: Vec::new(),
             subscriptions: Subscriptions::default(),
             in_flight: 0,
             fast: 0,
@@ -133,7 +136,7 @@ impl Endpoint {
             paced: false,
             timer: None,
             overridden: false,
-            retried: HashSet::new(),
+            retried: HashMap::new(),
             usual: Duration::ZERO,
             body: 0,
             oldest: None,

@@ -35,16 +35,14 @@ impl Endpoint {
 impl State {
     /// Reads the beginning of what waits where the oldest message has expired, also where nothing may be sent.
     pub fn sweep_expired(&mut self, id: EndpointId, now: UnixMillis) {
-        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+        let Some(endpoint) = self.endpoints.get(&id) else {
             return;
         };
-        if !endpoint.paging && endpoint.has_expired(self.synced, now) {
-            endpoint.subscriptions.expect_pending(now);
+        if endpoint.has_expired(self.synced, now) {
             if endpoint.ordered().0 > 0 {
                 self.holding_old.insert(id);
             }
-            endpoint.paging = true;
-            self.to_page.push_back(id);
+            self.look_at_waiting(id);
         }
     }
 

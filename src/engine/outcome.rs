@@ -73,7 +73,7 @@ impl State {
                 if let Some(endpoint) = self.endpoints.get_mut(&id) {
                     endpoint.health.rest(now.plus(PANICKED_REST));
                     if endpoint.overridden {
-                        endpoint.retried.insert(job.pending.message);
+                        endpoint.retried.insert(job.pending.message, job.pending.subscription);
                     }
                 }
                 self.wait(job, now.plus(PANICKED_WAIT));
@@ -156,7 +156,7 @@ impl State {
         }
         // After the transition: the probe that closed the breaker may have failed by itself.
         if endpoint.overridden && !is_stale && matches!(decision.verdict, Verdict::Wait { .. }) {
-            endpoint.retried.insert(job.pending.message);
+            endpoint.retried.insert(job.pending.message, job.pending.subscription);
         }
         self.hand_over(Settlement {
             message: job.pending.message,
@@ -302,9 +302,8 @@ impl State {
             }
             // After a restart: which retry is due first is shown before it is due.
             let unseen = endpoint.posted.is_none() && endpoint.health.last_failed && endpoint.next_due().is_some();
-            if unseen && !endpoint.paging {
-                endpoint.paging = true;
-                self.to_page.push_back(id);
+            if unseen {
+                self.look_at_waiting(id);
             }
         }
         self.look_at_order(id);

@@ -1,8 +1,15 @@
-//! Waiting messages: from the store into windows, in due order over an endpoint's subscriptions.
+//! Waiting messages: from the store into windows, a share of each of an endpoint's subscriptions, those first that are due
+//! first.
 //!
-//! Owns which rows of a page are taken; knows no SQL. Invariant: a row that is held here, or that left while the page was
-//! read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that was stored
-//! while an earlier page was read has an earlier due time than that page's last.
+//! Owns which rows are read and which of them are taken; knows no SQL. Invariant: a row that is held here, or that left while
+//! the page was read, is never taken from it. A page starts at the earliest due time, never behind a position: a message that
+//! was stored while an earlier page was read has an earlier due time than that page's last.
+//!
+//! A page shows about as many rows as there is room for. What it leaves in the store stays due, so who was passed by is among
+//! the first of the next page. Rejected: the strict order of due times, for which every subscription's rows would have to be
+//! read as far as one alone might fill the page.
+
+use std::collections::{BTreeSet, HashMap};
 
 use super::endpoint::{Access, Endpoint, Held};
 use super::state::{State, UNRECORDED};
@@ -14,6 +21,8 @@ use crate::schedule::decide::accepted_at;
 const PAGE: usize = 512;
 /// Rows a probe is chosen among.
 const PROBE_PAGE: usize = 64;
+/// Subscriptions of a page of what is due: of a full one each has 16 rows, so that one with many is not read row by row.
+const SPREAD: usize = 32;
 /// Over this many messages in windows, endpoints get small pages.
 const CROWDED: i64 = 20_000;
 /// A small page.
@@ -27,9 +36,12 @@ const RETRIED: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct PageRequest {
     pub endpoint: EndpointId,
-    pub subscriptions: Vec<SubscriptionId>,
-    /// Rows per subscription: those held come first, and are not counted.
-    pub limit: usize,
+    /// Whose rows, and how many of each at most: those that cannot be taken come first, and are not counted.
+    pub limits: HashMap<SubscriptionId, usize>,
+    /// It shows something of everyone that may send.
+    whole: bool,
+    /// It shows what may not be sent, too, and goes on with those of whom more may be too old.
+    looks: bool,
 }
 
 /// The rows of one subscription, in due order.
@@ -46,26 +58,43 @@ impl State {
             let Some(endpoint) = self.endpoints.get_mut(&id) else {
                 continue;
             };
-            let wanted = match endpoint.access(now) {
+            let access = endpoint.access(now);
+            let wanted = match access {
                 Access::Probe => PROBE_PAGE,
                 _ if crowded => PAGE_CROWDED,
                 _ => PAGE,
             };
-            let waiting = endpoint.subscriptions.iter();
-            let waiting = waiting.filter(|(_, known)| known.next_due().is_some());
-            let subscriptions: Vec<SubscriptionId> = waiting.map(|(id, _)| *id).collect();
-            for id in &subscriptions {
-                endpoint.subscriptions.page_begins(*id);
+            let looks = !endpoint.looks.is_empty();
+            let (subscriptions, whole) = match looks {
+                true => {
+                    let others = endpoint.looks.len().saturating_sub(wanted);
+                    (endpoint.looks.split_off(others), false)
+                }
+                false => endpoint.sending(access, SPREAD.min(wanted), now),
+            };
+            let limits = endpoint.limits(&subscriptions, wanted);
+            for id in subscriptions {
+                endpoint.subscriptions.page_begins(id);
             }
             endpoint.left.clear();
-            let limit = endpoint.held.len() + wanted;
             return Some(PageRequest {
                 endpoint: id,
-                subscriptions,
-                limit,
+                limits,
+                whole,
+                looks,
             });
         }
         None
+    }
+
+    /// Has pages read of everyone's messages that wait, whether they may be sent or not.
+    pub fn look_at_waiting(&mut self, id: EndpointId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&id) {
+            endpoint.looks = endpoint.waiting();
+            if !std::mem::replace(&mut endpoint.paging, true) {
+                self.to_page.push_back(id);
+            }
+        }
     }
 
     /// A page could not be read: what is due stays due, and is looked at with the next tick.
@@ -82,9 +111,19 @@ impl State {
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
-        let Taken { start, over, complete } = endpoint.take(request, pages, self.synced, now);
-        // Behind a page of expired rows there are more of them, also where nothing may be sent and no page is asked for.
-        endpoint.paging = !complete && !over.is_empty() && !self.draining;
+        let Taken {
+            start,
+            over,
+            expiring,
+            behind,
+        } = endpoint.take(request, pages, self.synced, now);
+        let complete = behind.is_empty();
+        // Behind expired rows there are more of them, also where nothing may be sent and no page is asked for.
+        let goes_on = !complete && !over.is_empty();
+        if request.looks {
+            endpoint.looks.extend(behind.intersection(&expiring));
+        }
+        endpoint.paging = (goes_on || !endpoint.looks.is_empty()) && !self.draining;
         if endpoint.paging {
             self.to_page.push_back(id);
         }
@@ -112,13 +151,49 @@ impl State {
 struct Taken {
     /// To be started, in this order.
     start: Vec<Pending>,
-    /// Too old.
+    /// Too old: no more than a page's, for each becomes an outcome that waits for the store.
     over: Vec<Pending>,
-    /// There is nothing behind the page.
-    complete: bool,
+    /// Of whom some are too old.
+    expiring: BTreeSet<SubscriptionId>,
+    /// Of whom there may be more behind the page.
+    behind: BTreeSet<SubscriptionId>,
 }
 
 impl Endpoint {
+    /// Everyone of whom something may wait.
+    fn waiting(&self) -> Vec<SubscriptionId> {
+        let all = self.subscriptions.iter();
+        let waiting = all.filter(|(_, known)| known.pending > 0 || known.next_due().is_some());
+        waiting.map(|(id, _)| *id).collect()
+    }
+
+    /// Of whom something may be started, who is due first comes first, and whether these are all: so many of those that are
+    /// due, or of all where any message will do for a probe. Where older due times do not count, all unless so many are due.
+    fn sending(&self, access: Access, most: usize, now: UnixMillis) -> (Vec<SubscriptionId>, bool) {
+        let ever = UnixMillis(i64::MAX);
+        let any = access == Access::Probe && self.probes_any();
+        let until = if any { ever } else { now };
+        let first: Vec<_> = self.subscriptions.due(until).take(most).collect();
+        match self.overridden && first.len() < most {
+            true => (self.subscriptions.due(ever).collect(), true),
+            false => (first, false),
+        }
+    }
+
+    /// An equal share for each. What is in memory is not counted, nor what failed since older due times stopped counting: of
+    /// everyone it shows something that can be taken, if there is any.
+    fn limits(&self, subscriptions: &[SubscriptionId], wanted: usize) -> HashMap<SubscriptionId, usize> {
+        let share = (wanted / subscriptions.len().max(1)).max(1);
+        let mut limits: HashMap<_, _> = subscriptions.iter().map(|id| (*id, share)).collect();
+        let retried = self.retried.values().filter(|_| self.overridden);
+        for of in self.held.values().chain(retried) {
+            if let Some(limit) = limits.get_mut(of) {
+                *limit += 1;
+            }
+        }
+        limits
+    }
+
     /// Takes what there is room for, and notes of the rest when it is due.
     fn take(&mut self, request: &PageRequest, pages: Vec<Rows>, synced: bool, now: UnixMillis) -> Taken {
         let access = self.access(now);
@@ -128,10 +203,7 @@ impl Endpoint {
             Access::Closed { .. } | Access::Unloaded => 0,
         };
         let any = access == Access::Probe && self.probes_any();
-        let mut taken = Taken {
-            complete: true,
-            ..Taken::default()
-        };
+        let mut taken = Taken::default();
         let mut rows: Vec<Pending> = Vec::new();
         for (subscription, page) in pages {
             if self.subscriptions.get(&subscription).is_none() {
@@ -139,8 +211,9 @@ impl Endpoint {
             }
             self.subscriptions.page_ends(subscription);
             // Beyond a full page there may be more, due no earlier than its last row.
-            if let Some(last) = page.last().filter(|_| page.len() >= request.limit) {
-                taken.complete = false;
+            let limit = request.limits.get(&subscription);
+            if let Some(last) = page.last().filter(|_| limit.is_some_and(|limit| page.len() >= *limit)) {
+                taken.behind.insert(subscription);
                 self.subscriptions.note_due(subscription, last.due, false);
             }
             let in_memory = |row: &Pending| self.held.contains_key(&row.message) || self.left.contains(&row.message);
@@ -160,9 +233,15 @@ impl Endpoint {
                 continue;
             };
             let sends = known.sends();
-            let overridden = self.overridden && !self.retried.contains(&row.message);
+            let overridden = self.overridden && !self.retried.contains_key(&row.message);
             if self.is_over(&row, synced, now) {
-                taken.over.push(row);
+                taken.expiring.insert(row.subscription);
+                if taken.over.len() < PAGE {
+                    taken.over.push(row);
+                } else {
+                    taken.behind.insert(row.subscription);
+                    self.stays(&row);
+                }
             } else if sends && room > 0 && (row.due <= now || any || overridden) {
                 room -= 1;
                 taken.start.push(row);
@@ -171,8 +250,9 @@ impl Endpoint {
                 self.stays(&row);
             }
         }
-        let nothing = room > 0 && taken.start.is_empty() && taken.over.is_empty();
-        if self.overridden && ((taken.complete && !left_over) || nothing || self.retried.len() > RETRIED) {
+        // Who had a full page may have more that is to be sent now: its limit passed over what waits for its own time.
+        let is_all = request.whole && taken.behind.is_empty() && !left_over;
+        if self.overridden && (is_all || self.retried.len() > RETRIED) {
             self.overridden = false;
             self.retried.clear();
         }
@@ -190,14 +270,14 @@ impl Endpoint {
 
 /// Reads a page: each subscription's rows, from its earliest due time.
 pub(super) async fn read(queue: &dyn Queue, fence: Fence, request: &PageRequest) -> Result<Vec<Rows>, QueueError> {
-    let mut pages = Vec::with_capacity(request.subscriptions.len());
-    for subscription in &request.subscriptions {
+    let mut pages = Vec::with_capacity(request.limits.len());
+    for (subscription, limit) in &request.limits {
         let window = Window {
             endpoint: request.endpoint,
             subscription: *subscription,
             after: None,
             until: UnixMillis(i64::MAX),
-            limit: request.limit,
+            limit: *limit,
         };
         pages.push((*subscription, queue.window(fence, window).await?));
     }

@@ -211,16 +211,6 @@ impl Subscriptions {
         });
     }
 
-    /// Whatever of them is pending may be in the store, known or not.
-    pub fn expect_pending(&mut self, now: UnixMillis) {
-        let pending = self.known.iter().filter(|(_, known)| known.pending > 0);
-        let unknown = pending.filter(|(_, known)| known.next_due.is_none());
-        let unknown: Vec<SubscriptionId> = unknown.map(|(id, _)| *id).collect();
-        for id in unknown {
-            self.note_due(id, now, false);
-        }
-    }
-
     /// A page of what waits is about to be read: what is noted from now on it may not show.
     pub fn page_begins(&mut self, id: SubscriptionId) {
         self.change(id, |known| known.touched = None);

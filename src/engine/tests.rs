@@ -31,6 +31,7 @@ mod keys;
 mod lifetime;
 mod limits;
 mod order;
+mod pages;
 mod places;
 mod pull;
 mod refusals;

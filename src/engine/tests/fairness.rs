@@ -342,8 +342,8 @@ fn what_arrives_for_endpoints_that_hang_is_not_read_back_message_by_message() {
             while let Some(request) = simulation.state.next_page(now) {
                 pages += 1;
                 let known = rows.get(&request.endpoint).cloned().unwrap_or_default();
-                let page = known.into_iter().take(request.limit).collect();
                 let of = SubscriptionId(request.endpoint.0);
+                let page = known.into_iter().take(request.limits[&of]).collect();
                 simulation.state.paged(&request, vec![(of, page)], now);
             }
         }

@@ -148,7 +148,8 @@ impl Simulation {
             }
             while let Some(request) = self.state.next_page(now) {
                 self.pages += 1;
-                let rows = self.waiting.values().take(request.limit).copied().collect();
+                let limit = request.limits[&SUBSCRIPTION];
+                let rows = self.waiting.values().take(limit).copied().collect();
                 let rows = vec![(SUBSCRIPTION, rows)];
                 self.plan(at + STORES_AFTER, Happens::Read(request, rows));
             }

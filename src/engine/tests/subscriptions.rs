@@ -16,7 +16,6 @@ enum Step {
     NoteDue(i64, bool),
     PageBegins,
     PageEnds,
-    ExpectPending(i64),
     Add(i64, i64),
     Pend(i64),
     Load {
@@ -40,7 +39,6 @@ fn step() -> impl Strategy<Value = (SubscriptionId, Step)> {
         4 => (0..6_i64, any::<bool>()).prop_map(|(due, paging)| Step::NoteDue(due, paging)),
         1 => Just(Step::PageBegins),
         2 => Just(Step::PageEnds),
-        1 => (0..6_i64).prop_map(Step::ExpectPending),
         1 => (-2..3_i64, -2..3_i64).prop_map(|(held, blocking)| Step::Add(held, blocking)),
         1 => (0..2_i64).prop_map(Step::Pend),
         3 => load,
@@ -56,7 +54,6 @@ fn play(all: &mut Subscriptions, registry: &Registry, id: SubscriptionId, step: 
         Step::NoteDue(due, paging) => all.note_due(id, UnixMillis(due), paging),
         Step::PageBegins => all.page_begins(id),
         Step::PageEnds => all.page_ends(id),
-        Step::ExpectPending(now) => all.expect_pending(UnixMillis(now)),
         Step::Add(held, blocking) => all.add_ordered(id, held, blocking),
         Step::Pend(pending) => all.get_mut(&id).unwrap().pending = pending,
         Step::Load {
