@@ -20,7 +20,7 @@ use super::grants::apply::Known;
 use super::grants::{Grantee, Wanted};
 use super::memory::Memory;
 use super::metrics::Write;
-use super::queue::Queue;
+use super::queue::{Namespaced, Queue};
 use super::references::References;
 use super::stored::Stored;
 use super::watches::Writers;
@@ -56,6 +56,18 @@ impl Key {
             Key::EventType(..) => "eventtype",
             Key::Replay(..) => "replay",
             Key::Grants(..) => "grants",
+        }
+    }
+}
+
+impl Namespaced for Key {
+    fn namespace(&self) -> &str {
+        match self {
+            Key::Endpoint(namespace, _)
+            | Key::Subscription(namespace, _)
+            | Key::EventType(namespace, _)
+            | Key::Replay(namespace, _)
+            | Key::Grants(namespace) => namespace,
         }
     }
 }
