@@ -191,6 +191,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         traces: traces.clone(),
         random: rand::random::<f64>,
         bury_after: config.bury_after,
+        sees_all: config.scope.is_all(),
         refused: Box::new(move |id| refresher.refresh(id)),
     }));
     let engine = engine.await?.context("failed to read the store")?;

@@ -36,6 +36,7 @@ mod outcome;
 mod page;
 mod places;
 mod pull;
+mod purge;
 mod settle;
 mod state;
 mod subscriptions;
@@ -84,6 +85,8 @@ pub struct EngineConfig {
     pub random: fn() -> f64,
     /// How long a deleted endpoint or subscription may come back and find its messages.
     pub bury_after: Duration,
+    /// Whether every namespace is watched, so that one which is not there is gone.
+    pub sees_all: bool,
     /// Told of each attempt that the receiver answered with 401 or 403, or its token server refused: its Secrets may have
     /// changed. Must not wait.
     pub refused: Box<dyn Fn(EndpointId) + Send + Sync>,
@@ -235,6 +238,9 @@ impl Engine {
         core.keep_up(&tasks, keep_states(Arc::clone(&core)));
         core.keep_up(&tasks, expiry::expire(Arc::clone(&core)));
         core.keep_up(&tasks, clear::clear(Arc::clone(&core)));
+        if config.sees_all {
+            core.keep_up(&tasks, purge::purge(Arc::clone(&core), config.registry));
+        }
         core.keep_up(&tasks, post(Arc::clone(&core)));
         for _ in 0..PAGERS {
             core.keep_up(&tasks, read_pages(Arc::clone(&core)));

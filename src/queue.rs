@@ -295,8 +295,6 @@ pub enum Verdict {
     Wait { due: UnixMillis, attempts: u16 },
     /// Terminal: kept as a dead letter.
     Dead { reason: DeadReason },
-    /// Removed without trace (an administrator's discard).
-    Discard,
 }
 
 /// Why a message became a dead letter.
@@ -574,6 +572,14 @@ pub trait Queue: Send + Sync + 'static {
     /// From now on, and over restarts: how long settled history and dead letters of these endpoints are kept, at least. The
     /// store removes by itself what is older. Of an endpoint it was never told of: three days.
     async fn keep(&self, fence: Fence, retentions: Vec<(EndpointId, Duration)>) -> Result<(), QueueError>;
+
+    /// UIDs of the namespaces of which something may be kept: those that ever had an endpoint, and were not purged whole.
+    async fn namespaces(&self, fence: Fence) -> Result<Vec<String>, QueueError>;
+
+    /// These namespaces are gone for good: the store removes by itself, and over restarts, all that it keeps of their
+    /// endpoints, but of those of which messages are pending: bury these first, and ask again. How many endpoints' history
+    /// goes that did not go before.
+    async fn purge(&self, fence: Fence, namespaces: Vec<String>) -> Result<u64, QueueError>;
 
     /// Removes settled history and dead letters older than `before`, at most `rows`; how many.
     async fn prune(&self, before: UnixMillis, rows: usize) -> Result<u64, QueueError>;

@@ -3,7 +3,7 @@
 //! Written by the watches (one writer), read lock-free by ingest (which subscriptions match) and by the engine (how an
 //! endpoint wants it now). Invariant: a snapshot is consistent in itself; what a reader took stays valid while it uses it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -271,6 +271,13 @@ impl Registry {
     /// The namespace's subscriptions and declared types; none for a namespace that does not exist.
     pub fn namespace(&self, name: &str) -> Option<Arc<NamespaceView>> {
         self.namespaces.load().get(name).cloned()
+    }
+
+    /// UIDs of the namespaces that exist, as far as they are watched; none before every watch has synced.
+    pub fn namespace_uids(&self) -> Option<HashSet<Arc<str>>> {
+        let all = self.namespaces.load();
+        self.synced()
+            .then(|| all.values().map(|view| view.uid.clone()).collect())
     }
 
     /// An endpoint; none while its references are read for the first time: its messages wait.

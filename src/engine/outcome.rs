@@ -244,7 +244,7 @@ impl State {
                         self.metrics.told.inc();
                     }
                 }
-                Verdict::Delivered | Verdict::Discard => {}
+                Verdict::Delivered => {}
             }
             known.pending -= 1;
             if *answer == Settled::Blocked {

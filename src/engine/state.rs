@@ -445,7 +445,7 @@ impl State {
             match outcome.verdict {
                 Verdict::Wait { .. } => drop(endpoint.held.insert(outcome.message, outcome.subscription)),
                 Verdict::Dead { .. } => outcome.blocks = endpoint.blocks(),
-                Verdict::Delivered | Verdict::Discard => {}
+                Verdict::Delivered => {}
             }
         }
         self.outbox.push(outcome);

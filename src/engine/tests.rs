@@ -30,6 +30,7 @@ mod handshake;
 mod keys;
 mod lifetime;
 mod limits;
+mod namespaces;
 mod order;
 mod pages;
 mod places;
@@ -204,6 +205,7 @@ fn config(
         traces: None,
         random: || 0.0,
         bury_after: BURY_AFTER,
+        sees_all: false,
         refused: Box::new(|_| {}),
     }
 }
@@ -227,6 +229,16 @@ impl World {
     }
 
     async fn open_with(dir: &Path, script: Arc<Script>, clock: Arc<Clock>, options: Options) -> World {
+        World::open_as(dir, script, clock, options, |_| {}).await
+    }
+
+    async fn open_as(
+        dir: &Path,
+        script: Arc<Script>,
+        clock: Arc<Clock>,
+        options: Options,
+        edit: impl FnOnce(&mut EngineConfig),
+    ) -> World {
         let (queue, _) = SqliteQueue::open(dir, options).unwrap();
         let queue = Arc::new(queue);
         let fence = queue.claim().await.unwrap();
@@ -237,6 +249,7 @@ impl World {
         config.sender = script.clone();
         config.board = board.clone();
         config.clock = clock.clone();
+        edit(&mut config);
         let engine = Engine::start(config).await.unwrap();
         World {
             queue,

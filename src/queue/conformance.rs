@@ -213,7 +213,7 @@ async fn outcomes_apply_once<B: Bench>(bench: &B) {
         Verdict::Dead {
             reason: DeadReason::Exhausted,
         },
-        Verdict::Discard,
+        Verdict::Delivered,
     ];
     let settlements: Vec<_> = fresh
         .iter()

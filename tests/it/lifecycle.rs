@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::team::{Shared, Team, Webhooks};
+use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
+
+use super::team::{Shared, Team, Webhooks, metric, until};
 
 fn subscription(name: &str, endpoint: &str, event_type: &str, suspend: bool) -> Value {
     json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription", "metadata": {"name": name},
@@ -171,4 +173,39 @@ async fn a_namespace_created_again_never_sees_the_messages_of_its_namesake() {
         *pending(whe) == 0 && whe["status"]["delivery"]["lastStatusCode"] == 200
     });
     assert_eq!((receiver.times("theirs"), receiver.times("ours")), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_a_namespace_goes_with_it() {
+    let cluster = Cluster::lend().unwrap();
+    let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
+    let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
+    let options = DispatcherOptions {
+        extra_args: vec!["--keep-deleted-seconds=1".into()],
+        ..DispatcherOptions::default()
+    };
+    let dispatcher = tidings.start_dispatcher(&options).unwrap();
+    let receiver = Webhooks::answering(|_, _| 422).await;
+    let teams = ["leaves", "stays"].map(|name| Team::open(&cluster, name));
+    for team in &teams {
+        team.deliver_to("crm", &receiver.url(), json!({"retry": {"neverRetry": [422]}}));
+        team.deliver_to("later", &receiver.url(), json!({"suspend": true}));
+        team.send(&dispatcher, "1").await;
+        team.until("one of each", "evsub", "crm", |evsub| {
+            evsub["status"]["delivery"]["deadLettered"] == 1
+        });
+        team.until("waiting", "evsub", "later", |evsub| *pending(evsub) == 1);
+    }
+    let [dead, waiting] = ["tidings_store_dead_letters", "tidings_store_pending_messages"];
+    until("what is kept of both", async || {
+        (metric(&dispatcher, dead), metric(&dispatcher, waiting)) == (2.0, 2.0)
+    })
+    .await;
+    cluster
+        .kubectl_ok(&["delete", "namespace", "leaves", "--timeout=60s"])
+        .unwrap();
+    until("what is kept of one", async || {
+        (metric(&dispatcher, dead), metric(&dispatcher, waiting)) == (1.0, 1.0)
+    })
+    .await;
 }

@@ -154,7 +154,7 @@ async fn one_message_of_a_key_goes_at_a_time<B: Bench>(bench: &B) {
     assert_eq!(counts(&*queue, fence, 1).await, (3, 2, 0, 0));
     let gone = settle(&*queue, fence, dead(ids[1], false)).await;
     assert!(matches!(gone, Settled::Promoted(third) if third.message == ids[2]));
-    assert_eq!(next(&*queue, fence, ids[2], 0, Verdict::Discard).await, Some(ids[3]));
+    assert_eq!(next(&*queue, fence, ids[2], 0, Verdict::Delivered).await, Some(ids[3]));
     assert_eq!(next(&*queue, fence, ids[3], 0, Verdict::Delivered).await, None);
     let later = accept(&*queue, &[ordered(1, 1, KEY, Placement::Fresh)]).await;
     assert_eq!(going(&*queue, fence, 1, 1).await, later, "the key is free again");
@@ -372,10 +372,10 @@ async fn held_messages_that_are_given_up_promote_nobody<B: Bench>(bench: &B) {
     assert_eq!((last, go_on), (vec![ids[5]], None));
     assert_eq!(found(None, ids[4], 10).await, (vec![ids[1]], None));
     assert_eq!(
-        next(&*queue, fence, lesser[0], 0, Verdict::Discard).await,
+        next(&*queue, fence, lesser[0], 0, Verdict::Delivered).await,
         Some(lesser[1])
     );
-    assert_eq!(next(&*queue, fence, lesser[1], 0, Verdict::Discard).await, None);
+    assert_eq!(next(&*queue, fence, lesser[1], 0, Verdict::Delivered).await, None);
 
     assert_eq!(settle(&*queue, fence, dead(ids[1], false)).await, Settled::Applied);
     assert_eq!(going(&*queue, fence, 1, 1).await, [ids[0]]);

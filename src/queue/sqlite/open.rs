@@ -13,6 +13,7 @@ use super::Options;
 use super::dedupe::{Dedupe, MAX_SEGMENTS, rows_per_segment};
 use super::order::HELD;
 use super::prune::Retentions;
+use super::purge::Purge;
 use super::schema;
 use super::spaces::Spaces;
 use super::tally::Tally;
@@ -182,6 +183,7 @@ pub(super) struct Memory {
     pub(super) spaces: Spaces,
     pub(super) unrouted: u64,
     pub(super) retentions: Retentions,
+    pub(super) purge: Purge,
 }
 
 /// Reads what lies in the store: counters, keys of deduplication, the last ids.
@@ -263,6 +265,7 @@ fn read_memory(conn: &Connection, retention: Duration) -> rusqlite::Result<Memor
         spaces,
         unrouted,
         retentions: Retentions::read(conn, retention)?,
+        purge: Purge::read(conn)?,
     })
 }
 

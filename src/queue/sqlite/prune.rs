@@ -24,12 +24,13 @@ use rusqlite::{Connection, OptionalExtension, Statement, params};
 
 use super::dedupe::Dedupe;
 use super::order::WAITING;
+use super::purge;
 use super::space::Pressure;
 use super::transaction::{DEDUPE_WINDOW_SECONDS, Transaction};
 use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
 
 /// Rows removed in one commit: a few hundred microseconds.
-const ROWS: usize = 256;
+pub(super) const ROWS: usize = 256;
 /// Events looked at in one commit.
 const EVENTS: usize = 128;
 /// Steps over events that must stay, within one call of `Queue::prune`.
@@ -50,14 +51,14 @@ const LAG_MAX: Duration = Duration::from_secs(3600);
 /// And within this part of the time they are kept.
 const LAG_PART: u32 = 16;
 /// After every event.
-const END: EventId = EventId(i64::MAX >> MessageId::ORDINAL_BITS);
+pub(super) const END: EventId = EventId(i64::MAX >> MessageId::ORDINAL_BITS);
 /// Stands in the store where nothing is to be looked at anew.
 const NOTHING: EventId = EventId(i64::MAX);
 
 /// How long endpoints' history is kept.
 #[derive(Debug, Default)]
 pub(super) struct Retentions {
-    default: Duration,
+    pub(super) default: Duration,
     /// Where it is another.
     own: HashMap<EndpointId, Duration>,
 }
@@ -65,7 +66,7 @@ pub(super) struct Retentions {
 impl Retentions {
     /// Those of the store; `default` for endpoints it was never told of.
     pub(super) fn read(conn: &Connection, default: Duration) -> rusqlite::Result<Retentions> {
-        let mut rows = conn.prepare("SELECT ep, seconds FROM retention")?;
+        let mut rows = conn.prepare("SELECT ep, seconds FROM retention WHERE seconds > 0")?;
         let own = rows.query_map([], |row| {
             let seconds = u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
             Ok((EndpointId(row.get(0)?), Duration::from_secs(seconds)))
@@ -231,7 +232,7 @@ impl Pruner {
         let mut finished = revisit(transaction, retentions)?;
         finished &= sweep(transaction, retentions)?;
         // Gives way to what is looked at in its turn.
-        let renewed = !finished || renew(transaction, retentions)?;
+        let renewed = !finished || purge::step(transaction)? && renew(transaction, retentions)?;
         if self.pressure > Pressure::Nothing {
             finished &= self.relieve(transaction, retentions)?;
         }
@@ -435,7 +436,7 @@ pub(super) fn history(
 }
 
 /// The same of these events, which come after `after`.
-fn remove(
+pub(super) fn remove(
     transaction: &mut Transaction<'_, '_>,
     found: Found,
     after: EventId,
@@ -465,7 +466,7 @@ fn remove(
 }
 
 /// Events to be looked at, at most [`EVENTS`].
-struct Found {
+pub(super) struct Found {
     events: Vec<EventId>,
     /// There are no more.
     are_all: bool,
@@ -482,7 +483,7 @@ impl Found {
 }
 
 /// The next events after one and before another.
-fn events(conn: &Connection, after: EventId, until: EventId) -> rusqlite::Result<Found> {
+pub(super) fn events(conn: &Connection, after: EventId, until: EventId) -> rusqlite::Result<Found> {
     let mut events = conn.prepare("SELECT id FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?")?;
     let between = params![after.0, until.0, EVENTS as i64];
     Found::of(events.query_map(between, |row| Ok(EventId(row.get(0)?)))?)

@@ -43,7 +43,7 @@ CREATE TABLE replay(id INTEGER PRIMARY KEY AUTOINCREMENT, ticket TEXT NOT NULL U
 CREATE TABLE notice(event INTEGER PRIMARY KEY, message INTEGER NOT NULL, sub INTEGER NOT NULL, ep INTEGER NOT NULL,
     attempts INTEGER NOT NULL, at INTEGER NOT NULL, reason TEXT NOT NULL, code INTEGER);
 CREATE TABLE seen(seq INTEGER PRIMARY KEY, event INTEGER NOT NULL, hash BLOB NOT NULL, matched INTEGER NOT NULL);
--- Where it is not the default.
+-- Where it is not the default. -1: the endpoint's namespace is gone, and its history is to go; 0: it is gone.
 CREATE TABLE retention(ep INTEGER PRIMARY KEY, seconds INTEGER NOT NULL);
 -- Events of which something must stay, and when to look at them again.
 CREATE TABLE revisit(event INTEGER PRIMARY KEY, at INTEGER NOT NULL);

@@ -22,6 +22,7 @@ mod history;
 mod kill;
 mod measure;
 mod model;
+mod purge;
 mod retention;
 mod routing;
 

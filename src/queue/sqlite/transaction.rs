@@ -13,6 +13,7 @@ use super::dedupe::Key;
 use super::notice::Death;
 use super::open::Memory;
 use super::order::{FRESH, HELD, WAITING};
+use super::purge;
 use super::spaces::Held;
 use super::tally::Pair;
 use crate::ids::{EndpointId, EventId, MessageId, OrderKey, SubscriptionId, UnixMillis};
@@ -136,6 +137,8 @@ pub(super) struct Effects {
     /// Messages that are to be made later (1), or no longer are (-1), with their bytes: their namespace holds them already.
     pub(super) reserved: Vec<(EndpointId, i64, u32)>,
     pub(super) retentions: Vec<(EndpointId, Duration)>,
+    /// Endpoints whose namespace is gone, and of which nothing is kept any more.
+    pub(super) purge: purge::Marks,
     /// Dead letters of which nobody is told, for want of room.
     pub(super) untold: u64,
     /// Dead letters that go before their time, for want of room.
@@ -163,6 +166,7 @@ impl Effects {
             admitted: HashMap::new(),
             reserved: Vec::new(),
             retentions: Vec::new(),
+            purge: purge::Marks::default(),
             untold: 0,
             dropped: 0,
         }
@@ -188,6 +192,7 @@ impl Effects {
         self.admitted.clear();
         self.reserved.clear();
         self.retentions.clear();
+        self.purge.clear();
         self.untold = 0;
         self.dropped = 0;
     }
@@ -617,7 +622,7 @@ impl<'c> Transaction<'_, 'c> {
                 let wait = &mut self.statements.wait_message;
                 (wait.execute(params![message.0, attempts, due.0, kept])? > 0).then_some(Taken::default())
             }
-            Verdict::Delivered | Verdict::Dead { .. } | Verdict::Discard => {
+            Verdict::Delivered | Verdict::Dead { .. } => {
                 self.take(message, pair, attempts, verdict == Verdict::Delivered)?
             }
         };
@@ -654,7 +659,6 @@ impl<'c> Transaction<'_, 'c> {
                 };
                 self.dead(message, pair, letter)?;
             }
-            Verdict::Discard => {}
         }
         // A delivery's own attempt is the settled row; only failures are written twice. One that consumed nothing (a probe)
         // has the number of the next, which replaces it.

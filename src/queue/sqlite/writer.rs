@@ -264,7 +264,7 @@ impl Writer {
         view.settled = self.memory.settled;
         drop(view);
         self.outlet.offer(&mut effects.arrivals);
-        if !effects.retentions.is_empty() {
+        if self.memory.purge.remember(&mut effects.purge) || !effects.retentions.is_empty() {
             self.pruner.look();
         }
         for (endpoint, retention) in effects.retentions.drain(..) {

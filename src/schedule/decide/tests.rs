@@ -388,7 +388,7 @@ proptest! {
                     prop_assert_eq!(consumed, 4);
                     consumed = 0;
                 }
-                Verdict::Delivered | Verdict::Discard => consumed = 0,
+                Verdict::Delivered => consumed = 0,
             }
         }
     }

@@ -142,7 +142,6 @@ async fn play(steps: Vec<Step>) {
                     again: None,
                 };
                 let verdict = match verdict {
-                    0 => Verdict::Delivered,
                     1 => Verdict::Wait {
                         due: UnixMillis(5),
                         attempts: attempts + 1,
@@ -150,7 +149,7 @@ async fn play(steps: Vec<Step>) {
                     2 => Verdict::Dead {
                         reason: DeadReason::Exhausted,
                     },
-                    _ => Verdict::Discard,
+                    _ => Verdict::Delivered,
                 };
                 let settled = queue
                     .settle(fence, vec![settlement(one, verdict)])
@@ -168,7 +167,7 @@ async fn play(steps: Vec<Step>) {
                         model.dead += 1;
                         model.pending.remove(&message);
                     }
-                    Verdict::Delivered | Verdict::Discard => drop(model.pending.remove(&message)),
+                    Verdict::Delivered => drop(model.pending.remove(&message)),
                 }
             }
             Step::Bury { endpoint } => {
