@@ -7,18 +7,25 @@ LOCAL = $(TARGET)/release/tidings-local
 THREADS = $(or $(RUST_TEST_THREADS),$(shell cores=$$(nproc); echo $$((cores > 4 ? cores : 4))))
 CACHE = $(or $(TIDINGS_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidings)
 
-.PHONY: help test fmt clippy unit deny matrix release image node ground demo up down bench crds manifests
+.PHONY: help test begin fmt clippy unit deny matrix release image node ground demo up down bench crds manifests
 
 help: ## This list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
+# Tests that find something missing write a line into this.
+export TIDINGS_SKIPPED ?= $(abspath $(TARGET))/skipped
+
 # The image takes a release build, which takes what the tests leave of the cores. What goes wrong with it is told afterwards.
-test: fmt clippy ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
+test: begin fmt clippy ## Everything: fmt, clippy, unit, property and cluster tests, a real node, drift checks, cargo-deny.
 	$(CARGO) test --workspace --locked --no-run
 	@nice -n 19 $(MAKE) --no-print-directory image deny >$(TARGET)/beside.log 2>&1 & beside=$$!; \
 	trap 'kill $$beside 2>/dev/null' EXIT INT TERM; \
 	$(MAKE) --no-print-directory unit || exit; wait $$beside || true
 	@$(MAKE) --no-print-directory node deny
+	@cat $(TIDINGS_SKIPPED); echo "Passed in $$(($$(date +%s) - $$(cat $(TARGET)/begun))) s; skipped: $$(wc -l <$(TIDINGS_SKIPPED))."
+
+begin:
+	@mkdir -p $(TARGET) && date +%s >$(TARGET)/begun && : >$(TIDINGS_SKIPPED)
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -36,6 +36,7 @@ mod notice;
 mod open;
 mod order;
 mod prune;
+mod purge;
 mod reader;
 mod replay;
 mod schema;
@@ -653,6 +654,29 @@ impl Queue for SqliteQueue {
         self.call(move |transaction| {
             transaction.check(fence)?;
             Ok(prune::keep(transaction, &retentions)?)
+        })
+        .await
+    }
+
+    async fn namespaces(&self, fence: Fence) -> Result<Vec<String>, QueueError> {
+        self.read_fenced(fence, purge::namespaces).await
+    }
+
+    async fn purge(&self, fence: Fence, namespaces: Vec<String>) -> Result<u64, QueueError> {
+        let endpoints = self
+            .read_fenced(fence, move |conn| purge::endpoints(conn, &namespaces))
+            .await?;
+        let gone: Vec<EndpointId> = {
+            let view = self.shared.view();
+            let is_empty = |id: &EndpointId| view.tally.pending_of(Some(*id), None) == 0;
+            endpoints.into_iter().filter(is_empty).collect()
+        };
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        self.call(move |transaction| {
+            transaction.check(fence)?;
+            Ok(purge::mark(transaction, &gone)?)
         })
         .await
     }

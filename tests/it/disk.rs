@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings, skipped};
 
 use super::load::{Load, until_quiet};
 use super::team::{Answer, PATIENCE, TYPES, Team, Webhooks, lead, metric};
@@ -172,8 +172,8 @@ async fn writes_that_fail_refuse_producers_while_deliveries_go_on_and_are_made_u
     assert_eq!(receiver.arrived().len(), expected + 2);
 }
 
-/// Whether this user may have a file system of his own.
-fn may_mount() -> bool {
+/// Whether this user may have a file system of his own, which a test needs.
+fn may_mount(test: &str) -> bool {
     let mut unshare = Command::new("unshare");
     unshare.args([
         "--user",
@@ -190,7 +190,7 @@ fn may_mount() -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !may {
-        println!("skipped: user namespaces are not for this user");
+        skipped(test, "user namespaces are not for this user");
     }
     may
 }
@@ -225,7 +225,7 @@ impl Ballast {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_somebody_else_fills_to_the_last_byte_stops_producers_and_no_delivery() {
     const VOLUME: usize = 280 << 20;
-    if !may_mount() {
+    if !may_mount("disk::a_volume_that_somebody_else_fills_to_the_last_byte_stops_producers_and_no_delivery") {
         return;
     }
     let cluster = Cluster::lend().unwrap();
@@ -282,8 +282,8 @@ struct Strace {
 }
 
 impl Strace {
-    /// None where strace is not installed or may not trace: then nothing can be shown here.
-    fn attach(dispatcher: &Dispatcher, args: &[&str]) -> Option<Strace> {
+    /// None where strace is not installed or may not trace, and the test is skipped.
+    fn attach(test: &str, dispatcher: &Dispatcher, args: &[&str]) -> Option<Strace> {
         let pid = dispatcher.process.pid().unwrap();
         let output = dispatcher.data_dir.join("strace");
         let child = Command::new("strace")
@@ -293,7 +293,7 @@ impl Strace {
             .stderr(Stdio::null())
             .spawn();
         let Ok(mut child) = child else {
-            println!("skipped: strace is not installed");
+            skipped(test, "strace is not installed");
             return None;
         };
         let deadline = Instant::now() + PATIENCE;
@@ -303,7 +303,7 @@ impl Strace {
                     // What it traced has ended already.
                     break;
                 }
-                println!("skipped: strace may not trace here ({status})");
+                skipped(test, &format!("strace may not trace here ({status})"));
                 return None;
             }
             assert!(Instant::now() < deadline, "strace never attached");
@@ -353,7 +353,8 @@ async fn a_failed_fsync_ends_the_process_and_the_next_one_has_everything_that_wa
     receiver.until("a load", |all| all.len() > 100).await;
 
     let fails = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"];
-    let Some(strace) = Strace::attach(&dispatcher, &fails) else {
+    let test = "disk::a_failed_fsync_ends_the_process_and_the_next_one_has_everything_that_was_acknowledged";
+    let Some(strace) = Strace::attach(test, &dispatcher, &fails) else {
         load.stop().await;
         return;
     };
@@ -406,7 +407,8 @@ async fn strace_shows_the_event_written_and_synced_before_its_202() {
     team.send(&dispatcher, "warm").await;
     let calls = "trace=pwrite64,write,writev,sendto,sendmsg,fsync,fdatasync";
     // A page of the database whole, so that the event is seen in it.
-    let Some(strace) = Strace::attach(&dispatcher, &["-s", "8192", "-e", calls]) else {
+    let test = "disk::strace_shows_the_event_written_and_synced_before_its_202";
+    let Some(strace) = Strace::attach(test, &dispatcher, &["-s", "8192", "-e", calls]) else {
         return;
     };
     team.send(&dispatcher, "traced-1").await;

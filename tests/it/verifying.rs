@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use tidings::api::resolve::Host;
 use tidings::delivery::Sender;
 use tidings::signing::{Scheme, Signer, SigningKeys, public_key};
-use tidings_cluster::{Verifiers, repository_root};
+use tidings_cluster::{Verifiers, repository_root, skipped};
 
 use super::pages::Page;
 use super::receiver::{NEXT_SECRET, Receiver, SECRET, endpoint, keep_answering, request, sender};
@@ -254,7 +254,7 @@ async fn the_page_s_go_verifies() {
 async fn the_page_s_java_verifies() {
     let jar = tokio::task::spawn_blocking(Verifiers::jar).await.unwrap();
     let Some(jar) = jar.unwrap_or_else(|error| panic!("{error:#}")) else {
-        return skipped("Java", "a JDK and Maven");
+        return skipped("verifying::the_page_s_java_verifies", "a JDK and Maven are missing");
     };
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "Receiver.java", &page().block("Java", "java"));
@@ -280,7 +280,7 @@ async fn the_page_s_java_verifies() {
 #[tokio::test]
 async fn the_page_s_shell_verifies() {
     if Command::new("openssl").arg("version").output().is_err() {
-        return skipped("The shell", "openssl");
+        return skipped("verifying::the_page_s_shell_verifies", "openssl is missing");
     }
     let code = page().block("Without a library", "sh");
     let dir = tempfile::tempdir().unwrap();
@@ -366,12 +366,6 @@ async fn ed25519() -> Vec<Case> {
         });
     }
     cases
-}
-
-fn skipped(language: &str, missing: &str) {
-    let line = format!("SKIPPED: {language} of docs/verifying.md was not run: {missing} is missing\n");
-    // Past the harness's capture.
-    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn write(dir: &Path, name: &str, text: &str) {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Trial};
-use tidings_cluster::node;
+use tidings_cluster::{node, skipped};
 
 use stage::Stage;
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     if !node::inside() {
         // Comes back only where there can be no node.
         let why = node::enter().expect("what a node needs is there");
-        eprintln!("SKIPPED: {} tests on a real node: {why}", TESTS.len());
+        skipped(&format!("{} tests on a real node", TESTS.len()), &why.to_string());
         return libtest_mimic::run(&arguments, ignored()).exit_code();
     }
     let stage = Arc::new(Mutex::new(Stage::set()));

@@ -28,6 +28,7 @@ mod producers;
 mod prometheus;
 mod proxy;
 pub mod sbom;
+mod skips;
 mod tidings;
 mod verifiers;
 mod writes;
@@ -41,6 +42,7 @@ pub use kubectl::{eventually, namespace, producer, repository_root};
 pub use lent::Lent;
 pub use producers::Producers;
 pub use prometheus::{Prometheus, operator_definitions, promtool};
+pub use skips::skipped;
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,
     SYSTEM_NAMESPACE, Tidings,
