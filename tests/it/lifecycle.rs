@@ -190,7 +190,8 @@ async fn what_is_kept_of_a_namespace_goes_with_it() {
     for team in &teams {
         team.deliver_to("crm", &receiver.url(), json!({"retry": {"neverRetry": [422]}}));
         team.deliver_to("later", &receiver.url(), json!({"suspend": true}));
-        team.send(&dispatcher, "1").await;
+        let answer = team.post(&dispatcher, "1", "lead.qualified").await;
+        assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)));
         team.until("one of each", "evsub", "crm", |evsub| {
             evsub["status"]["delivery"]["deadLettered"] == 1
         });
