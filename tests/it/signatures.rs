@@ -1,5 +1,5 @@
-//! What is sent verifies with the published Standard Webhooks libraries, in receivers of their own languages that speak
-//! HTTPS. Each also refuses what another key signed, so that a receiver that accepts anything would fail the test.
+//! What is sent verifies with the published Standard Webhooks libraries and with Svix's, in receivers of their own languages
+//! that speak HTTPS. Each also refuses what another key signed, so that a receiver that accepts anything would fail the test.
 //!
 //! The libraries of Python and JavaScript are installed once, outside the clone (`tidings_cluster::Verifiers`).
 
@@ -72,22 +72,44 @@ async fn the_rust_library_verifies() {
     verified_by(receiver.address.port()).await;
 }
 
+/// A receiver in Python that verifies with the `Webhook` of this module.
+async fn python(module: &str) -> Foreign {
+    let mut command = Command::new(verifiers().await.python);
+    command.arg("-c").arg(PYTHON_RECEIVER.replace("@module@", module));
+    Foreign::start(command).await
+}
+
+/// The same in JavaScript.
+async fn javascript(module: &str) -> Foreign {
+    let mut command = Command::new("node");
+    command
+        .env("NODE_PATH", verifiers().await.node_dir.join("node_modules"))
+        .arg("-e")
+        .arg(NODE_RECEIVER.replace("@module@", module));
+    Foreign::start(command).await
+}
+
 #[tokio::test]
 async fn the_python_library_verifies() {
-    let mut command = Command::new(verifiers().await.python);
-    command.arg("-c").arg(PYTHON_RECEIVER);
-    let receiver = Foreign::start(command).await;
+    let receiver = python("standardwebhooks").await;
     verified_by(receiver.port).await;
 }
 
 #[tokio::test]
 async fn the_javascript_library_verifies() {
-    let mut command = Command::new("node");
-    command
-        .env("NODE_PATH", verifiers().await.node_dir.join("node_modules"))
-        .arg("-e")
-        .arg(NODE_RECEIVER);
-    let receiver = Foreign::start(command).await;
+    let receiver = javascript("standardwebhooks").await;
+    verified_by(receiver.port).await;
+}
+
+#[tokio::test]
+async fn svixs_python_library_verifies() {
+    let receiver = python("svix.webhooks").await;
+    verified_by(receiver.port).await;
+}
+
+#[tokio::test]
+async fn svixs_javascript_library_verifies() {
+    let receiver = javascript("svix").await;
     verified_by(receiver.port).await;
 }
 
@@ -136,8 +158,7 @@ pub async fn verifiers() -> Verifiers {
 
 const PYTHON_RECEIVER: &str = r#"
 import http.server, ssl, sys
-from standardwebhooks import Webhook
-from standardwebhooks.webhooks import WebhookVerificationError
+from @module@ import Webhook, WebhookVerificationError
 certificate, key, secret = sys.argv[1:4]
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -164,7 +185,7 @@ server.serve_forever()
 const NODE_RECEIVER: &str = r#"
 const [certificate, key, secret] = process.argv.slice(1);
 const fs = require("fs");
-const { Webhook, WebhookVerificationError } = require("standardwebhooks");
+const { Webhook, WebhookVerificationError } = require("@module@");
 const webhook = new Webhook(secret);
 const options = { cert: fs.readFileSync(certificate), key: fs.readFileSync(key) };
 const server = require("https").createServer(options, (request, response) => {

@@ -1,7 +1,8 @@
-//! The libraries that receivers verify with in Python, JavaScript and Java (of Standard Webhooks, of GitHub's and Stripe's
-//! webhooks, and of Ed25519), installed once into the cache.
+//! The libraries that receivers verify with in Python, JavaScript and Java (of Standard Webhooks, of Svix's, GitHub's and
+//! Stripe's webhooks, and of Ed25519), installed once into the cache.
 //!
-//! Invariant: the versions are those pinned beside this crate, in `verifiers/`.
+//! Invariant: the versions are those pinned beside this crate, in `verifiers/`. Svix's for JavaScript is the last that runs on
+//! Node.js 20, as the others do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,10 +24,10 @@ const JAR: &str = include_str!("../verifiers/jar.txt");
 /// Where the libraries are.
 #[derive(Clone, Debug)]
 pub struct Verifiers {
-    /// A Python interpreter that imports `standardwebhooks` and `cryptography`.
+    /// A Python interpreter that imports `standardwebhooks`, `svix` and `cryptography`.
     pub python: PathBuf,
-    /// A folder whose `node_modules` has `standardwebhooks`, `stripe` and `@octokit/webhooks-methods`: run `node` with it as
-    /// the working directory.
+    /// A folder whose `node_modules` has `standardwebhooks`, `svix`, `stripe` and `@octokit/webhooks-methods`: run `node` with
+    /// it as the working directory.
     pub node_dir: PathBuf,
 }
 
