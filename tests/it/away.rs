@@ -9,7 +9,7 @@ use tidings_cluster::process::http_status;
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Tidings};
 
 use super::load::until_quiet;
-use super::team::{PATIENCE, TYPES, Team, Webhooks};
+use super::team::{PATIENCE, TYPES, Team, Webhooks, metric};
 
 /// Answers of the API server about producers are asked anew after a minute: past it they are stale.
 const FRESH: Duration = Duration::from_secs(60);
@@ -58,6 +58,10 @@ async fn events_are_accepted_delivered_and_retried_with_the_api_server_stopped_a
         Some(200),
         "it stays ready"
     );
+    let of_endpoints = r#"tidings_watch_errors_total{kind="webhookendpoints"}"#;
+    for failed in [of_endpoints, "tidings_replays_watch_errors_total"] {
+        assert!(metric(&dispatcher, failed) >= 1.0, "{failed}");
+    }
     team.send(&dispatcher, "stuck-1").await;
     receiver
         .until("two attempts", |all| {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings, skipped};
 
 use super::load::{Load, until_quiet};
-use super::team::{Answer, PATIENCE, TYPES, Team, Webhooks, lead, metric};
+use super::team::{Answer, PATIENCE, TYPES, Team, Webhooks, lead, metric, until};
 
 /// Bytes of data in each event: a store of a few MiB is full soon.
 const PADDING: usize = 16 * 1024;
@@ -75,8 +75,19 @@ async fn a_full_store_refuses_producers_delivers_what_it_has_and_takes_more_when
     let team = Team::open(&cluster, "full");
     let receiver = Webhooks::start().await;
     team.deliver_to("crm", &receiver.url(), json!({"suspend": true}));
+    let refusing = Webhooks::answering(|_, _| 422).await;
+    let refuses = |suspend: bool| json!({"suspend": suspend, "retry": {"neverRetry": [422]}});
+    team.endpoint("refusing", &refusing.url(), refuses(true));
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "EventSubscription", "metadata": {"name": "refused"},
+        "spec": {"endpointRef": {"name": "refusing"}, "eventTypes": [TYPES[1]], "deadLetter": {"endpointRef": {"name": "crm"}}}}),
+    );
+    team.ready("evsub/refused");
+    let answer = team.post(&dispatcher, "doomed", TYPES[1]).await;
+    assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)), "{answer:?}");
 
-    let (stored, refused) = fill(&team, &dispatcher, "lead").await;
+    let (mut stored, refused) = fill(&team, &dispatcher, "lead").await;
+    stored.push("doomed".to_owned());
     assert_eq!(
         (refused.status, &refused.body["reason"], refused.retry_after),
         (503, &json!("StoreFull"), Some(10)),
@@ -84,6 +95,11 @@ async fn a_full_store_refuses_producers_delivers_what_it_has_and_takes_more_when
     );
     assert!(stored.len() > 100, "only {} events were taken", stored.len());
     assert_eq!(receiver.arrived().len(), 0, "nothing is sent to a suspended endpoint");
+
+    // Of a dead letter that there is now nobody can be told, and that is counted.
+    team.endpoint("refusing", &refusing.url(), refuses(false));
+    let untold = r#"tidings_dead_letters_untold_total{reason="StoreFull"}"#;
+    until("nobody told", async || metric(&dispatcher, untold) == 1.0).await;
 
     team.endpoint("crm", &receiver.url(), json!({"suspend": false}));
     let delivered = |n: usize| move |all: &[super::team::Arrived]| all.len() >= n;

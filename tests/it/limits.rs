@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::receiver::Receiver;
-use super::team::{Arrived, Shared, Team, Webhooks};
+use super::team::{Arrived, Shared, Team, Webhooks, metric, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_named_in_never_retry_makes_a_dead_letter_of_its_message_after_one_attempt() {
@@ -80,6 +80,8 @@ async fn a_receiver_gets_no_more_at_a_time_than_max_in_flight_and_no_more_a_seco
     for number in 0..40 {
         team.send(&shared.dispatcher, &format!("lead-{number}")).await;
     }
+    let limited = async || metric(&shared.dispatcher, "tidings_endpoints_rate_limited") >= 1.0;
+    until("an endpoint that waits for its rate", limited).await;
     team.until("delivered", "whe", "crm", |whe| {
         whe["status"]["delivery"]["pending"] == 0 && receiver.requests() == 40
     });
@@ -111,8 +113,10 @@ async fn a_breaker_of_its_own_opens_at_the_first_fault_and_is_probed_soon() {
         &receiver.url(),
         json!({"circuitBreaker": breaker, "retry": retry, "disableAfter": "Never"}),
     );
+    let opened = metric(&shared.dispatcher, "tidings_breakers_opened_total");
     team.send(&shared.dispatcher, "lead-1").await;
     team.until_reason("whe", "crm", "Delivering", "CircuitOpen");
+    assert!(metric(&shared.dispatcher, "tidings_breakers_opened_total") > opened);
     down.store(false, Ordering::SeqCst);
     let succeeded = |all: &[Arrived]| all.last().is_some_and(|one| one.status == 200);
     receiver.until("the probe that succeeds", succeeded).await;

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 use super::credentials::{put_secret, reread};
 use super::receiver::{Receiver, Seen, TRUSTED, reserve, send, sender, status};
-use super::team::{Shared, Team};
+use super::team::{Shared, Team, metric};
 
 /// What a refusal says beside its code: it is for nobody's status.
 const DETAIL: &str = "detail-of-a-refusal-6fk2";
@@ -307,6 +307,13 @@ async fn messages_wait_for_the_token_server_and_a_changed_client_secret_is_used_
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "oauth2");
     let tokens = Tokens::new("first-client-secret").await;
+    let asked = || {
+        ["TokenUnavailable", "Given", "Auth"].map(|outcome| {
+            let name = format!("tidings_delivery_token_requests_total{{outcome=\"{outcome}\"}}");
+            metric(&shared.dispatcher, &name)
+        })
+    };
+    let before = asked();
     put_secret(&team, "client", true, json!({"secret": "first-client-secret\n"}));
     let (reserved, at) = reserve();
     let spec = json!({
@@ -344,5 +351,9 @@ async fn messages_wait_for_the_token_server_and_a_changed_client_secret_is_used_
         let delivery = &whe["status"]["delivery"];
         delivery["lastStatusCode"] == 200 && delivery["pending"] == 0 && delivery["deadLettered"] == 0
     });
+    // Nobody there, a token for each client secret, and the refusal between them.
+    for (now, least) in asked().iter().zip([before[0] + 1.0, before[1] + 2.0, before[2] + 1.0]) {
+        assert!(*now >= least, "{:?} after {before:?}", asked());
+    }
     drop(server);
 }

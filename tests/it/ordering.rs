@@ -168,4 +168,18 @@ async fn a_dead_letter_blocks_its_key_where_everybody_sees_it_until_the_order_ma
             && delivery["deadLettered"] == 2
             && delivery["pending"] == 0
     });
+
+    // An event that has no key goes out all the same, and is counted.
+    let by_account = json!({"ordering": {"mode": "FIFO", "key": "event.data.account"}, "retry": retry});
+    team.endpoint("billing", &receiver.url(), by_account);
+    team.ready("whe/billing");
+    let before = metric(dispatcher, "tidings_ingest_messages_without_key_total");
+    send(&team, dispatcher, "a", "keyless").await;
+    assert_eq!(
+        metric(dispatcher, "tidings_ingest_messages_without_key_total"),
+        before + 1.0
+    );
+    receiver
+        .until("the one without a key", |all| delivered(all).contains_key("keyless"))
+        .await;
 }

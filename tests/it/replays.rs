@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
 
 use super::messages::Reader;
-use super::team::{Arrived, PATIENCE, Shared, TYPES, Team, Webhooks};
+use super::team::{Arrived, PATIENCE, Shared, TYPES, Team, Webhooks, metric, until};
 
 fn replay(team: &Team<'_>, name: &str, spec: Value) {
     team.apply(
@@ -72,6 +72,7 @@ async fn a_dead_letter_is_sent_again_with_its_webhook_id_and_a_dry_run_sends_not
     assert_eq!(status["conditions"][0]["reason"], "DryRun");
     assert_eq!(webhooks.arrived().len(), 3, "nothing was sent");
 
+    let before = metric(&shared.dispatcher, "tidings_replays_messages_sent_total");
     replay(&team, "again", json!({"selector": of_crm}));
     let status = complete(&team, "again");
     assert_eq!(counts(&status), [3, 3, 2, 1], "{status:#}");
@@ -80,6 +81,7 @@ async fn a_dead_letter_is_sent_again_with_its_webhook_id_and_a_dry_run_sends_not
         (&json!("Complete"), &json!(1))
     );
     assert!(status["startTime"].is_string() && status["completionTime"].is_string());
+    assert!(metric(&shared.dispatcher, "tidings_replays_messages_sent_total") >= before + 3.0);
     let arrived = webhooks.arrived();
     for (event, (times, ids)) in by_event(&arrived) {
         assert_eq!((times, ids.len()), (2, 1), "{event}: the same webhook-id");
@@ -159,6 +161,11 @@ async fn only_so_many_replays_of_a_namespace_run_and_one_that_waits_says_so_and_
         (&json!("Queued"), &json!(1)),
         "{status:#}"
     );
+    let shown = |name: &str| metric(&shared.dispatcher, name);
+    until("all of them counted", async || {
+        shown("tidings_replays_running") >= AT_ONCE as f64 && shown("tidings_replays_queued") >= 2.0
+    })
+    .await;
     // One that is deleted gives its place away.
     team.delete("replay", "slow-1");
     for name in ["waits", "waits-too"] {
@@ -213,6 +220,8 @@ async fn replays_that_only_wait_give_their_places_to_others_and_end_when_their_e
 const LETTERS: usize = 160;
 const EACH_SECOND: usize = 20;
 const BEFORE_THE_KILL: usize = 40;
+/// Each begins and ends, and twenty Events of Replays are told at once.
+const DRY_RUNS: usize = 24;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_keeps_its_rate_and_goes_on_after_a_kill_until_every_message_was_sent() {
@@ -262,6 +271,20 @@ async fn a_replay_keeps_its_rate_and_goes_on_after_a_kill_until_every_message_wa
     assert!(took >= least, "{LETTERS} at {EACH_SECOND} a second took {took:?}");
     // Its beginning and its end, each told once, over the kill.
     until_told(&team, "again", &["AllSent", "Started"]);
+
+    // Of more than may be told of at once some Events are left out, and counted.
+    let dry_run = |n| {
+        json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "Replay",
+            "metadata": {"name": format!("dry-{n}"), "namespace": team.namespace},
+            "spec": {"selector": {"endpointRef": {"name": "crm"}}, "dryRun": true}})
+    };
+    cluster
+        .apply_all(&(0..DRY_RUNS).map(dry_run).collect::<Vec<_>>())
+        .unwrap();
+    until("Events left out", async || {
+        metric(&dispatcher, "tidings_replays_dropped_events_total") > 0.0
+    })
+    .await;
 }
 
 /// Waits for exactly these reasons in a Replay's Events.

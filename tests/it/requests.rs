@@ -13,7 +13,7 @@ use super::keys::keys;
 use super::messages::Reader;
 use super::receiver::{Connection, Log, Receiver, Seen, keep_answering, request, sender, status};
 use super::secrets::{granted, secret};
-use super::team::{PATIENCE, Shared, Team, lead};
+use super::team::{PATIENCE, Shared, Team, lead, metric};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
@@ -329,6 +329,7 @@ async fn a_dead_letter_is_told_of_once_and_what_tells_of_it_is_not() {
         json!({"endpointRef": {"name": "pager"}, "request": {"body": body}}),
     );
     team.ready("evsub/shaped");
+    let before = metric(&shared.dispatcher, "tidings_dead_letters_told_total");
     let answer = team.posting(&shared.dispatcher, &lead("7", "lead.lost")).await.unwrap();
     assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)), "{answer:?}");
 
@@ -336,6 +337,7 @@ async fn a_dead_letter_is_told_of_once_and_what_tells_of_it_is_not() {
     reader.until_allowed().await;
     let dead = reader.until("state=dead", 4).await;
     assert!(reader.until("state=pending", 0).await.is_empty());
+    assert!(metric(&shared.dispatcher, "tidings_dead_letters_told_total") >= before + 2.0);
     let seen = receiver.seen.lock().unwrap();
     let counts = ["/crm", "/ops", "/pager"].map(|path| at(&seen, path).len());
     assert_eq!(counts, [2, 1, 1]);

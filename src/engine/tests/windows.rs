@@ -1,8 +1,9 @@
 //! What is held in memory, step by step: orders of events that a run meets only now and then.
 
 use super::*;
+use crate::engine::metrics::Reason;
 use crate::engine::state::UNRECORDED;
-use crate::queue::{Backlog, DeadReason, Pending, SentAgain, Settled, Verdict};
+use crate::queue::{Backlog, DeadReason, MAX_PENDING, Pending, SentAgain, Settled, Verdict};
 
 const QUIET: SubscriptionId = SubscriptionId(2);
 
@@ -166,6 +167,34 @@ fn a_dead_letter_consumed_an_attempt_only_where_one_was_made() {
         let outcome = state.outbox.pop().expect("an outcome");
         assert!(matches!(outcome.verdict, Verdict::Dead { .. }) && outcome.record.is_some());
         assert_eq!(outcome.consumed, consumed, "{outcome:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_with_a_million_pending_messages_is_told_of_no_dead_letter_and_that_is_counted() {
+    let now = UnixMillis::now();
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let mut endpoint = resolved("crm");
+    endpoint.retry.never_retry = vec![422];
+    loaded(&mut state, EndpointState::Usable(Arc::new(endpoint)), now);
+    let pager = EndpointId(2);
+    let entry = subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, resource_key("crm"));
+    let entry = SubscriptionEntry {
+        dead_letter: Some(pager),
+        ..entry
+    };
+    state.subscription_changed(Arc::new(entry), now);
+    let reason = DeadReason::QueueFull.reason();
+    for (number, pending, told, untold) in [(1, MAX_PENDING - 1, Some(pager), 0), (2, 1, None, 1)] {
+        state.registry.gauge(pager).add_pending(pending);
+        state.hold_fresh(message(number, now), None);
+        state.evaluate(ENDPOINT, now);
+        let job = state.grant(now).pop().expect("it is started");
+        state.complete(&job, answered(422, Duration::ZERO), now, 0.0);
+        let outcome = state.outbox.pop().expect("an outcome");
+        assert_eq!(outcome.tell, told);
+        assert_eq!(state.metrics.untold.get_or_create(&Reason { reason }).get(), untold);
     }
 }
 
