@@ -14,6 +14,7 @@ mod it {
     mod docs;
     mod durability;
     mod event_types;
+    mod examples;
     mod filters;
     mod formats;
     mod ground;
