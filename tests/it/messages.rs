@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use jiff::Timestamp;
 use reqwest::Client;
 use serde_json::{Value, json};
 use tidings_cluster::Dispatcher;
 
 use super::receiver::Receiver;
-use super::team::{Answer, PATIENCE, Shared, TYPES, Team, Webhooks, once_allowed};
+use super::team::{Answer, PATIENCE, Shared, TYPES, Team, Webhooks, once_allowed, until};
 
 /// Somebody who reads messages.
 pub struct Reader {
@@ -94,6 +95,10 @@ async fn messages_are_listed_by_state_endpoint_type_and_time_page_by_page() {
         let answer = team.post(&shared.dispatcher, id, TYPES[0]).await;
         assert_eq!((answer.status, &answer.body["matched"]), (202, &json!(2)));
     }
+    // In another second than the others, which times of a query are to tell apart.
+    let second = || Timestamp::now().as_second();
+    let last = second();
+    until("the next second", async || second() > last).await;
     team.post(&shared.dispatcher, "lost", TYPES[1]).await;
     reader.until_allowed().await;
 
@@ -136,12 +141,24 @@ async fn messages_are_listed_by_state_endpoint_type_and_time_page_by_page() {
     );
     assert_eq!(ids(&reader.list("id=bad-1").await), ["bad-1", "bad-1"]);
     assert!(reader.list("from=2200-01-01T00:00:00Z").await.is_empty());
+    assert!(reader.list("until=2020-01-01T00:00:00Z").await.is_empty());
     assert_eq!(
         reader
             .list("from=2020-01-01T00:00:00Z&until=2200-01-01T00:00:00Z")
             .await,
         all
     );
+    // Both ends are included.
+    let (younger, older) = all.split_at(2);
+    assert_eq!(ids(younger), ["lost", "lost"]);
+    let second_of = |message: &Value| {
+        let accepted: Timestamp = message["acceptedTime"].as_str().unwrap().parse().unwrap();
+        Timestamp::from_second(accepted.as_second()).unwrap()
+    };
+    let (from, until) = (second_of(&younger[0]), second_of(&older[0]));
+    assert!(until < from);
+    assert_eq!(reader.list(&format!("from={from}")).await, younger);
+    assert_eq!(reader.list(&format!("until={until}")).await, older);
     assert!(reader.list("endpoint=nobody").await.is_empty());
     let refused = reader.get("?phase=dead").await;
     assert_eq!((refused.status, &refused.body["reason"]), (400, &json!("InvalidQuery")));
