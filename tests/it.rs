@@ -42,7 +42,6 @@ mod it {
     mod observed;
     mod ordering;
     mod outage;
-    mod pages;
     mod policy;
     mod producers;
     mod pulling;

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Tidings};
+use tidings_cluster::{Cluster, ControllerOptions, Dispatcher, DispatcherOptions, Page, Tidings};
 use tokio_util::sync::CancellationToken;
 
-use super::pages::Page;
 use super::receiver::{Receiver, Seen, keep_answering};
 use super::team::{Team, Webhooks, until};
 

@@ -10,9 +10,8 @@ use std::process::Command;
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use tidings_cluster::{Helm, repository_root};
+use tidings_cluster::{Helm, Page, repository_root};
 
-use super::pages::Page;
 use super::team::Shared;
 
 mod commands;

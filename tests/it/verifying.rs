@@ -15,9 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 use tidings::api::resolve::Host;
 use tidings::delivery::Sender;
 use tidings::signing::{Scheme, Signer, SigningKeys, public_key};
-use tidings_cluster::{Verifiers, repository_root, skipped};
+use tidings_cluster::{Page, Verifiers, repository_root, skipped};
 
-use super::pages::Page;
 use super::receiver::{NEXT_SECRET, Receiver, SECRET, endpoint, keep_answering, request, sender};
 use super::signatures::{BODIES, verifiers};
 

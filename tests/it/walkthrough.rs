@@ -1,10 +1,9 @@
 //! Pages of docs/ that a person follows, followed: every `sh` block of each, in order, as it is there, in what `make up` starts.
 
 use serde_json::Value;
-use tidings_cluster::eventually;
+use tidings_cluster::{Page, eventually};
 
 use super::local::{Place, run, shell};
-use super::pages::Page;
 use super::team::PATIENCE;
 
 /// They continue each other.

@@ -11,19 +11,20 @@ mod install;
 mod produce;
 mod releases;
 mod stage;
+mod watched;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Trial};
-use tidings_cluster::{node, skipped};
+use tidings_cluster::{Helm, Prometheus, node, operator_definitions, skipped};
 
 use stage::Stage;
 
 type Test = fn(&mut Stage);
 
-const TESTS: [(&str, Test); 6] = [
+const TESTS: [(&str, Test); 7] = [
     (
         "install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values",
         install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values,
@@ -31,6 +32,10 @@ const TESTS: [(&str, Test); 6] = [
     (
         "events::an_event_from_a_pod_with_a_projected_token_reaches_a_receiver_in_another_pod",
         events::an_event_from_a_pod_with_a_projected_token_reaches_a_receiver_in_another_pod,
+    ),
+    (
+        "watched::prometheus_scrapes_every_pod_that_the_service_monitor_selects_and_the_dashboard_shows_what_was_delivered",
+        watched::prometheus_scrapes_every_pod_that_the_service_monitor_selects_and_the_dashboard_shows_what_was_delivered,
     ),
     (
         "releases::upgrade_and_rollback_lose_nothing_while_messages_wait_and_producers_send",
@@ -62,7 +67,7 @@ fn main() -> ExitCode {
     }
     if !node::inside() {
         // Comes back only where there can be no node.
-        let why = node::enter().expect("what a node needs is there");
+        let why = node::enter(prepare).expect("what a node needs is there");
         skipped(&format!("{} tests on a real node", TESTS.len()), &why.to_string());
         return libtest_mimic::run(&arguments, ignored()).exit_code();
     }
@@ -82,6 +87,13 @@ fn main() -> ExitCode {
     }
     drop(stage);
     conclusion.exit_code()
+}
+
+/// What the tests take from a network: inside there is none.
+fn prepare() -> anyhow::Result<()> {
+    Helm::offline()?;
+    Prometheus::ensure()?;
+    operator_definitions().map(drop)
 }
 
 fn ignored() -> Vec<Trial> {

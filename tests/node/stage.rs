@@ -79,9 +79,9 @@ impl Stage {
         self.node.cluster()
     }
 
-    /// Installs the chart with its own values.
+    /// Installs the chart with its own values, whatever values an earlier test left.
     pub fn install(&self) -> String {
-        let installed = self.release("upgrade", &["--install"]);
+        let installed = self.release("upgrade", &["--install", "--reset-values"]);
         self.ready();
         installed
     }

@@ -67,6 +67,11 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
+    /// Builds it where it is not there yet, which needs a network.
+    pub fn ensure() -> Result<()> {
+        binaries::prometheus().map(drop)
+    }
+
     /// One with this configuration, and these files beside it.
     pub fn start(config: &str, files: &[(&str, &str)]) -> Result<Prometheus> {
         let program = binaries::prometheus()?;

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::Value;
-use tidings_cluster::{Cluster, Helm, repository_root};
+use tidings_cluster::{Block, Cluster, Helm, Page, repository_root};
 
-use super::super::pages::{Block, Page};
 use super::{PROCESSES, flags, none};
 
 /// A command of a block: its words, and where it is.

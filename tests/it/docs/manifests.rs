@@ -4,10 +4,9 @@
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tidings::api::policy::Policy;
-use tidings_cluster::{Cluster, Helm};
+use tidings_cluster::{Cluster, Helm, Page};
 
 use super::super::manifests::cluster;
-use super::super::pages::Page;
 use super::none;
 
 /// Kinds of products that are not in our test cluster.

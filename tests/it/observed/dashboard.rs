@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
-use tidings_cluster::Prometheus;
+use tidings_cluster::{Dashboard, Prometheus};
 
 use super::{documented, names};
 use crate::it::chart::path;
@@ -15,9 +15,9 @@ use crate::it::team::{PATIENCE, Shared, Team, Webhooks};
 /// Scrapes are a second apart.
 const POLL: Duration = Duration::from_millis(500);
 
-fn dashboard() -> Value {
+fn dashboard() -> Dashboard {
     let file = fs::read_to_string(path("charts/tidings/files/dashboard.json")).unwrap();
-    serde_json::from_str(&file).unwrap()
+    Dashboard::parse(&file).unwrap()
 }
 
 fn list<'a>(value: &'a Value, name: &str) -> &'a Vec<Value> {
@@ -32,38 +32,17 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no text {name} in {value}"))
 }
 
-/// The panels that show something, each with its queries.
-fn panels(dashboard: &Value) -> Vec<(&Value, Vec<&str>)> {
-    let shown = list(dashboard, "panels").iter().filter(|panel| panel["type"] != "row");
-    let queries = |panel| {
-        list(panel, "targets")
-            .iter()
-            .map(|target| text(target, "expr"))
-            .collect()
-    };
-    shown.map(|panel| (panel, queries(panel))).collect()
-}
-
-/// As Grafana asks, with everything chosen.
-fn asked(expression: &str) -> String {
-    [("$job", ".+"), ("$namespace", ".*"), ("$__rate_interval", "10m")]
-        .iter()
-        .fold(expression.to_owned(), |text, (variable, value)| {
-            text.replace(variable, value)
-        })
-}
-
 #[test]
 fn the_dashboard_is_one_that_grafana_takes_wherever_it_is() {
     let dashboard = dashboard();
     let documented = documented();
-    let variables: BTreeSet<&str> = list(&dashboard["templating"], "list")
+    let variables: BTreeSet<&str> = list(&dashboard.0["templating"], "list")
         .iter()
         .map(|v| text(v, "name"))
         .collect();
     assert_eq!(variables, BTreeSet::from(["datasource", "job", "namespace"]));
     let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
-    for panel in list(&dashboard, "panels") {
+    for panel in list(&dashboard.0, "panels") {
         let title = text(panel, "title");
         assert!(
             ids.insert(panel["id"].as_i64().unwrap()),
@@ -76,11 +55,12 @@ fn the_dashboard_is_one_that_grafana_takes_wherever_it_is() {
         }
     }
     let source = json!({"type": "prometheus", "uid": "${datasource}"});
-    for (panel, queries) in panels(&dashboard) {
+    for (panel, queries) in dashboard.panels() {
         let title = text(panel, "title");
         assert_eq!(panel["datasource"], source, "{title}");
-        assert!(!text(panel, "description").is_empty() && !queries.is_empty(), "{title}");
         let targets = list(panel, "targets");
+        assert!(!text(panel, "description").is_empty() && !targets.is_empty(), "{title}");
+        assert_eq!(queries.len(), targets.len(), "{title}: each has an expression");
         assert!(targets.iter().all(|target| target["datasource"] == source), "{title}");
         let references: BTreeSet<&str> = targets.iter().map(|target| text(target, "refId")).collect();
         assert_eq!(references.len(), targets.len(), "{title}");
@@ -99,12 +79,8 @@ fn the_dashboard_is_one_that_grafana_takes_wherever_it_is() {
     }
 }
 
-/// The series of each query; those without a number are none.
 fn data(prometheus: &Prometheus, expression: &str) -> Vec<Value> {
-    let answer = prometheus.query(&asked(expression));
-    let mut series = answer.unwrap_or_else(|error| panic!("{expression}: {error:#}"));
-    series.retain(|one| one["value"][1].as_str().unwrap().parse::<f64>().unwrap().is_finite());
-    series
+    Dashboard::series(prometheus, expression).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +109,8 @@ async fn every_panel_has_data_and_the_first_says_which_endpoint_fails_and_why() 
 
     // Until every panel has data: rates need events between two scrapes.
     let dashboard = dashboard();
-    let mut waiting: Vec<(&str, &str)> = panels(&dashboard)
+    let mut waiting: Vec<(&str, &str)> = dashboard
+        .panels()
         .into_iter()
         .flat_map(|(panel, queries)| queries.into_iter().map(|query| (text(panel, "title"), query)))
         .collect();
@@ -151,7 +128,8 @@ async fn every_panel_has_data_and_the_first_says_which_endpoint_fails_and_why() 
     }
 
     // Which, why, whose: of this namespace the two that do not deliver.
-    let table = panels(&dashboard)
+    let table = dashboard
+        .panels()
         .into_iter()
         .find(|(panel, _)| panel["type"] == "table")
         .unwrap();
@@ -221,11 +199,11 @@ async fn every_panel_has_data_and_the_first_says_which_endpoint_fails_and_why() 
     assert_eq!(number(next, "asleep"), None, "nothing is sent next");
 
     // The variables have values to choose.
-    for variable in list(&dashboard["templating"], "list")
+    for variable in list(&dashboard.0["templating"], "list")
         .iter()
         .filter(|v| v["type"] == "query")
     {
-        let query = asked(text(variable, "definition"));
+        let query = Dashboard::asked(text(variable, "definition"));
         let (series, label) = query.strip_prefix("label_values(").unwrap().rsplit_once(", ").unwrap();
         let label = label.strip_suffix(')').unwrap();
         let values = prometheus
@@ -234,8 +212,8 @@ async fn every_panel_has_data_and_the_first_says_which_endpoint_fails_and_why() 
         assert!(!values.as_array().unwrap().is_empty(), "{query}");
     }
     // So has what is drawn over the graphs, and every alert is evaluated.
-    for drawn in list(&dashboard["annotations"], "list") {
-        prometheus.query(&asked(text(drawn, "expr"))).unwrap();
+    for drawn in list(&dashboard.0["annotations"], "list") {
+        prometheus.query(&Dashboard::asked(text(drawn, "expr"))).unwrap();
     }
     let deadline = Instant::now() + PATIENCE;
     loop {

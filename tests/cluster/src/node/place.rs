@@ -37,9 +37,9 @@ pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some() && std::process::id() == 1
 }
 
-/// Makes everything ready that needs the outside, then runs this program again inside, with the same arguments. Returns why
-/// there can be no node on this machine.
-pub fn enter() -> Result<String> {
+/// Makes everything ready that needs the outside, what the caller names too, then runs this program again inside, with the
+/// same arguments. Returns why there can be no node on this machine.
+pub fn enter(prepare: impl FnOnce() -> Result<()>) -> Result<String> {
     if let Some(why) = impossible() {
         return Ok(why);
     }
@@ -48,6 +48,7 @@ pub fn enter() -> Result<String> {
     }
     binaries::Binaries::ensure()?;
     binaries::node()?;
+    prepare()?;
     let program = std::env::current_exe().context("failed to find this program")?;
     let error = Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])

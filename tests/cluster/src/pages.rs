@@ -7,10 +7,11 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::repository_root;
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
-use tidings_cluster::repository_root;
 
 /// One page.
+#[derive(Debug)]
 pub struct Page {
     /// From the repository's root.
     pub path: String,
