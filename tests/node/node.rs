@@ -5,6 +5,7 @@
 //! called `produce`, is what runs in the producers' pods. Where there can be no node every test is counted as ignored, and why
 //! is said.
 
+mod backup;
 mod events;
 mod faults;
 mod install;
@@ -24,7 +25,7 @@ use stage::Stage;
 
 type Test = fn(&mut Stage);
 
-const TESTS: [(&str, Test); 7] = [
+const TESTS: [(&str, Test); 10] = [
     (
         "install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values",
         install::pods_are_ready_under_the_restricted_standard_with_the_charts_own_values,
@@ -44,6 +45,18 @@ const TESTS: [(&str, Test); 7] = [
     (
         "releases::uninstall_keeps_queue_keys_and_definitions_and_a_second_install_picks_up_where_it_was",
         releases::uninstall_keeps_queue_keys_and_definitions_and_a_second_install_picks_up_where_it_was,
+    ),
+    (
+        "releases::a_store_of_another_version_is_not_opened_and_is_replaced_as_the_page_says",
+        releases::a_store_of_another_version_is_not_opened_and_is_replaced_as_the_page_says,
+    ),
+    (
+        "releases::what_is_removed_for_good_is_gone_and_the_page_installs_it_anew",
+        releases::what_is_removed_for_good_is_gone_and_the_page_installs_it_anew,
+    ),
+    (
+        "backup::the_queue_is_copied_by_a_pod_and_restored_into_another_volume",
+        backup::the_queue_is_copied_by_a_pod_and_restored_into_another_volume,
     ),
     (
         "faults::deleted_pods_lose_nothing_under_load",

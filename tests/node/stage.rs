@@ -4,13 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidings_cluster::image::Image;
 use tidings_cluster::node::Node;
-use tidings_cluster::{Cluster, Helm, eventually};
+use tidings_cluster::{Cluster, Helm, eventually, repository_root};
 
 use super::produce::TOKEN;
 
@@ -27,14 +28,19 @@ pub const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
 
 /// Both namespaces admit nothing less.
 const RESTRICTED: (&str, &str) = ("pod-security.kubernetes.io/enforce", "restricted");
+pub const REPOSITORY: &str = "ghcr.io/tidings/tidings";
 const IMAGE: &str = concat!("ghcr.io/tidings/tidings:", env!("CARGO_PKG_VERSION"));
 /// The same image under another name: what an upgrade rolls out.
 pub const NEXT_TAG: &str = "next";
 const PRODUCER: &str = "example.com/producer:1";
+/// docs/backup.md calls it so.
+const TAR: &str = "registry.example.com/busybox:1.37";
 
 pub struct Stage {
     pub node: Node,
     pub helm: Helm,
+    /// Where a person sits who follows a page: in a clone of the repository.
+    desk: PathBuf,
     producers: u32,
 }
 
@@ -50,27 +56,18 @@ impl Stage {
         node.tag(IMAGE, &IMAGE.replace(env!("CARGO_PKG_VERSION"), NEXT_TAG))
             .unwrap();
         node.load(&producer_image(node.cluster().dir())).unwrap();
+        node.load(&tar_image(node.cluster().dir())).unwrap();
         let helm = Helm::of(node.cluster()).unwrap();
         for namespace in [SYSTEM, TEAM] {
             node.cluster().create_namespace(namespace, &[RESTRICTED]).unwrap();
         }
-        let volume = json!({
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": "queue"},
-            "spec": {
-                "capacity": {"storage": "10Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": node.volume("queue").unwrap()},
-            },
-        });
-        node.cluster().apply(&volume.to_string()).unwrap();
         let stage = Stage {
+            desk: desk(node.cluster().dir()),
             node,
             helm,
             producers: 0,
         };
+        stage.new_volume();
         stage.open_team();
         stage
     }
@@ -93,6 +90,46 @@ impl Stage {
         args.extend(["--wait", "--timeout=5m"]);
         args.extend(more);
         self.helm.ok(&args).unwrap()
+    }
+
+    /// Runs commands of a page as they are there; what they said.
+    pub fn follow(&self, commands: &str) -> String {
+        let said = self.helm.shell(self.cluster(), &self.desk, commands);
+        said.unwrap_or_else(|error| {
+            self.tell();
+            panic!("{error:#}")
+        })
+    }
+
+    /// A file that a page's commands name.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.desk.join(name)
+    }
+
+    /// The volume of the queue, new and empty, as a storage class makes one for a claim: here nobody else does.
+    pub fn new_volume(&self) {
+        let delete = ["delete", "pv", "queue", "--ignore-not-found"];
+        self.cluster().kubectl_ok(&delete).unwrap();
+        fs::remove_dir_all(self.node.volume("queue").unwrap()).unwrap();
+        let volume = json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": "queue"},
+            "spec": {
+                "capacity": {"storage": "10Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": self.node.volume("queue").unwrap()},
+            },
+        });
+        self.cluster().apply(&volume.to_string()).unwrap();
+    }
+
+    /// Waits until an object of the release is no more.
+    pub fn until_gone(&self, kind: &str, name: &str) {
+        self.cluster()
+            .wait_for(SYSTEM, &format!("{kind}/{name}"), "delete", PATIENCE)
+            .unwrap();
     }
 
     /// Waits until the pods of the release are Ready.
@@ -320,8 +357,36 @@ fn producer_image(dir: &Path) -> PathBuf {
     let image = Image {
         name: PRODUCER,
         program: &program,
+        beside: &[],
         labels: Default::default(),
     };
     image.write(&archive).unwrap();
     archive
+}
+
+/// What a page takes an image for that "has tar": this machine's own, under the name that the page gives it.
+fn tar_image(dir: &Path) -> PathBuf {
+    let archive = dir.join("tar.tar");
+    let [tar, sleep, test] = ["tar", "sleep", "test"].map(|name| {
+        let folders = ["/usr/bin", "/bin"].map(|folder| Path::new(folder).join(name));
+        folders.into_iter().find(|path| path.is_file()).unwrap()
+    });
+    let image = Image {
+        name: TAR,
+        program: &tar,
+        beside: &[&sleep, &test],
+        labels: Default::default(),
+    };
+    image.write(&archive).unwrap();
+    archive
+}
+
+/// A folder with what a person takes from the repository.
+fn desk(dir: &Path) -> PathBuf {
+    let desk = dir.join("desk");
+    fs::create_dir(&desk).unwrap();
+    for name in ["charts", "crds", "deploy"] {
+        symlink(repository_root().join(name), desk.join(name)).unwrap();
+    }
+    desk
 }

@@ -49,18 +49,53 @@ impl Helm {
     /// Runs helm, whatever comes out.
     pub fn run(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.program);
+        self.environment(&mut command);
+        command
+            .args(args)
+            .output()
+            .with_context(|| format!("failed to run helm {}", args.join(" ")))
+    }
+
+    /// Runs a person's commands in a folder; what they said. Stops at the first that fails, and that is an error.
+    ///
+    /// helm is this one, and kubectl that of the cluster; both are the administrator.
+    pub fn shell(&self, cluster: &Cluster, folder: &Path, script: &str) -> Result<String> {
+        let kubectl = &cluster.binaries().kubectl;
+        let mut path: Vec<PathBuf> = [&self.program, kubectl]
+            .iter()
+            .filter_map(|program| Some(program.parent()?.to_owned()))
+            .collect();
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let mut command = Command::new("sh");
+        self.environment(&mut command);
+        let output = command
+            .args(["-euc", script])
+            .current_dir(folder)
+            .env(
+                "PATH",
+                std::env::join_paths(path).context("a folder's name has a colon")?,
+            )
+            .env("KUBECACHEDIR", self.home.path().join("kubectl-cache"))
+            .output()
+            .context("failed to run a shell")?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if !output.status.success() {
+            bail!("{script}\nfailed: {said}");
+        }
+        Ok(said)
+    }
+
+    /// A home of its own, and the cluster that it is for.
+    fn environment(&self, command: &mut Command) {
         for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS"] {
             command.env(name, self.home.path().join(name));
         }
         let nowhere = self.home.path().join("no-kubeconfig");
         command
-            .args(args)
             .env("KUBECONFIG", self.kubeconfig.as_deref().unwrap_or(&nowhere))
             .stdin(Stdio::null());
-        die_with_parent(&mut command);
-        command
-            .output()
-            .with_context(|| format!("failed to run helm {}", args.join(" ")))
+        die_with_parent(command);
     }
 
     /// Runs helm; its standard output, or an error with its standard error.

@@ -1,4 +1,4 @@
-//! The container image, made without a container engine: one layer with a program and the shared libraries it needs.
+//! A container image, made without a container engine: one layer with a program and the shared libraries it needs.
 //!
 //! An OCI image layout in a tar, which containerd, podman, skopeo and docker load (docker also by `manifest.json`). Knows
 //! nothing of what the program does. Invariant: the same program and libraries make the same bytes, whoever builds, and when.
@@ -24,6 +24,8 @@ pub struct Image<'a> {
     pub name: &'a str,
     /// The program, which becomes the entry point; its symbols are left out.
     pub program: &'a Path,
+    /// Other programs that are found by their names.
+    pub beside: &'a [&'a Path],
     pub labels: BTreeMap<&'a str, &'a str>,
 }
 
@@ -96,18 +98,27 @@ impl Image<'_> {
         Ok(digest(&manifest))
     }
 
-    /// The shared libraries that the program loads, which the image has too.
+    /// The shared libraries that the programs load, which the image has too.
     pub fn libraries(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-        let read = |library: PathBuf| {
-            let bytes = fs::read(&library).with_context(|| format!("failed to read {}", library.display()))?;
-            Ok((library, bytes))
-        };
-        shared_libraries(self.program)?.into_iter().map(read).collect()
+        let mut libraries = BTreeMap::new();
+        for program in self.programs() {
+            for library in shared_libraries(program)? {
+                let bytes = fs::read(&library).with_context(|| format!("failed to read {}", library.display()))?;
+                libraries.insert(library, bytes);
+            }
+        }
+        Ok(libraries)
+    }
+
+    fn programs(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.program).chain(self.beside.iter().copied())
     }
 
     fn files(&self) -> Result<Files> {
         let mut files = self.libraries()?;
-        files.insert(Path::new(PATH).join(file_name(self.program)?), stripped(self.program)?);
+        for program in self.programs() {
+            files.insert(Path::new(PATH).join(file_name(program)?), stripped(program)?);
+        }
         let passwd = format!("root:x:0:0:root:/:/sbin/nologin\nnonroot:x:{USER}:{USER}:nonroot:/:/sbin/nologin\n");
         files.insert("/etc/passwd".into(), passwd.into_bytes());
         Ok(files)
@@ -228,6 +239,7 @@ mod tests {
         Image {
             name: "example.com/true:1",
             program,
+            beside: &[],
             labels: BTreeMap::from([("org.opencontainers.image.version", "1")]),
         }
     }
@@ -286,7 +298,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let archive = dir.path().join("image.tar");
         let program = fs::canonicalize("/bin/true").unwrap();
-        let digest = image(&program).write(&archive).unwrap();
+        let both = Image {
+            beside: &[Path::new("/bin/false")],
+            ..image(&program)
+        };
+        let digest = both.write(&archive).unwrap();
         let blobs = entries(&fs::read(&archive).unwrap());
         let read = |path: &str| -> serde_json::Value { serde_json::from_slice(&blobs[path].1).unwrap() };
         let of = |digest: &serde_json::Value| digest.as_str().unwrap().replace("sha256:", "blobs/sha256/");
@@ -302,7 +318,9 @@ mod tests {
         assert_eq!(layer.len(), manifest["layers"][0]["size"].as_u64().unwrap() as usize);
 
         let files = entries(layer);
-        assert_eq!(files["usr/bin/true"].0, 0o755);
+        for program in ["usr/bin/true", "usr/bin/false"] {
+            assert_eq!(files[program].0, 0o755);
+        }
         for library in shared_libraries(&program).unwrap() {
             let name = relative(&library).to_str().unwrap();
             assert_eq!(files[name].1, fs::read(&library).unwrap(), "{name}");

@@ -219,6 +219,7 @@ fn pause(dir: &Path) -> Result<PathBuf> {
     let image = Image {
         name: PAUSE,
         program: &program,
+        beside: &[],
         labels: Default::default(),
     };
     image.write(&archive)?;

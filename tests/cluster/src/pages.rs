@@ -98,12 +98,15 @@ impl Page {
 
     /// The first block of this language under this heading.
     pub fn block(&self, heading: &str, language: &str) -> String {
-        let found = self
-            .blocks()
-            .into_iter()
-            .find(|block| block.heading == heading && block.language == language);
-        let found = found.unwrap_or_else(|| panic!("{}: no {language} under {heading}", self.path));
-        found.text
+        let found = self.blocks_under(heading, language).into_iter().next();
+        found.unwrap_or_else(|| panic!("{}: no {language} under {heading}", self.path))
+    }
+
+    /// All blocks of this language under this heading.
+    pub fn blocks_under(&self, heading: &str, language: &str) -> Vec<String> {
+        let mut found = self.blocks();
+        found.retain(|block| block.heading == heading && block.language == language);
+        found.into_iter().map(|block| block.text).collect()
     }
 
     /// Where its links lead, and where they are.
@@ -124,6 +127,14 @@ impl Page {
             _ => None,
         });
         code.collect()
+    }
+
+    /// The command in running text that begins so.
+    pub fn command(&self, begins: &str) -> String {
+        let found = self.code().into_iter().find(|(code, _)| code.starts_with(begins));
+        found
+            .unwrap_or_else(|| panic!("{}: no command begins {begins}", self.path))
+            .0
     }
 
     /// The anchors of its headings, as GitHub makes them.

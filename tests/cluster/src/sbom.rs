@@ -118,6 +118,7 @@ mod tests {
         Image {
             name: "example.com/true:1",
             program: Path::new("/bin/true"),
+            beside: &[],
             labels: BTreeMap::new(),
         }
     }

@@ -36,6 +36,7 @@ fn main() -> Result<()> {
     let image = Image {
         name: &args.name,
         program: &args.program,
+        beside: &[],
         labels: BTreeMap::from([
             ("org.opencontainers.image.title", "Tidings"),
             (
