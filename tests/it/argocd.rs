@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chart::{kept, path};
-use super::team::{Shared, Team};
+use super::team::{Shared, Team, Webhooks};
 
 /// A script that says which actions are offered, and the actions.
 type Actions = (&'static str, &'static [&'static str]);
@@ -131,6 +131,35 @@ fn an_action_is_offered_where_it_means_something() {
     }
 }
 
+/// Does an action to `crm` as Argo CD does, which sends what the script changed as a merge patch. What it was before.
+fn act(team: &Team, kind: &str, discovery: &str, action: &str) -> Value {
+    let before = team.get(kind, "crm");
+    assert!(offered(discovery, &before, action), "{action}: {before}");
+    let after = run(&format!("actions/{action}.lua"), &before);
+    let patch = json!({"metadata": {"annotations": after["metadata"]["annotations"]},
+        "spec": {"suspend": after["spec"]["suspend"]}});
+    let args = [
+        "patch",
+        kind,
+        "crm",
+        "-n",
+        &team.namespace,
+        "--type=merge",
+        "-p",
+        &patch.to_string(),
+    ];
+    team.cluster.kubectl_ok(&args).unwrap();
+    before
+}
+
+/// Waits until `crm` is healthy, and this is said of it.
+fn until_healthy(team: &Team, kind: &str, saying: &str) {
+    team.until(saying, kind, "crm", |object| {
+        let said = run("health.lua", object);
+        said["status"] == "Healthy" && said["message"].as_str().unwrap().starts_with(saying)
+    });
+}
+
 #[test]
 fn the_actions_do_to_a_real_endpoint_what_they_are_called() {
     let shared = Shared::get();
@@ -138,37 +167,12 @@ fn the_actions_do_to_a_real_endpoint_what_they_are_called() {
     team.deliver_to("crm", NOBODY, json!({}));
     let health = |object: &Value| run("health.lua", object)["status"].clone();
     let until = |what: &str| team.until(what, "whe", "crm", |object| health(object) == what);
-    // Argo CD sends what the script changed as a merge patch.
-    let act = |action: &str| {
-        let before = team.get("whe", "crm");
-        assert!(offered(ENDPOINT, &before, action), "{action}: {before}");
-        let after = run(&format!("actions/{action}.lua"), &before);
-        let patch = json!({"metadata": {"annotations": after["metadata"]["annotations"]},
-            "spec": {"suspend": after["spec"]["suspend"]}});
-        let args = [
-            "patch",
-            "whe",
-            "crm",
-            "-n",
-            &team.namespace,
-            "--type=merge",
-            "-p",
-            &patch.to_string(),
-        ];
-        team.cluster.kubectl_ok(&args).unwrap();
-        before
-    };
+    let act = |action: &str| act(&team, "whe", ENDPOINT, action);
     until("Healthy");
     act("suspend");
-    team.until("suspended", "whe", "crm", |object| {
-        let said = run("health.lua", object);
-        said["status"] == "Healthy" && said["message"].as_str().unwrap().starts_with("Suspended: ")
-    });
+    until_healthy(&team, "whe", "Suspended: ");
     act("resume");
-    team.until("resumed", "whe", "crm", |object| {
-        let said = run("health.lua", object);
-        said["status"] == "Healthy" && said["message"].as_str().unwrap().starts_with("Resolved: ")
-    });
+    until_healthy(&team, "whe", "Resolved: ");
     let before = act("rotate");
     let key = |object: &Value| object["status"]["signing"]["keys"][0]["id"].clone();
     team.until("with another key", "whe", "crm", |object| key(object) != key(&before));
@@ -183,6 +187,40 @@ fn the_actions_do_to_a_real_endpoint_what_they_are_called() {
             .is_some_and(|said| said.starts_with("SecretNotFound: "))
     });
     assert_eq!(health(&waiting), "Progressing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_action_enable_lets_a_real_endpoint_that_is_disabled_deliver_again() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "argocd-enable");
+    let webhooks = Webhooks::answering(|_, earlier| if earlier == 0 { 410 } else { 200 }).await;
+    team.deliver_to("crm", &webhooks.url(), json!({}));
+    team.send(&shared.dispatcher, "gone").await;
+    until_healthy(&team, "whe", "Disabled: ");
+    assert_eq!(webhooks.times("gone"), 1);
+    act(&team, "whe", ENDPOINT, "enable");
+    webhooks.until("the next answer", |all| all.len() == 2).await;
+    until_healthy(&team, "whe", "Resolved: ");
+    assert!(!offered(ENDPOINT, &team.get("whe", "crm"), "enable"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_actions_do_to_a_real_subscription_what_they_are_called() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "argocd-subscription");
+    let webhooks = Webhooks::start().await;
+    team.deliver_to("crm", &webhooks.url(), json!({}));
+    act(&team, "evsub", SUBSCRIPTION, "suspend");
+    until_healthy(&team, "evsub", "Suspended: ");
+    team.ready("evsub/crm");
+    team.send(&shared.dispatcher, "waits").await;
+    team.until("pending", "evsub", "crm", |object| {
+        object["status"]["delivery"]["pending"] == 1
+    });
+    assert_eq!(webhooks.times("waits"), 0);
+    act(&team, "evsub", SUBSCRIPTION, "resume");
+    until_healthy(&team, "evsub", "Resolved: ");
+    webhooks.until("what waited", |all| all.len() == 1).await;
 }
 
 #[test]
