@@ -8,7 +8,7 @@ use serde_json::Value;
 use tidings::api::crd;
 use tidings_cluster::Binaries;
 
-use super::{documents, object, path};
+use super::{documents, object, path, workloads};
 
 /// `kubectl kustomize` of a folder.
 fn kustomized(folder: &str) -> Vec<Value> {
@@ -116,10 +116,16 @@ fn gitops_deletes_neither_the_namespace_of_the_queue_nor_a_definition_with_all_t
 fn flux_finds_what_its_kustomizations_name() {
     let all = documents(&fs::read_to_string(path("deploy/flux/kustomizations.yaml")).unwrap());
     assert_eq!(all.len(), 3);
+    let mut operator = 0;
     for (number, kustomization) in all.iter().enumerate() {
         let spec = &kustomization["spec"];
         let objects = kustomized(spec["path"].as_str().unwrap());
-        for check in spec["healthChecks"].as_array().into_iter().flatten() {
+        let checks = spec["healthChecks"].as_array().map_or(&[][..], Vec::as_slice);
+        assert!(
+            spec["wait"] == true || !checks.is_empty(),
+            "the next one starts before this is healthy: {kustomization}"
+        );
+        for check in checks {
             let found = object(
                 &objects,
                 check["kind"].as_str().unwrap(),
@@ -127,6 +133,13 @@ fn flux_finds_what_its_kustomizations_name() {
             );
             assert_eq!(found["apiVersion"], check["apiVersion"]);
             assert_eq!(found["metadata"]["namespace"], check["namespace"]);
+        }
+        if kustomization["metadata"]["name"] == "tidings" {
+            let checked: Vec<_> = checks.iter().map(|check| (&check["kind"], &check["name"])).collect();
+            let all = workloads(&objects).into_iter();
+            let all: Vec<_> = all.map(|one| (&one["kind"], &one["metadata"]["name"])).collect();
+            assert_eq!(checked, all);
+            operator += 1;
         }
         let before = |name: &Value| all[..number].iter().any(|other| other["metadata"]["name"] == *name);
         let waits = spec["dependsOn"].as_array().map_or(0, Vec::len);
@@ -139,4 +152,5 @@ fn flux_finds_what_its_kustomizations_name() {
                 .all(|d| before(&d["name"]))
         );
     }
+    assert_eq!(operator, 1);
 }
