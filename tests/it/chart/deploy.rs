@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::Value;
 use tidings::api::crd;
 
+use super::gitops::kustomized;
 use super::{documents, kept, object, path, render};
 use crate::it::chart::NAMESPACE;
 
@@ -88,5 +89,7 @@ fn each_way_to_install_has_the_same_objects() {
     let install = documents(&fs::read_to_string(path("deploy/install.yaml")).unwrap());
     // helm makes the namespace itself (--create-namespace).
     chart.push(object(&install, "Namespace", NAMESPACE).clone());
-    assert_eq!(names(install), names(chart));
+    let chart = names(chart);
+    assert_eq!(names(install), chart, "deploy/install.yaml");
+    assert_eq!(names(kustomized("deploy")), chart, "kubectl kustomize deploy");
 }

@@ -11,7 +11,7 @@ use tidings_cluster::Binaries;
 use super::{documents, object, path, workloads};
 
 /// `kubectl kustomize` of a folder.
-fn kustomized(folder: &str) -> Vec<Value> {
+pub(super) fn kustomized(folder: &str) -> Vec<Value> {
     let kubectl = Binaries::ensure().unwrap().kubectl;
     let made = Command::new(kubectl)
         .arg("kustomize")
