@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tidings_cluster::{Cluster, ControllerOptions, DispatcherOptions, Helm, Tidings, eventually};
 
-use super::chart::path;
+use super::chart::{documents, path};
 use super::team::{PATIENCE, TYPES, Team, Webhooks};
 
 /// A release whose definitions and objects are kept.
@@ -38,6 +38,16 @@ impl Release {
         files.map(|entry| entry.unwrap().path()).collect()
     }
 
+    /// Its kinds, separated by commas as kubectl takes them.
+    fn kinds(&self) -> String {
+        let kind = |file: PathBuf| {
+            let definition = documents(&fs::read_to_string(file).unwrap()).remove(0);
+            definition["spec"]["names"]["kind"].as_str().unwrap().to_owned()
+        };
+        let kinds: Vec<String> = self.definitions().into_iter().map(kind).collect();
+        kinds.join(",")
+    }
+
     fn objects(&self) -> String {
         fs::read_to_string(self.folder.join("objects.yaml")).unwrap()
     }
@@ -57,14 +67,14 @@ fn until_served(cluster: &Cluster, release: &Release) {
             .unwrap();
     }
     eventually("the kinds in discovery", PATIENCE, || {
-        Ok(cluster.kubectl(&["get", "whe,evsub,evtype", "-A"])?.status.success())
+        Ok(cluster.kubectl(&["get", &release.kinds(), "-A"])?.status.success())
     })
     .unwrap();
 }
 
-/// All objects of our kinds in a namespace, by kind and name.
-fn stored(cluster: &Cluster, namespace: &str) -> BTreeMap<(String, String), Value> {
-    let args = ["get", "whe,evsub,evtype", "-n", namespace, "-o", "json"];
+/// All objects of a release's kinds in a namespace, by kind and name.
+fn stored(cluster: &Cluster, namespace: &str, release: &Release) -> BTreeMap<(String, String), Value> {
+    let args = ["get", &release.kinds(), "-n", namespace, "-o", "json"];
     let list: Value = serde_json::from_str(&cluster.kubectl_ok(&args).unwrap()).unwrap();
     let name = |object: &Value, at: &str| object.pointer(at).unwrap().as_str().unwrap().to_owned();
     let items = list["items"].as_array().unwrap().iter();
@@ -83,8 +93,8 @@ fn contains(new: &Value, old: &Value) -> bool {
     }
 }
 
-fn assert_all_read(cluster: &Cluster, namespace: &str, before: &BTreeMap<(String, String), Value>) {
-    let after = stored(cluster, namespace);
+fn assert_all_read(cluster: &Cluster, namespace: &str, release: &Release, before: &BTreeMap<(String, String), Value>) {
+    let after = stored(cluster, namespace, release);
     assert!(after.keys().eq(before.keys()));
     for (key, old) in before {
         let new = &after[key];
@@ -107,18 +117,22 @@ fn assert_all_take_edits(cluster: &Cluster, namespace: &str, release: &Release) 
     let said = String::from_utf8_lossy(&applied.stdout).into_owned() + &String::from_utf8_lossy(&applied.stderr);
     assert!(applied.status.success() && !said.contains("Warning"), "{said}");
     assert!(said.lines().all(|line| line.ends_with(" unchanged")), "{said}");
-    let keys: Vec<(String, String)> = stored(cluster, namespace).into_keys().collect();
-    for (kind, edit) in [
-        ("WebhookEndpoint", json!({"timeout": "29s"})),
-        ("EventSubscription", json!({"sources": ["/edited"]})),
-        ("EventType", json!({"description": "edited"})),
-    ] {
+    let keys: Vec<(String, String)> = stored(cluster, namespace, release).into_keys().collect();
+    for kind in release.kinds().split(',') {
+        let edit = match kind {
+            "WebhookEndpoint" => json!({"timeout": "29s"}),
+            "EventSubscription" => json!({"sources": ["/edited"]}),
+            "EventType" => json!({"description": "edited"}),
+            "Replay" => json!({"ttlAfterFinished": "29h"}),
+            kind => panic!("name a field of {kind} that is edited"),
+        };
         let patch = json!({"metadata": {"annotations": {"example.com/edited": "yes"}}, "spec": edit}).to_string();
         let names: Vec<&str> = keys
             .iter()
             .filter(|(own, _)| own == kind)
             .map(|(_, name)| &**name)
             .collect();
+        assert!(!names.is_empty(), "{}: objects.yaml has no {kind}", release.name);
         let args = [
             &["patch", kind],
             &names[..],
@@ -153,11 +167,11 @@ async fn what_a_release_stored_is_read_reconciled_delivered_and_edited_after_kub
             .unwrap();
         team.endpoint("live", &webhooks.url(), json!({}));
         team.subscription("live", "live");
-        let before = stored(&cluster, &team.namespace);
+        let before = stored(&cluster, &team.namespace, &release);
         assert!(before.len() > 20, "{}: the objects are there", release.name);
 
         let tidings = Tidings::install(&cluster, env!("CARGO_BIN_EXE_tidings")).unwrap();
-        assert_all_read(&cluster, &team.namespace, &before);
+        assert_all_read(&cluster, &team.namespace, &release, &before);
 
         let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
         // What else matches goes to hosts that nobody is to be asked for.
@@ -177,7 +191,7 @@ async fn what_a_release_stored_is_read_reconciled_delivered_and_edited_after_kub
             .await;
         let all_looked_at = || {
             let looked_at = |object: &Value| object["status"]["observedGeneration"] == object["metadata"]["generation"];
-            stored(&cluster, &team.namespace).values().all(looked_at)
+            stored(&cluster, &team.namespace, &release).values().all(looked_at)
         };
         eventually("a look at every object", PATIENCE, || Ok(all_looked_at())).unwrap();
         assert_all_take_edits(&cluster, &team.namespace, &release);
@@ -242,12 +256,12 @@ fn what_a_release_stored_is_read_and_edited_after_helm_upgraded_the_chart_and_re
             cluster.kubectl_with_input(&args, manifest).unwrap()
         };
         assert!(apply(&release.objects()).status.success());
-        let before = stored(&cluster, &namespace);
+        let before = stored(&cluster, &namespace, &release);
 
         let chart = Helm::chart();
         helm.ok(&[&["upgrade"], &in_system[..], &[chart.to_str().unwrap()]].concat())
             .unwrap();
-        assert_all_read(&cluster, &namespace, &before);
+        assert_all_read(&cluster, &namespace, &release, &before);
         // A field that only the new definitions have: the API server serves them a moment after it took them.
         let patch = |kind: &str, name: &str, patch: &str| {
             let args = ["patch", kind, name, "-n", &namespace, "--type=merge", "-p", patch];
@@ -261,7 +275,7 @@ fn what_a_release_stored_is_read_and_edited_after_helm_upgraded_the_chart_and_re
         .unwrap();
         assert_all_take_edits(&cluster, &namespace, &release);
 
-        let stored_now = stored(&cluster, &namespace);
+        let stored_now = stored(&cluster, &namespace, &release);
         helm.ok(&[&["rollback"], &in_system[..], &["1"]].concat()).unwrap();
         eventually("the old definitions", PATIENCE, || {
             let endpoint = cluster.get(&namespace, "whe", "minimal")?;
@@ -269,7 +283,7 @@ fn what_a_release_stored_is_read_and_edited_after_helm_upgraded_the_chart_and_re
         })
         .unwrap();
         assert!(
-            stored(&cluster, &namespace).keys().eq(stored_now.keys()),
+            stored(&cluster, &namespace, &release).keys().eq(stored_now.keys()),
             "all are read"
         );
         assert!(
