@@ -38,31 +38,68 @@ fn clean(path: &Path) -> PathBuf {
     clean
 }
 
+/// Where the repository's files are for who has only the chart.
+const PUBLISHED: &str = "https://github.com/tidings/tidings/blob/main/";
+
+/// What is wrong with a link in a file, which is named from the repository's root.
+fn broken(link: &str, here: &Path) -> Option<String> {
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let target = match (file.strip_prefix(PUBLISHED), file) {
+        (Some(file), _) => clean(Path::new(file)),
+        (None, "") => here.to_owned(),
+        (None, file) => clean(&here.parent().unwrap().join(file)),
+    };
+    if !repository_root().join(&target).exists() {
+        return Some(format!("there is no {}", target.display()));
+    }
+    let leads = anchor.is_empty() || Page::read(target.to_str().unwrap()).anchors().contains(anchor);
+    (!leads).then(|| "there is no such heading".to_owned())
+}
+
 #[test]
 fn every_link_and_anchor_leads_somewhere() {
-    let root = repository_root();
     let (mut wrong, mut followed) = (Vec::new(), 0);
     for page in Page::all() {
         for (link, at) in page.links() {
-            if link.contains("://") || link.starts_with("mailto:") {
+            let elsewhere = link.contains("://") && !link.starts_with(PUBLISHED);
+            if elsewhere || link.starts_with("mailto:") {
                 continue;
             }
             followed += 1;
-            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
-            let here = Path::new(&page.path);
-            let target = match file {
-                "" => here.to_owned(),
-                file => clean(&here.parent().unwrap().join(file)),
-            };
-            if !root.join(&target).exists() {
-                wrong.push(format!("{at}: {link}: there is no {}", target.display()));
-            } else if !anchor.is_empty() && !Page::read(target.to_str().unwrap()).anchors().contains(anchor) {
-                wrong.push(format!("{at}: {link}: there is no such heading"));
+            if let Some(why) = broken(&link, Path::new(&page.path)) {
+                wrong.push(format!("{at}: {link}: {why}"));
             }
         }
     }
     none(&wrong);
     assert!(followed > 150, "only {followed} links were found");
+}
+
+#[test]
+fn every_link_that_the_chart_shows_its_users_leads_somewhere() {
+    fn published(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            if entry.path().is_dir() {
+                published(&entry.path(), found);
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).unwrap();
+            for (at, _) in text.match_indices(PUBLISHED) {
+                let link = text[at..]
+                    .split(|c: char| c.is_whitespace() || "\")".contains(c))
+                    .next();
+                found.insert(link.unwrap().trim_end_matches([':', '.']).to_owned());
+            }
+        }
+    }
+    let mut links = BTreeSet::new();
+    published(&Helm::chart(), &mut links);
+    let wrong = links.iter().filter_map(|link| {
+        let why = broken(link, Path::new("charts/tidings/README.md"))?;
+        Some(format!("{link}: {why}"))
+    });
+    none(&wrong.collect::<Vec<_>>());
+    assert!(links.len() > 20, "only {} were found", links.len());
 }
 
 /// All text of the code, and of what is shipped with it.
