@@ -154,7 +154,7 @@ const FOREIGN: [&str; 1] = ["sinkbinding"];
 fn every_kind_and_annotation_in_a_kubectl_command_is_one_that_the_api_server_and_tidings_know() {
     let cluster = &*super::super::manifests::cluster("commands");
     let kinds = kinds(cluster);
-    let code = super::code();
+    let code = super::shipped();
     let mut wrong = Vec::new();
     let mut looked = 0;
     for Spoken { words, at } in all().into_iter().filter(|spoken| spoken.words[0] == "kubectl") {
