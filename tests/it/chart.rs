@@ -265,8 +265,8 @@ fn what_helm_takes_of_a_policy_is_what_the_processes_take() {
     }
 }
 
-#[test]
-fn every_value_is_in_the_schema_and_in_the_charts_readme() {
+/// The chart's values, and the names of all.
+fn values() -> (Value, BTreeSet<String>) {
     fn leaves(value: &Value, at: &str, found: &mut BTreeSet<String>) {
         match value.as_object() {
             Some(map) if !map.is_empty() => {
@@ -288,15 +288,34 @@ fn every_value_is_in_the_schema_and_in_the_charts_readme() {
         "controller.resources",
         "dispatcher.resources",
     ];
-    let all: BTreeSet<String> = all
-        .into_iter()
-        .map(|leaf| {
-            whole
-                .iter()
-                .find(|w| leaf.starts_with(&format!("{w}.")))
-                .map_or(leaf.clone(), |w| (*w).to_owned())
-        })
-        .collect();
+    let all = all.into_iter().map(|leaf| {
+        whole
+            .iter()
+            .find(|w| leaf.starts_with(&format!("{w}.")))
+            .map_or(leaf.clone(), |w| (*w).to_owned())
+    });
+    let all = all.collect();
+    (values, all)
+}
+
+#[test]
+fn every_value_is_something_else_in_some_set() {
+    let (values, mut all) = values();
+    for set in SETS {
+        let text = fs::read_to_string(path(&format!("tests/chart/{set}.values.yaml"))).unwrap();
+        let of_set = documents(&text).remove(0);
+        all.retain(|leaf| {
+            let at = format!("/{}", leaf.replace('.', "/"));
+            let (default, set) = (values.pointer(&at), of_set.pointer(&at));
+            set.is_none() || set == default
+        });
+    }
+    assert_eq!(all, BTreeSet::new(), "no rendering shows what these do");
+}
+
+#[test]
+fn every_value_is_in_the_schema_and_in_the_charts_readme() {
+    let (_, all) = values();
     let readme = fs::read_to_string(Helm::chart().join("README.md")).unwrap();
     let documented: BTreeSet<String> = readme
         .lines()
