@@ -245,6 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn the_dockerfile_builds_with_the_toolchain_that_is_pinned() {
+        let read = |name: &str| fs::read_to_string(crate::repository_root().join(name)).unwrap();
+        let (toolchain, dockerfile) = (read("rust-toolchain.toml"), read("Dockerfile"));
+        let version = toolchain
+            .lines()
+            .find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'));
+        let version = version.unwrap();
+        let named = ["FROM rust:", "ENV RUSTUP_TOOLCHAIN="].map(|before| {
+            let lines = dockerfile.lines().filter_map(|line| line.strip_prefix(before));
+            lines.map(|rest| rest.split('-').next().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(named, [[version], [version]]);
+    }
+
+    #[test]
     fn the_same_program_makes_the_same_image_whenever_it_is_made_and_another_makes_another() {
         let dir = tempfile::tempdir().unwrap();
         let programs = ["one/true", "two/true"].map(|name| dir.path().join(name));
