@@ -145,6 +145,12 @@ fn helm_installs_upgrades_and_removes_it_and_keeps_what_must_stay() {
         installed.contains("http://tidings-dispatcher.tidings-system/v1/namespaces/NAMESPACE/events"),
         "{installed}"
     );
+    let keeps = "helm uninstall keeps the queue's volume and all signing Secrets";
+    let definitions_too = ", and the CustomResourceDefinitions with every endpoint and\nsubscription.\n";
+    assert!(
+        installed.contains(&format!("{keeps}{definitions_too}")) && !installed.contains("DELETES"),
+        "{installed}"
+    );
 
     let endpoint = json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "WebhookEndpoint",
         "metadata": {"name": "crm", "namespace": "default"}, "spec": {"url": "https://hooks.example.com/"}});
@@ -216,4 +222,14 @@ fn helm_installs_upgrades_and_removes_it_and_keeps_what_must_stay() {
     );
     let objects = documents(&helm.ok(&[&["get", "manifest"], &release[..]].concat()).unwrap());
     object(&objects, "CustomResourceDefinition", "replays.tidings.dev");
+
+    // Unless it was told not to keep them, which it says.
+    let said = helm
+        .ok(&[&["upgrade"], &release[..], &[chart, "--set=crds.keep=false"]].concat())
+        .unwrap();
+    let deletes =
+        "It DELETES the CustomResourceDefinitions, and with them every endpoint and subscription of the cluster.\n";
+    assert!(said.contains(&format!("{keeps}.\n{deletes}")), "{said}");
+    helm.ok(&[&["uninstall"], &release[..]].concat()).unwrap();
+    cluster.wait_for("default", definitions, "delete", PATIENCE).unwrap();
 }
