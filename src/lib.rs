@@ -8,6 +8,8 @@
 //! `schedule` are pure: no client, no socket, no clock of their own. Processes (`controller`, `dispatcher`, `inspect`) put
 //! rooms together; nothing imports a process but `cli`, which picks one.
 
+#[cfg(test)]
+mod allocated;
 pub mod api;
 pub mod blocking;
 pub mod cli;

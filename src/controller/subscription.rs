@@ -213,3 +213,85 @@ async fn apply(
         .await;
     Ok(object.resource_version())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{Method, Request, Response};
+    use kube::client::{Body, Client};
+    use kube::runtime::watcher;
+    use serde_json::{Value, json};
+
+    use super::super::stored::Stored;
+    use super::*;
+    use crate::kubernetes::scope::Scope;
+
+    /// The lesser the number the older: all are of one second, and the UID decides.
+    fn subscription(number: usize) -> EventSubscription {
+        serde_json::from_value(json!({
+            "apiVersion": "tidings.dev/v1alpha1",
+            "kind": "EventSubscription",
+            "metadata": {"name": format!("s-{number}"), "namespace": "sales", "uid": format!("{number:05}"),
+                "creationTimestamp": "2026-01-01T00:00:00Z", "generation": 1, "resourceVersion": "7"},
+            "spec": spec(),
+        }))
+        .unwrap()
+    }
+
+    fn spec() -> Value {
+        json!({"delivery": "Pull", "eventTypes": ["*"]})
+    }
+
+    #[tokio::test]
+    async fn a_subscription_behind_ten_thousand_older_ones_says_that_no_event_matches_it_until_one_of_them_goes() {
+        let statuses = Arc::<Mutex<Vec<Value>>>::default();
+        let written = Arc::clone(&statuses);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let written = Arc::clone(&written);
+            async move {
+                let is_status = request.method() == Method::PATCH;
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let mut object: Value = serde_json::from_slice(&body).unwrap();
+                if is_status {
+                    object["spec"] = spec();
+                    written.lock().unwrap().push(object["status"].clone());
+                }
+                Ok::<_, Infallible>(Response::new(Body::from(object.to_string().into_bytes())))
+            }
+        });
+        let mut context = Context::alone(Client::new(server, "sales"));
+        let (namespaces, mut writers) = Stored::of(&Scope::default());
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "sales"}});
+        let namespace = watcher::Event::Apply(serde_json::from_value(namespace).unwrap());
+        writers[0].1.apply_watcher_event(&namespace);
+        context.stores.namespaces = namespaces;
+        let (subscriptions, mut writers) = Stored::of(&Scope::default());
+        for number in 0..=MAX_SUBSCRIPTIONS {
+            let one = subscription(number);
+            context.subscriptions.lock().unwrap().put(&one);
+            writers[0].1.apply_watcher_event(&watcher::Event::Apply(one));
+        }
+        context.stores.subscriptions = subscriptions;
+
+        let standing = async |number: usize| {
+            reconcile(&context, "sales", &format!("s-{number}")).await.unwrap();
+            let status = statuses.lock().unwrap().pop().expect("a status");
+            let conditions = status["conditions"].as_array().unwrap().clone();
+            let of = |type_: &str| {
+                let found = conditions.iter().find(|condition| condition["type"] == type_);
+                found.map(|condition| (condition["status"].clone(), condition["reason"].clone()))
+            };
+            (of("Ready"), of("Stalled"))
+        };
+        let too_many = |status: &str| Some((json!(status), json!("TooManySubscriptions")));
+        let (ready, stalled) = standing(MAX_SUBSCRIPTIONS).await;
+        assert_eq!((ready, stalled), (too_many("False"), too_many("True")));
+        let (counts, stalled) = standing(MAX_SUBSCRIPTIONS - 1).await;
+        assert_ne!(counts, too_many("False"), "the last that counts");
+        assert_eq!(stalled, None);
+        context.subscriptions.lock().unwrap().remove("sales", "s-0");
+        assert_eq!(standing(MAX_SUBSCRIPTIONS).await, (counts, None), "the next in line");
+    }
+}

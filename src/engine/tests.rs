@@ -32,6 +32,7 @@ mod lifetime;
 mod limits;
 mod namespaces;
 mod order;
+mod outage;
 mod pages;
 mod places;
 mod pull;

@@ -167,15 +167,39 @@ mod tests {
     use super::*;
     use crate::api::resolve::{Delivery, Format, ResolvedSubscription, TypePattern};
     use crate::event::Data;
+    use crate::expression::{Expression, Role};
     use crate::ids::{EndpointId, SubscriptionId};
     use crate::matching::Index;
+    use crate::matching::filter::MAX_FILTERED;
     use crate::queue::sqlite::{Options, SqliteQueue};
     use crate::queue::{Gauge, ResourceKey};
+    use crate::registry::Mailbox;
 
     /// A namespace where some subscriptions take every event, and their endpoint's gauge with some places.
     fn namespace(subscriptions: usize, places: i64) -> (NamespaceView, Arc<Gauge>) {
         let gauge = Arc::new(Gauge::default());
         gauge.give(places);
+        let all = vec![subscription(&gauge, None, None); subscriptions];
+        (namespace_of(all), gauge)
+    }
+
+    fn namespace_of(subscriptions: Vec<Arc<SubscriptionEntry>>) -> NamespaceView {
+        let all = subscriptions.into_iter().map(|entry| (Arc::clone(&entry.spec), entry));
+        NamespaceView {
+            uid: "u1".into(),
+            subscriptions: Arc::new(Index::new(all)),
+            pulled: Arc::default(),
+            types: Arc::new(HashMap::new()),
+            rules: Arc::default(),
+        }
+    }
+
+    /// One that takes every event that passes its filter.
+    fn subscription(
+        gauge: &Arc<Gauge>,
+        filter: Option<Expression>,
+        mailbox: Option<Arc<Mailbox>>,
+    ) -> Arc<SubscriptionEntry> {
         let spec = Arc::new(ResolvedSubscription {
             namespace: "sales".into(),
             name: "crm".into(),
@@ -183,37 +207,29 @@ mod tests {
             delivery: Delivery::Push { endpoint: "crm".into() },
             event_types: vec![TypePattern::Any],
             sources: Vec::new(),
-            filter: None,
+            filter,
             format: Format::StandardWebhooks,
             request: Default::default(),
             dead_letter: None,
             retry: None,
             suspend: false,
         });
-        let entry = Arc::new(SubscriptionEntry {
+        Arc::new(SubscriptionEntry {
             id: SubscriptionId(1),
             key: ResourceKey {
                 namespace_uid: "u1".into(),
                 name: "crm".into(),
             },
             endpoint: EndpointId(1),
-            endpoint_gauge: Arc::clone(&gauge),
+            endpoint_gauge: Arc::clone(gauge),
             endpoint_order: Arc::default(),
-            spec: Arc::clone(&spec),
+            spec,
             filter_health: Arc::default(),
             material: Default::default(),
             dead_letter: None,
-            mailbox: None,
+            mailbox,
             deleted: None,
-        });
-        let view = NamespaceView {
-            uid: "u1".into(),
-            subscriptions: Arc::new(Index::new(vec![(spec, entry); subscriptions])),
-            pulled: Arc::default(),
-            types: Arc::new(HashMap::new()),
-            rules: Arc::default(),
-        };
-        (view, gauge)
+        })
     }
 
     fn now() -> Acceptance<'static> {
@@ -270,6 +286,69 @@ mod tests {
             problem.detail
         );
         assert_eq!(gauge.place(MAX_PENDING), Placement::Fresh, "its place was given back");
+        queue.close().await;
+    }
+
+    #[test]
+    fn beyond_a_thousand_filters_that_look_at_an_event_further_ones_fail_and_those_without_one_match() {
+        let gauge = Arc::new(Gauge::default());
+        let filter = Expression::compile(Role::Filter, "event.type == 'lead.qualified'").expect("it compiles");
+        let filtered = |count| vec![subscription(&gauge, Some(filter.clone()), None); count];
+        let placed = |all: Vec<Arc<SubscriptionEntry>>| {
+            let (view, metrics) = (namespace_of(all), Metrics::default());
+            // Each of two events may have as many.
+            let placed = place(&view, &[event("a"), event("b")], &metrics, &now(), |_| {});
+            (placed.messages(), metrics.filter_errors.get())
+        };
+        assert_eq!(placed(filtered(MAX_FILTERED)), (2 * MAX_FILTERED, 0));
+
+        let (mut all, beyond) = (filtered(MAX_FILTERED), filtered(2));
+        all.extend(beyond.clone());
+        all.push(subscription(&gauge, None, None));
+        assert_eq!(placed(all), (2 * (MAX_FILTERED + 1), 4));
+        let why = beyond[0].filter_health.failing().expect("it fails");
+        assert!(why.contains("more than 1000 filtered subscriptions"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn beyond_a_million_pending_messages_of_an_endpoint_new_ones_are_dead_letters_and_take_no_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (queue, _) = SqliteQueue::open(dir.path(), Options::default()).expect("a store");
+        let fence = queue.claim().await.expect("a fence");
+        let gauges = [(); 3].map(|()| Arc::new(Gauge::default()));
+        let [full, almost, other] = &gauges;
+        let view = namespace_of(vec![
+            subscription(full, None, None),
+            subscription(full, None, Some(Arc::default())),
+            subscription(almost, None, None),
+            subscription(almost, None, Some(Arc::default())),
+            subscription(other, None, None),
+        ]);
+        gauges.iter().for_each(|gauge| gauge.give(1));
+        full.add_pending(MAX_PENDING);
+        almost.add_pending(MAX_PENDING - 1);
+        let metrics = Metrics::default();
+        let placed = place(&view, &[event("a")], &metrics, &now(), |_| {});
+        let placements: Vec<Placement> = placed.taken[0].iter().map(|(_, placement)| *placement).collect();
+        let (dead, fresh, pulled) = (Placement::QueueFull, Placement::Fresh, Placement::Pulled);
+        assert_eq!(placements, [dead, dead, fresh, pulled, fresh]);
+        let accepted = store(&queue, &metrics, placed).await.expect("stored");
+        assert!(
+            matches!(accepted[..], [Accepted::New { matched: 5, .. }]),
+            "{accepted:?}"
+        );
+        let backlog = queue.backlog(fence).await.expect("a backlog");
+        let counted = backlog.iter().fold((0, 0), |(pending, dead), pair| {
+            (pending + pair.pending, dead + pair.dead)
+        });
+        assert_eq!(counted, (3, 2));
+
+        full.add_pending(-1);
+        assert_eq!(
+            full.place(MAX_PENDING),
+            fresh,
+            "its place was not taken, and there is room again"
+        );
         queue.close().await;
     }
 }

@@ -206,4 +206,38 @@ mod tests {
         assert_eq!(*selection.endpoints, HashSet::from([crm]));
         assert_eq!(*selection.subscriptions, HashSet::from([SubscriptionId(1)]));
     }
+
+    #[tokio::test]
+    async fn a_selector_means_the_states_and_the_time_that_it_names() {
+        let (crm, ops) = (EndpointId(1), EndpointId(2));
+        let registry = registry(crm, ops).await;
+        for (id, name) in [(crm, "crm"), (ops, "ops")] {
+            put(&registry, id, name, EndpointState::Missing).await;
+        }
+        let selected = |selector: Value| {
+            let selector: ReplaySelector = serde_json::from_value(selector).unwrap();
+            select(&registry, "sales", &selector).unwrap().unwrap()
+        };
+        for (state, dead, delivered) in [
+            (None, true, false),
+            (Some("DeadLetter"), true, false),
+            (Some("Delivered"), false, true),
+            (Some("Any"), true, true),
+        ] {
+            let selector = state.map_or(json!({}), |state| json!({"state": state}));
+            let selection = selected(selector);
+            assert_eq!((selection.dead, selection.delivered), (dead, delivered), "{state:?}");
+            assert_eq!((selection.from, selection.until, selection.ids), (None, None, None));
+        }
+        let (one, two) = ("2026-03-01T10:00:00Z", "2026-03-01T10:00:01.5Z");
+        let (from, until) = (UnixMillis(1_772_359_200_000), UnixMillis(1_772_359_201_500));
+        for (selector, times) in [
+            (json!({"from": one}), (Some(from), None)),
+            (json!({"until": two}), (None, Some(until))),
+            (json!({"from": one, "until": two}), (Some(from), Some(until))),
+        ] {
+            let selection = selected(selector);
+            assert_eq!((selection.from, selection.until), times);
+        }
+    }
 }

@@ -4,9 +4,23 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::*;
+use crate::allocated::most_held;
+use crate::ingest::parse::DEFAULT_MAX_EVENT;
 
 /// What is refused or linear takes milliseconds; the rest is for a busy machine.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
+/// The most memory that a schema or an event takes while it is looked at: what violations may take (`MAX_FOUND`), and as
+/// much again for the data as values and for all else.
+const HOLDS_AT_MOST: usize = 128 << 20;
+
+/// Looks at what is hostile: that ends soon, and holds no more memory than may be.
+fn bounded<T>(name: &str, look: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let (result, held) = most_held(look);
+    assert!(start.elapsed() < ENDS_WITHIN, "{name} took {:?}", start.elapsed());
+    assert!(held <= HOLDS_AT_MOST, "{name} held {held} bytes");
+    result
+}
 
 fn spec(schema: Value) -> EventTypeSpec {
     EventTypeSpec {
@@ -167,9 +181,8 @@ fn hostile_schemas_are_refused_quickly() {
         ("dangling", json!({"$ref": "#/$defs/nothing"})),
         ("no schema", json!([])),
     ] {
-        let start = Instant::now();
-        assert!(TypeRule::compile(&spec(schema)).is_err(), "{name}");
-        assert!(start.elapsed() < ENDS_WITHIN, "{name} took {:?}", start.elapsed());
+        let spec = spec(schema);
+        assert!(bounded(name, || TypeRule::compile(&spec)).is_err(), "{name}");
     }
 }
 
@@ -203,10 +216,11 @@ fn recursion_that_goes_down_in_one_way_is_fine() {
 #[test]
 fn a_pattern_that_would_backtrack_is_linear() {
     let rule = TypeRule::compile(&spec(json!({"pattern": "^(a+)+$"}))).unwrap();
-    let start = Instant::now();
     let hostile = json_event(json!("a".repeat(50_000) + "!"));
-    assert!(matches!(rule.check(&hostile), Fit::Rejected(_)));
-    assert!(start.elapsed() < ENDS_WITHIN, "took {:?}", start.elapsed());
+    assert!(matches!(
+        bounded("backtracking", || rule.check(&hostile)),
+        Fit::Rejected(_)
+    ));
 }
 
 #[test]
@@ -228,15 +242,13 @@ fn a_schema_and_a_document_that_multiply_are_refused_before_they_cost_anything()
         } else {
             items.clone()
         };
-        let start = Instant::now();
-        let Fit::Rejected(violations) = rule.check(&hostile) else {
+        let Fit::Rejected(violations) = bounded(name, || rule.check(&hostile)) else {
             panic!("{name}: it was checked");
         };
         assert!(
             violations[0].detail.contains("too large for its schema"),
             "{violations:?}"
         );
-        assert!(start.elapsed() < ENDS_WITHIN, "{name} took {:?}", start.elapsed());
         assert_eq!(rule.work(&hostile), 0, "it is refused unseen");
         assert!((1..HEAVY).contains(&rule.work(&json_event(json!([1])))));
     }
@@ -249,13 +261,12 @@ fn data_that_does_not_fit_in_ever_so_many_places_costs_no_memory_for_each() {
     let required: Vec<String> = (0..50).map(|n| format!("r{n}")).collect();
     let schema = json!({"items": {"required": required}});
     let rule = TypeRule::compile(&spec(schema.clone())).unwrap();
-    let start = Instant::now();
-    let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80_000]))) else {
+    let everywhere = json_event(json!(vec![json!({}); 80_000]));
+    let Fit::Rejected(violations) = bounded("many places", || rule.check(&everywhere)) else {
         panic!("it fits");
     };
     assert_eq!(violations.len(), 1);
     assert!(violations[0].detail.contains("too many parts"), "{violations:?}");
-    assert!(start.elapsed() < ENDS_WITHIN, "{:?}", start.elapsed());
     let Fit::Rejected(violations) = rule.check(&json_event(json!(vec![json!({}); 80]))) else {
         panic!("it fits");
     };
@@ -263,7 +274,7 @@ fn data_that_does_not_fit_in_ever_so_many_places_costs_no_memory_for_each() {
 
     let mut declared = spec(schema);
     declared.examples = vec![json!(vec![json!({}); 2_000_000])];
-    let refused = TypeRule::compile(&declared).unwrap_err();
+    let refused = bounded("a large example", || TypeRule::compile(&declared)).unwrap_err();
     assert!(refused.message.contains("example 0 is too large"), "{refused}");
 }
 
@@ -280,15 +291,13 @@ fn what_a_pattern_or_a_name_that_depends_on_others_costs_is_counted() {
         ),
     ] {
         let rule = TypeRule::compile(&spec(schema)).unwrap();
-        let start = Instant::now();
-        let Fit::Rejected(violations) = rule.check(&hostile) else {
+        let Fit::Rejected(violations) = bounded(name, || rule.check(&hostile)) else {
             panic!("{name}: it was checked");
         };
         assert!(
             violations[0].detail.contains("too large for its schema"),
             "{name}: {violations:?}"
         );
-        assert!(start.elapsed() < ENDS_WITHIN, "{name}");
     }
     for usual in [
         "^[A-Z]{2}[0-9]{2}$",
@@ -323,7 +332,8 @@ fn violations_that_repeat_much_are_not_built() {
         ),
     ] {
         let rule = TypeRule::compile(&spec(schema)).unwrap();
-        let Fit::Rejected(violations) = rule.check(&json_event(data)) else {
+        let hostile = json_event(data);
+        let Fit::Rejected(violations) = bounded(name, || rule.check(&hostile)) else {
             panic!("{name}: it fits");
         };
         assert_eq!(violations.len(), 1, "{name}");
@@ -341,7 +351,8 @@ fn all_patterns_together_are_bounded_and_so_is_one_as_it_is_run() {
             .into_iter()
             .map(|pattern| json!({"pattern": pattern}))
             .collect();
-        TypeRule::compile(&spec(json!({"anyOf": each})))
+        let spec = spec(json!({"anyOf": each}));
+        bounded("patterns", || TypeRule::compile(&spec))
     };
     let usual = |n: usize| format!("^[a-z]{{2}}-{n}$");
     one_of((0..256).map(usual).collect()).unwrap();
@@ -355,8 +366,54 @@ fn all_patterns_together_are_bounded_and_so_is_one_as_it_is_run() {
     }
     // ECMA-262's own escape: the pattern that is run has as many states as the one without it.
     let rule = TypeRule::compile(&spec(json!({"pattern": r"a[ab]{10000}[c-z]|\cA"}))).unwrap();
-    let Fit::Rejected(violations) = rule.check(&json_event(json!("a".repeat(250_000)))) else {
+    let text = json_event(json!("a".repeat(250_000)));
+    let Fit::Rejected(violations) = bounded("an escape", || rule.check(&text)) else {
         panic!("it was checked");
     };
     assert!(violations[0].detail.contains("too large"), "{violations:?}");
+}
+
+#[test]
+fn whatever_a_document_is_made_of_it_takes_no_more_memory_than_may_be_however_often_it_is_checked() {
+    // As large as events may be by default.
+    let repeated = |part: &str| {
+        let count = DEFAULT_MAX_EVENT / (part.len() + 1) - 2;
+        format!("[{}]", vec![part; count].join(","))
+    };
+    let all = json!({"items": {"type": ["integer", "array", "object", "string"]}});
+    let none = json!({"items": {"type": "boolean"}});
+    let inner = json!({"items": {"additionalProperties": {"type": "boolean"}}});
+    for (name, text) in [
+        ("numbers", repeated("0")),
+        ("lists", repeated("[]")),
+        ("objects", repeated("{}")),
+        ("names", repeated(r#"{"":0}"#)),
+        ("texts", repeated(r#""""#)),
+        (
+            "escapes",
+            format!("[\"{}\"]", r"\u0001".repeat(DEFAULT_MAX_EVENT / 6 - 2)),
+        ),
+        (
+            "nesting",
+            "[".repeat(DEFAULT_MAX_EVENT / 2) + &"]".repeat(DEFAULT_MAX_EVENT / 2),
+        ),
+        ("open", "[".repeat(DEFAULT_MAX_EVENT)),
+    ] {
+        let hostile = event(Data::Json(Bytes::from(text)));
+        for schema in [&all, &none, &inner] {
+            let rule = TypeRule::compile(&spec(schema.clone())).unwrap();
+            bounded(name, || {
+                for _ in 0..3 {
+                    rule.check(&hostile);
+                }
+            });
+        }
+    }
+    // Up to where violations are built, and beyond.
+    let rule = TypeRule::compile(&spec(none)).unwrap();
+    for count in [10, 1_000, 10_000, 20_000, 30_000, 60_000, 120_000] {
+        let hostile = json_event(json!(vec![0; count]));
+        let fit = bounded("violations", || rule.check(&hostile));
+        assert!(matches!(fit, Fit::Rejected(_)), "{count}: {fit:?}");
+    }
 }

@@ -1,12 +1,14 @@
 //! What an endpoint's receiver is spared, as its spec says: rate, attempts in flight, retries, the breaker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use futures::future::{join, join_all};
 use serde_json::json;
+use tidings_cluster::Dispatcher;
 
-use super::receiver::Receiver;
+use super::receiver::reserve;
 use super::team::{Arrived, Shared, Team, Webhooks, metric, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,52 +52,50 @@ async fn exponential_waits_replace_the_schedule() {
     }
 }
 
+/// Posts so many events together, and waits until the receiver has them; what arrived.
+async fn all_at_once(team: &Team<'_>, dispatcher: &Dispatcher, receiver: &Webhooks, count: usize) -> Vec<Arrived> {
+    join_all((0..count).map(async |number| team.send(dispatcher, &format!("lead-{number}")).await)).await;
+    receiver.until("everything", |all| all.len() >= count).await;
+    receiver.arrived()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_gets_no_more_at_a_time_than_max_in_flight_and_no_more_a_second_than_its_rate() {
+async fn a_receiver_gets_as_many_at_a_time_as_max_in_flight_says_and_no_more() {
+    const MOST: usize = 5;
+    const TAKES: Duration = Duration::from_millis(200);
     let shared = Shared::get();
     let team = Team::open(shared.cluster, "in-flight");
-    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let receiver = {
-        let (now, most) = (now.clone(), most.clone());
-        Receiver::start(move |mut connection, seen| {
-            let (now, most) = (now.clone(), most.clone());
-            async move {
-                while let Some(request) = connection.request().await {
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    seen.lock().unwrap().push(request);
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    now.fetch_sub(1, Ordering::SeqCst);
-                    if !connection.write("HTTP/1.1 204 No Content\r\n\r\n").await {
-                        return;
-                    }
-                }
-            }
-        })
-        .await
+    let receiver = Webhooks::answering_after(reserve().0, |_, _| (TAKES, 200)).await;
+    team.deliver_to("crm", &receiver.url(), json!({"maxInFlight": MOST}));
+    let arrived = all_at_once(&team, &shared.dispatcher, &receiver, 12 * MOST).await;
+    // Each holds its slot for as long as the receiver takes: those that arrive within that time are there together.
+    let together = |count: usize| {
+        arrived
+            .windows(count)
+            .any(|some| some[count - 1].at - some[0].at < TAKES)
     };
-    let url = format!("https://{}/", receiver.address);
-    let limits = json!({"maxInFlight": 2, "rateLimit": {"requests": 10, "per": "1s"}});
-    team.deliver_to("crm", &url, limits);
-    let started = std::time::Instant::now();
-    for number in 0..40 {
-        team.send(&shared.dispatcher, &format!("lead-{number}")).await;
-    }
-    let limited = async || metric(&shared.dispatcher, "tidings_endpoints_rate_limited") >= 1.0;
-    until("an endpoint that waits for its rate", limited).await;
-    team.until("delivered", "whe", "crm", |whe| {
-        whe["status"]["delivery"]["pending"] == 0 && receiver.requests() == 40
+    assert!(!together(MOST + 1), "more than {MOST} at a time");
+    assert!(together(MOST), "never {MOST} at a time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_gets_no_more_a_second_than_its_rate() {
+    let shared = Shared::get();
+    let team = Team::open(shared.cluster, "rate");
+    let receiver = Webhooks::start().await;
+    let rate = json!({"rateLimit": {"requests": 10, "per": "1s"}});
+    team.deliver_to("crm", &receiver.url(), rate);
+    let begun = Instant::now();
+    let limited = until("an endpoint that waits for its rate", async || {
+        metric(&shared.dispatcher, "tidings_endpoints_rate_limited") >= 1.0
     });
-    assert!(
-        most.load(Ordering::SeqCst) <= 2,
-        "{} at once",
-        most.load(Ordering::SeqCst)
-    );
+    let (arrived, ()) = join(all_at_once(&team, &shared.dispatcher, &receiver, 40), limited).await;
     // Ten at once, and thirty at ten a second.
-    assert!(
-        started.elapsed() >= Duration::from_millis(2_900),
-        "{:?}",
-        started.elapsed()
-    );
+    for (number, one) in arrived.iter().enumerate() {
+        let least = Duration::from_millis(100).mul_f64(number.saturating_sub(10) as f64);
+        let after = one.at - begun;
+        assert!(after >= least, "number {number} came after {after:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -18,6 +19,21 @@ const KILLS: usize = 4;
 
 fn id(key: usize, number: usize) -> String {
     format!("{key}-{number}")
+}
+
+/// Of the events, each fiftieth: the first of some keys, the second of others, and so on. None where a key has none.
+fn doomed(key: usize) -> Option<usize> {
+    Some(key % 50).filter(|number| *number < EACH)
+}
+
+fn is_doomed(event: &str) -> bool {
+    let (key, number) = key_and_number(event);
+    doomed(key) == Some(number)
+}
+
+fn key_and_number(event: &str) -> (usize, usize) {
+    let (key, number) = event.split_once('-').unwrap();
+    (key.parse().unwrap(), number.parse().unwrap())
 }
 
 /// An event about `subject`.
@@ -50,8 +66,22 @@ fn delivered(arrived: &[Arrived]) -> HashMap<&str, usize> {
     places
 }
 
+/// Of each key exactly these many events came, in their order: one that came again came before the next.
+fn assert_in_order(arrived: &[Arrived], count: impl Fn(usize) -> usize) {
+    let mut came = vec![Vec::new(); KEYS];
+    for one in arrived {
+        let (key, number) = key_and_number(&one.event);
+        came[key].push(number);
+    }
+    for (key, mut came) in came.into_iter().enumerate() {
+        came.dedup();
+        let wanted: Vec<usize> = (0..count(key)).collect();
+        assert_eq!(came, wanted, "the order of key {key}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
+async fn a_thousand_keys_keep_their_order_over_kills_failures_and_dead_letters() {
     let cluster = Cluster::lend().unwrap();
     let tidings = Tidings::installed(&cluster, env!("CARGO_BIN_EXE_tidings"));
     let _controller = tidings.start_controller(&ControllerOptions::default()).unwrap();
@@ -63,12 +93,27 @@ async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
         if refused { 422 } else { 200 }
     })
     .await;
-    let retry = json!({"schedule": ["200ms", "200ms", "200ms", "200ms"], "jitter": 0});
-    team.deliver_to(
-        "billing",
-        &receiver.url(),
-        json!({"ordering": {"mode": "FIFO", "key": "event.subject"}, "retry": retry}),
-    );
+    // Every fiftieth is refused for good, until this one is mended.
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let refusing = || {
+        let is_mended = is_mended.clone();
+        Webhooks::answering(move |event, _| {
+            let refused = is_doomed(event) && !is_mended.load(Ordering::SeqCst);
+            if refused { 422 } else { 200 }
+        })
+    };
+    let (skipping, blocking) = (refusing().await, refusing().await);
+    let again = json!({"schedule": ["200ms", "200ms", "200ms", "200ms"], "jitter": 0});
+    let never = |on_exhausted: &str| {
+        json!({"ordering": {"mode": "FIFO", "key": "event.subject", "onExhausted": on_exhausted},
+            "retry": {"neverRetry": [422]}})
+    };
+    let tenth = json!({"ordering": {"mode": "FIFO", "key": "event.subject"}, "retry": again});
+    team.deliver_to_all([
+        ("billing".to_owned(), receiver.url(), tenth),
+        ("skips".to_owned(), skipping.url(), never("Skip")),
+        ("blocks".to_owned(), blocking.url(), never("Block")),
+    ]);
 
     let post = Arc::new(team.poster(&dispatcher));
     let producers: Vec<_> = (0..PRODUCERS)
@@ -84,9 +129,13 @@ async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
         })
         .collect();
     for kill in 1..=KILLS {
-        // Among messages that are sent, that are tried again, and that are held behind those.
+        // Among messages that are sent, that are tried again, that are refused, and that are held behind those.
         let sent = kill * KEYS * EACH / (KILLS + 1);
         receiver.until("a part of it", |all| all.len() >= sent).await;
+        for refusing in [&skipping, &blocking] {
+            let is_refused = |all: &[Arrived]| all.iter().any(|one| one.status == 422);
+            refusing.until("some are refused", is_refused).await;
+        }
         dispatcher.kill9();
         dispatcher.restart().unwrap();
     }
@@ -96,13 +145,42 @@ async fn a_thousand_keys_keep_their_order_over_kills_and_failures() {
     receiver
         .until("everything", |all| delivered(all).len() == KEYS * EACH)
         .await;
-    let arrived = receiver.arrived();
-    let places = delivered(&arrived);
-    for key in 0..KEYS {
-        let of_key: Vec<usize> = (0..EACH).map(|number| places[id(key, number).as_str()]).collect();
-        assert!(of_key.is_sorted(), "key {key} was delivered in the order {of_key:?}");
-    }
+    assert_in_order(&receiver.arrived(), |_| EACH);
     team.until("delivered", "whe", "billing", |whe| {
+        let delivery = &whe["status"]["delivery"];
+        delivery["pending"] == 0 && delivery["held"].is_null() && delivery["blockedKeys"].is_null()
+    });
+    let dead = (0..KEYS).filter_map(doomed).count();
+
+    // Where it skips, a key goes on behind its dead letter.
+    team.until("through", "whe", "skips", |whe| {
+        let delivery = &whe["status"]["delivery"];
+        delivery["pending"] == 0 && delivery["deadLettered"] == dead && delivery["blockedKeys"].is_null()
+    });
+    let arrived = skipping.arrived();
+    assert_eq!(delivered(&arrived).len(), KEYS * EACH - dead);
+    assert_in_order(&arrived, |_| EACH);
+
+    // Where it blocks, nothing comes behind a dead letter.
+    let until_doomed = |key: usize| doomed(key).map_or(EACH, |number| number + 1);
+    let held = KEYS * EACH - (0..KEYS).map(until_doomed).sum::<usize>();
+    team.until("blocked", "whe", "blocks", |whe| {
+        let delivery = &whe["status"]["delivery"];
+        delivery["pending"] == held && delivery["held"] == held && delivery["deadLettered"] == dead
+    });
+    assert_in_order(&blocking.arrived(), until_doomed);
+
+    // And goes on in its order when the dead letter was sent again.
+    is_mended.store(true, Ordering::SeqCst);
+    team.apply(
+        &json!({"apiVersion": "tidings.dev/v1alpha1", "kind": "Replay", "metadata": {"name": "mended"},
+        "spec": {"selector": {"endpointRef": {"name": "blocks"}}, "rate": {"requests": 1_000}}}),
+    );
+    blocking
+        .until("what was held", |all| delivered(all).len() == KEYS * EACH)
+        .await;
+    assert_in_order(&blocking.arrived(), |_| EACH);
+    team.until("free", "whe", "blocks", |whe| {
         let delivery = &whe["status"]["delivery"];
         delivery["pending"] == 0 && delivery["held"].is_null() && delivery["blockedKeys"].is_null()
     });

@@ -173,6 +173,40 @@ async fn a_probe_that_closes_the_breaker_with_a_failure_of_its_own_waits_for_its
 }
 
 #[tokio::test]
+async fn an_endpoint_that_fails_for_as_long_as_it_says_is_disabled_and_keeps_its_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).await;
+    let mut ids = Vec::new();
+    for (name, hours) in [("two-hours", Some(2)), ("never", None)] {
+        let after = |endpoint: &mut ResolvedEndpoint| {
+            endpoint.disable_after = hours.map(|hours| Duration::from_secs(hours * 3_600));
+        };
+        let id = world.endpoint_with(name, after).await;
+        world.until_delivering(id, Delivering::NoAttempts).await;
+        world.script.set(name, &[Act::Answer(503)]);
+        world.send(id, 3).await;
+        ids.push(id);
+    }
+    // A probe every ten minutes, each of which fails.
+    for _ in 0..11 {
+        world.pass(600).await;
+    }
+    for id in &ids {
+        world.until_delivering(*id, Delivering::CircuitOpen).await;
+    }
+    world.pass(600).await;
+    let view = world.until_delivering(ids[0], Delivering::Disabled).await;
+    assert!(view.message.contains("disableAfter"), "{}", view.message);
+    let [tried, never] = ["two-hours", "never"].map(|name| world.script.count(name));
+    world.script.set("two-hours", &[Act::Answer(200)]);
+    world.pass(1_200).await;
+    world.until_counts(ids[0], 3, 0).await;
+    assert_eq!(world.script.count("two-hours"), tried, "nobody has enabled it");
+    world.until_delivering(ids[1], Delivering::CircuitOpen).await;
+    assert!(world.script.count("never") > never, "it is tried for ever");
+}
+
+#[tokio::test]
 async fn each_step_over_many_endpoints_has_a_time_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::new(dir.path()).await;

@@ -47,6 +47,7 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
         requests: 100,
         per: "1m".into(),
     });
+    endpoint.spec.max_in_flight = 7;
     endpoint.spec.disable_after = DisableAfter("Never".to_owned());
     endpoint.spec.retry.never_retry = vec![400, 422];
     let resolved = resolve_endpoint(&endpoint, &generated(), &closed(), None).unwrap();
@@ -55,6 +56,7 @@ fn limits_are_resolved_and_what_the_rules_exclude_is_refused() {
         per: Duration::from_secs(60),
     };
     assert_eq!((resolved.rate, resolved.disable_after), (Some(rate), None));
+    assert_eq!(resolved.max_in_flight, 7);
     assert_eq!(resolved.retry.never_retry, [400, 422]);
 
     let edits: [fn(&mut WebhookEndpointSpec); 7] = [

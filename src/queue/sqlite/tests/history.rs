@@ -1,5 +1,7 @@
 //! What a look at history may cost: rows, time, and nothing of the writer's.
 
+use std::sync::atomic::AtomicUsize;
+
 use super::*;
 use crate::queue::sqlite::history::{self, Budget, LOOK};
 use crate::queue::sqlite::open;
@@ -72,6 +74,129 @@ async fn a_look_ends_when_its_rows_are_spent_and_the_next_goes_on() {
         page.found.is_empty() && page.go_on.is_some(),
         "also when its time is over"
     );
+    queue.close().await;
+}
+
+/// History of the other one, older than everything there is, as it would be after so many deliveries.
+fn write_history_of_the_other(dir: &Path, rows: usize) {
+    let conn = open::connect(dir, &options()).expect("connect");
+    let written = conn.execute(
+        "INSERT INTO settled(id, sub, ep, attempts, at, code, ms)
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+         SELECT (SELECT min(id) FROM message) - ?1 - 1 + i, 1, 1, 1, ?2, 200, 5 FROM n",
+        rusqlite::params![rows as i64, UnixMillis::now().0],
+    );
+    assert_eq!(written.expect("written"), rows);
+}
+
+/// Rows that one look does not get through.
+const MANY: usize = 2 * LOOK.rows + 1_000;
+/// Looks to wait for, and commits that there must be for each: thousands where a look holds nobody up.
+const LOOKS: usize = 12;
+const COMMITS_A_LOOK: usize = 2;
+
+#[test]
+fn no_look_walks_more_than_its_rows_and_looks_without_a_pause_leave_the_writer_its_commits() {
+    let dir = Directory::new();
+    runtime().block_on(async {
+        let queue = super::open(dir.path(), options());
+        one_of_many(&queue).await;
+        queue.close().await;
+        drop(queue);
+        write_history_of_the_other(dir.path(), MANY);
+        let queue = Arc::new(super::open(dir.path(), options()));
+
+        let (mut before, mut looks, mut found) = (None, 0, 0);
+        loop {
+            let page = queue.list(quiet(), before, 100).await.expect("list");
+            (looks, found) = (looks + 1, found + page.found.len());
+            before = page.go_on;
+            if before.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, 1);
+        assert!(looks > MANY / LOOK.rows, "{MANY} rows in {looks} looks");
+
+        let looks = Arc::new(AtomicUsize::new(0));
+        let lookers: Vec<_> = (0..4)
+            .map(|_| {
+                let (queue, looks) = (Arc::clone(&queue), Arc::clone(&looks));
+                tokio::spawn(async move {
+                    let mut before = None;
+                    while looks.load(Ordering::Relaxed) < LOOKS {
+                        before = queue.list(quiet(), before, 100).await.expect("list").go_on;
+                        looks.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let mut commits = 0;
+        while looks.load(Ordering::Relaxed) < LOOKS {
+            let event = new_event(&format!("beside-{commits}"), vec![target(1, 1, Placement::Waiting)]);
+            queue.accept(vec![event]).await.expect("accept");
+            commits += 1;
+        }
+        assert!(
+            commits >= COMMITS_A_LOOK * LOOKS,
+            "{commits} commits beside {LOOKS} looks"
+        );
+        for looker in lookers {
+            looker.await.expect("joined");
+        }
+        queue.close().await;
+    });
+}
+
+#[tokio::test]
+async fn while_a_look_holds_its_snapshot_others_write_and_read_and_only_the_next_look_waits() {
+    let dir = Directory::new();
+    let queue = Arc::new(super::open(dir.path(), options()));
+    let fence = one_of_many(&queue).await;
+    let (began, begun) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let looking = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move {
+            let look = move |conn: &rusqlite::Connection| {
+                let snapshot = conn.unchecked_transaction()?;
+                let pending = || snapshot.query_row("SELECT count(*) FROM message", [], |row| row.get::<_, i64>(0));
+                let before = pending()?;
+                began.send(()).expect("the test waits");
+                wait.recv().expect_err("the test only lets it go on");
+                Ok((before, pending()?))
+            };
+            queue.look(look).await
+        }
+    });
+    begun.await.expect("it looks");
+    let next = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.list(quiet(), None, 10).await }
+    });
+    let others = async {
+        for n in 0..50 {
+            let event = new_event(&format!("beside-{n}"), vec![target(1, 1, Placement::Fresh)]);
+            queue.accept(vec![event]).await.expect("accept");
+            let fresh = queue.fresh(fence, MessageId(0), usize::MAX).await.expect("fresh");
+            assert_eq!(fresh.len(), 1);
+            queue
+                .event(fresh[0].message.event())
+                .await
+                .expect("event")
+                .expect("it is kept");
+            let outcome = settlement(fresh[0], Verdict::Delivered);
+            queue.settle(fence, vec![outcome]).await.expect("settle");
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), others).await;
+    waited.expect("the look held others up");
+    assert!(!next.is_finished(), "looks have one thread, and wait for each other");
+    drop(go_on);
+    let counts = looking.await.expect("joined").expect("looked");
+    assert_eq!(counts, (1, 1), "it saw one moment");
+    let page = next.await.expect("joined").expect("list");
+    assert_eq!(page.found.len(), 1);
     queue.close().await;
 }
 
