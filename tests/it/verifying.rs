@@ -277,6 +277,23 @@ async fn the_page_s_java_verifies() {
 }
 
 #[tokio::test]
+async fn the_page_s_ruby_verifies() {
+    let is_there = Command::new("ruby").args(["-rstandardwebhooks", "-e", ""]).output();
+    if !is_there.is_ok_and(|output| output.status.success()) {
+        return skipped(
+            "verifying::the_page_s_ruby_verifies",
+            "Ruby or its gem standardwebhooks is missing",
+        );
+    }
+    let mut ruby = Command::new("ruby");
+    ruby.arg("-e").arg([page().block("Ruby", "ruby"), RUBY.into()].concat());
+    answered_by(
+        ruby,
+        &[cases(true).await, vectors()].into_iter().flatten().collect::<Vec<_>>(),
+    );
+}
+
+#[tokio::test]
 async fn the_page_s_shell_verifies() {
     if Command::new("openssl").arg("version").output().is_err() {
         return skipped("verifying::the_page_s_shell_verifies", "openssl is missing");
@@ -395,6 +412,24 @@ for line in sys.stdin:
             print("yes")
         except WebhookVerificationError:
             print("no")
+"#;
+
+const RUBY: &str = r#"
+STDIN.each_line(chomp: true) do |line|
+  does, key, id, timestamp, signature, body = line.split("\t", -1)
+  body = Base64.strict_decode64(body)
+  headers = { "webhook-id" => id, "webhook-timestamp" => timestamp, "webhook-signature" => signature }
+  if does == "sign"
+    puts StandardWebhooks::Webhook.new(key).sign(id, timestamp, body)
+  else
+    begin
+      verify(key, headers, body)
+      puts "yes"
+    rescue StandardWebhooks::WebhookVerificationError
+      puts "no"
+    end
+  end
+end
 "#;
 
 const JAVASCRIPT: &str = r#"
