@@ -11,6 +11,16 @@ fn loaded(state: &mut State, endpoint: EndpointState, now: UnixMillis) {
     load_endpoint(state, ENDPOINT, "crm", endpoint, now);
 }
 
+/// With an endpoint that gives up what is answered with 422.
+fn giving_up_at_once(now: UnixMillis) -> State {
+    let (registry, _changes) = Registry::new(8);
+    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
+    let mut endpoint = resolved("crm");
+    endpoint.retry.never_retry = vec![422];
+    loaded(&mut state, EndpointState::Usable(Arc::new(endpoint)), now);
+    state
+}
+
 fn subscribed(state: &mut State, now: UnixMillis) {
     subscribed_as(SUBSCRIPTION, state, now);
 }
@@ -146,11 +156,7 @@ fn a_message_that_a_replay_sent_again_is_told_of_and_only_as_old_as_that() {
 #[test]
 fn a_dead_letter_consumed_an_attempt_only_where_one_was_made() {
     let now = UnixMillis::now();
-    let (registry, _changes) = Registry::new(8);
-    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
-    let mut endpoint = resolved("crm");
-    endpoint.retry.never_retry = vec![422];
-    loaded(&mut state, EndpointState::Usable(Arc::new(endpoint)), now);
+    let mut state = giving_up_at_once(now);
     subscribed(&mut state, now);
     for (end, consumed) in [
         (End::Unrenderable("why".to_owned()), 2),
@@ -173,11 +179,7 @@ fn a_dead_letter_consumed_an_attempt_only_where_one_was_made() {
 #[test]
 fn an_endpoint_with_a_million_pending_messages_is_told_of_no_dead_letter_and_that_is_counted() {
     let now = UnixMillis::now();
-    let (registry, _changes) = Registry::new(8);
-    let mut state = State::new(Arc::new(registry), EngineMetrics::default());
-    let mut endpoint = resolved("crm");
-    endpoint.retry.never_retry = vec![422];
-    loaded(&mut state, EndpointState::Usable(Arc::new(endpoint)), now);
+    let mut state = giving_up_at_once(now);
     let pager = EndpointId(2);
     let entry = subscription_entry(&state.registry, SUBSCRIPTION, ENDPOINT, resource_key("crm"));
     let entry = SubscriptionEntry {
