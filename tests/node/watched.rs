@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, Dashboard, Page, Prometheus, eventually, operator_definitions};
+use tidings_cluster::{Cluster, Dashboard, Page, Prometheus, define_operator_kinds, eventually};
 
 use super::stage::{PATIENCE, RELEASE, SYSTEM, Stage};
 
@@ -21,7 +21,7 @@ pub fn prometheus_scrapes_every_pod_that_the_service_monitor_selects_and_the_das
     stage: &mut Stage,
 ) {
     stage.receiving();
-    define(stage.cluster());
+    define_operator_kinds(stage.cluster(), PATIENCE).unwrap();
     let values = Page::read("docs/install.md").block("Watching it", "yaml");
     let file = stage.helm.home().join("watched.yaml");
     fs::write(&file, values).unwrap();
@@ -86,25 +86,6 @@ pub fn prometheus_scrapes_every_pod_that_the_service_monitor_selects_and_the_das
     // What a person chooses first there.
     let jobs = prometheus.ask("label/job/values", &[("match[]", "tidings_build_info")]);
     assert_eq!(jobs.unwrap(), json!(["tidings-metrics"]));
-}
-
-/// The definitions of the Prometheus Operator, as whoever runs it has installed them.
-fn define(cluster: &Cluster) {
-    // Too large for the annotation of a client's apply.
-    let apply = ["apply", "--server-side", "-f", "-"];
-    let output = cluster
-        .kubectl_with_input(&apply, &operator_definitions().unwrap())
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for kind in ["servicemonitors", "prometheusrules"] {
-        let definition = format!("crd/{kind}.monitoring.coreos.com");
-        cluster
-            .wait_for("default", &definition, "condition=Established", PATIENCE)
-            .unwrap();
-    }
-    cluster
-        .wait_for_kinds("servicemonitors,prometheusrules", PATIENCE)
-        .unwrap();
 }
 
 /// Each pod that runs, with what runs in it, and how Prometheus scrapes what a ServiceMonitor selects, once that is these pods.

@@ -45,7 +45,7 @@ pub use kubectl::{eventually, namespace, producer, repository_root};
 pub use lent::Lent;
 pub use pages::{Block, Page};
 pub use producers::Producers;
-pub use prometheus::{Prometheus, operator_definitions, promtool};
+pub use prometheus::{Prometheus, define_operator_kinds, operator_definitions, promtool};
 pub use skips::skipped;
 pub use tidings::{
     Controller, ControllerOptions, Dispatcher, DispatcherOptions, Inspect, OPEN_LOOPBACK_LABEL, RAW_KEYS,

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::binaries;
+use crate::cluster::Cluster;
 use crate::process::{
     Lifetime, Process, Spec, die_with_parent, free_port, http_exchange, http_status, with_free_ports,
 };
@@ -56,6 +57,26 @@ pub fn operator_definitions() -> Result<String> {
         fs::read_to_string(&name).with_context(|| format!("failed to read {name}"))
     };
     Ok([definition("servicemonitors")?, definition("prometheusrules")?].join("---\n"))
+}
+
+/// Defines them in a cluster, as whoever runs the operator has; returns when they can be used.
+pub fn define_operator_kinds(cluster: &Cluster, within: Duration) -> Result<()> {
+    // Too large for the annotation of a client's apply.
+    let apply = [
+        "apply",
+        "--server-side",
+        "--validate=strict",
+        "--warnings-as-errors",
+        "-f",
+        "-",
+    ];
+    let output = cluster.kubectl_with_input(&apply, &operator_definitions()?)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for kind in ["servicemonitors", "prometheusrules"] {
+        let definition = format!("crd/{kind}.monitoring.coreos.com");
+        cluster.wait_for("default", &definition, "condition=Established", within)?;
+    }
+    cluster.wait_for_kinds("servicemonitors,prometheusrules", within)
 }
 
 /// A running Prometheus.

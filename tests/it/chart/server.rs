@@ -4,7 +4,7 @@
 //! In clusters of their own: Tidings, which runs in the shared one, would be installed twice.
 
 use serde_json::{Value, json};
-use tidings_cluster::{Cluster, Helm, eventually, operator_definitions};
+use tidings_cluster::{Cluster, Helm, define_operator_kinds, eventually};
 
 use crate::it::team::PATIENCE;
 
@@ -38,16 +38,7 @@ fn the_api_server_takes_every_rendering_without_a_warning() {
     for namespace in ["monitoring", "grafana", "sales", "shop"] {
         cluster.create_namespace(namespace, &[]).unwrap();
     }
-    applied(&cluster, &[], &operator_definitions().unwrap());
-    for kind in ["servicemonitors", "prometheusrules"] {
-        let definition = format!("crd/{kind}.monitoring.coreos.com");
-        cluster
-            .wait_for("default", &definition, "condition=Established", PATIENCE)
-            .unwrap();
-    }
-    cluster
-        .wait_for_kinds("servicemonitors,prometheusrules", PATIENCE)
-        .unwrap();
+    define_operator_kinds(&cluster, PATIENCE).unwrap();
     for set in SETS {
         let rendered = render_set(set);
         applied(&cluster, &["--dry-run=server"], &rendered);
