@@ -68,7 +68,7 @@ impl Purge {
         for endpoint in marks.gone.drain(..) {
             self.of.remove(&endpoint);
         }
-        if self.of.is_empty() {
+        if self.of.is_empty() && !self.next.is_empty() {
             self.begin();
         }
         is_new
